@@ -1,0 +1,92 @@
+"""Runs live sessions without end and hands every finished trajectory to the learner.
+
+A session starts only with a credit, and each credit ends in exactly one of two ways: its
+trajectory was sent, or it was given back and the reason counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from actor.evaluation import MakeSession, edited_scores
+from actor.recorder import Counts
+from actor.session import Finished
+from dynatok_online.tasks import Task
+from dynatok_online.trajectory import Trajectory
+
+RECENT = 256
+"""Passes after an edit over which the running adherence is taken."""
+
+
+class Outlet(Protocol):
+    """Where finished trajectories go, against credits."""
+
+    async def acquire(self) -> None:
+        """Wait for a credit and take it."""
+        ...
+
+    def give_back(self) -> None:
+        """Return a credit that was not used."""
+        ...
+
+    def send_trajectory(self, trajectory: Trajectory) -> None:
+        """Send a trajectory; uses up a credit."""
+        ...
+
+
+class Collector:
+    """`sessions` live sessions at once; run it as a task and cancel it to stop."""
+
+    def __init__(
+        self, tasks: Iterator[Task], sessions: int, make: MakeSession, outlet: Outlet
+    ) -> None:
+        self._tasks = tasks
+        self._sessions = sessions
+        self._make = make
+        self._outlet = outlet
+        self.counts = Counts()
+        self.trajectories = 0
+        """Finished and sent."""
+        self.dropped: Counter[str] = Counter()
+        """Started and not sent, by cause."""
+        self.problems: list[str] = []
+        """The first reports of the engine that cannot be true."""
+        self._recent: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def adherence(self) -> float | None:
+        """Mean score of edited slots over the latest passes that follow an edit."""
+        return sum(self._recent) / len(self._recent) if self._recent else None
+
+    async def run(self) -> None:
+        """Collect until cancelled. A session that fails ends the collector with its error."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._sessions):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            await self._outlet.acquire()
+            session = self._make(next(self._tasks))
+            try:
+                finished = await session.run()
+            except BaseException as error:
+                cancelled = isinstance(error, asyncio.CancelledError)
+                self.dropped["unfinished" if cancelled else "failed"] += 1
+                self._outlet.give_back()
+                raise
+            self._take(finished)
+
+    def _take(self, finished: Finished) -> None:
+        self.counts.add(finished.counts)
+        self.problems += finished.problems[: max(0, 20 - len(self.problems))]
+        if len(finished.trajectory.response) == 0:
+            self.dropped["empty"] += 1
+            self._outlet.give_back()
+            return
+        self._recent.extend(score for _, score in edited_scores(finished.trajectory))
+        self._outlet.send_trajectory(finished.trajectory)
+        self.trajectories += 1

@@ -1,0 +1,107 @@
+"""Settings of the actor. Importing this pulls in neither torch nor vllm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from protocol.config import ProtocolConfig
+
+
+def _positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{where}.{name} is {value}; write a number above 0")
+
+
+class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probabilities reach this sum."""
+    top_k: int = 0
+    """Keep that many most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest."""
+    ignore_eos: bool = False
+    """Go on after the end-of-sequence token."""
+    max_tokens: int | None = None
+    """Longest response; a task's own limit, where it is lower, goes first."""
+
+    def __post_init__(self) -> None:
+        where = "actor.sampling"
+        if self.temperature < 0:
+            raise ValueError(f"{where}.temperature is {self.temperature}; write 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"{where}.top_p is {self.top_p}; write a number above 0, at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"{where}.top_k is {self.top_k}; write 0 (all tokens) or more")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"{where}.min_p is {self.min_p}; write a number from 0 to 1")
+        if self.max_tokens is not None:
+            _positive(where, max_tokens=self.max_tokens)
+
+
+class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling of held-out tasks before and after training; same tasks, same seeds."""
+
+    enabled: bool = True
+    """Whether to evaluate at all."""
+    tasks: int = 160
+    """How many held-out tasks to sample."""
+    seed: int = 1234
+    """Chooses the tasks and the draws."""
+    temperature: float = 1.0
+    """Divides the logits when evaluating."""
+
+    def __post_init__(self) -> None:
+        _positive("actor.evaluation", tasks=self.tasks)
+        if self.temperature < 0:
+            raise ValueError(f"actor.evaluation.temperature is {self.temperature}; write 0 or more")
+
+
+class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that one actor process needs."""
+
+    run_dir: str = ""
+    """Run folder; the supervisor fills it in."""
+    run_id: str = ""
+    """Name of the run; actor and learner must agree on it. The supervisor fills it in."""
+    model: str = "tiny"
+    """`tiny` (the embedded model), a folder, or a name on the model hub."""
+    seed: int = 0
+    """Chooses the training tasks and the draws."""
+    protocol: ProtocolConfig = ProtocolConfig()
+    """How to reach the learner; the supervisor fills it in."""
+    sessions: int = 32
+    """Live sessions at once."""
+    tasks: str = "tiny"
+    """Where tasks come from: `tiny` (the embedded world)."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation before and after."""
+    engine: dict[str, Any] = {}
+    """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...)."""
+    environment: dict[str, str] = {}
+    """Environment variables of the engine, for example `VLLM_CPU_OMP_THREADS_BIND: "0"`."""
+    seeded: bool = True
+    """Draw every pass with a seed of its own, so that its tokens do not depend on its batch."""
+    weights_timeout: float = 60.0
+    """Seconds for one weight update, from pausing to the canary's answer."""
+    finish_timeout: float = 60.0
+    """Seconds to wait for the learner's last weights, and for what is still to be sent."""
+    report_every: float = 2.0
+    """Seconds between two records of the actor's numbers."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "actor",
+            sessions=self.sessions,
+            weights_timeout=self.weights_timeout,
+            finish_timeout=self.finish_timeout,
+            report_every=self.report_every,
+        )

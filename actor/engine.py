@@ -1,0 +1,327 @@
+"""vLLM behind `actor.generation`: the only file that knows vLLM's engine API.
+
+Requests that nobody watches ask for their final output only: one wake-up per request instead of
+one per token. Aborting such a request still returns every token that had arrived, because vLLM's
+front end collects them; it drops whatever the engine core sends afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from actor.config import SamplingConfig
+from actor.generation import Generated, OnTokens
+from actor.plugin import FOLLOW_PARENT, WEIGHT_BACKEND
+from protocol.messages import WeightManifest
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestOutputCollector
+
+MIB = 1 << 20
+
+
+def prepare_environment(extra: Mapping[str, str]) -> None:
+    """Set what vLLM reads from the environment. What is set already, or in `extra`, goes first."""
+    defaults = {
+        FOLLOW_PARENT: "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if _is_cpu_build():
+        defaults |= {
+            # One process for engine core and worker: it starts in half the time.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # Threads float, and leave half of the cores to the learner: pinned ones would
+            # fight it for the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+        }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(extra)
+
+
+def _is_cpu_build() -> bool:
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return "cpu" in version("vllm")
+
+
+class VllmRequest:
+    """A request under way in vLLM."""
+
+    def __init__(self, llm: AsyncLLM, queue: RequestOutputCollector) -> None:
+        self._llm = llm
+        self._queue = queue
+
+    async def wait(self, on_tokens: OnTokens | None = None) -> Generated:
+        """Wait for its end; see `actor.generation.Request`."""
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        try:
+            while True:
+                # Drain without awaiting where possible: fewer task switches under load.
+                output = self._queue.get_nowait() or await self._queue.get()
+                completion = output.outputs[0]
+                new = list(completion.token_ids)
+                if new:
+                    token_ids += new
+                    logprobs += _sampled_logprobs(completion.logprobs, len(new))
+                    if on_tokens is not None:
+                        on_tokens(new)
+                if output.finished:
+                    return _generated(output, token_ids, logprobs)
+        except BaseException:
+            await self.abort()
+            raise
+        finally:
+            self._queue.close()
+
+    async def abort(self) -> None:
+        """End it now; see `actor.generation.Request`."""
+        await self._llm.abort(self._queue.request_id, internal=True)
+
+
+def _sampled_logprobs(logprobs: Any, count: int) -> list[float]:
+    """The sampled token's logprob stands first at each position of vLLM's flat container."""
+    starts = logprobs.start_indices
+    assert len(starts) == count, f"{len(starts)} logprobs for {count} tokens"
+    return [logprobs.logprobs[start] for start in starts]
+
+
+def _generated(output: RequestOutput, token_ids: list[int], logprobs: list[float]) -> Generated:
+    completion = output.outputs[0]
+    labels = tuple(
+        (span.version, span.end - span.start)
+        for span in completion.weight_versions or ()
+        if span.end > span.start
+    )
+    return Generated(
+        token_ids,
+        logprobs,
+        output.num_cached_tokens or 0,
+        completion.finish_reason or "abort",
+        labels,
+    )
+
+
+class VllmEngine:
+    """vLLM's `AsyncLLM`. Make it with `VllmEngine.start`; `shutdown` it in a `finally`."""
+
+    def __init__(self, llm: AsyncLLM, run_id: str) -> None:
+        self._llm = llm
+        self._run_id = run_id
+        self._transfer_ready = False
+        self._scored = 0
+        config = llm.vllm_config
+        self.block_size = int(config.cache_config.block_size)
+        self.max_model_len = int(config.model_config.max_model_len)
+        self.stop_token_ids = _stop_token_ids(config.model_config)
+        self._params: dict[tuple[SamplingConfig, bool], SamplingParams] = {}
+
+    @classmethod
+    def start(
+        cls,
+        model: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        run_id: str = "run",
+        seed: int = 0,
+    ) -> VllmEngine:
+        """Start vLLM (about 20 s). `arguments` are its engine arguments.
+
+        Raises ValueError for an argument that vLLM does not know or that we cannot work with.
+        """
+        if not any(
+            found.value == "actor.plugin:register"
+            for found in entry_points(group="vllm.general_plugins")
+        ):
+            raise ValueError(
+                "vLLM does not see our plugin, without which it cannot take new weights; install "
+                "the project into the environment: pip install --no-deps -e ."
+            )
+        prepare_environment(environment or {})
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        merged = _default_arguments() | {"model": model, "seed": seed} | dict(arguments or {})
+        known = AsyncEngineArgs.__dataclass_fields__
+        for name in merged:
+            if name not in known:
+                raise ValueError(_unknown_argument(name, known))
+        if merged["logprobs_mode"] != "raw_logprobs":
+            raise ValueError(
+                f"actor.engine.logprobs_mode is {merged['logprobs_mode']!r}; the learner compares "
+                "raw log-probabilities: leave it out"
+            )
+        return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**merged)), run_id)
+
+    async def submit(
+        self,
+        token_ids: Sequence[int],
+        *,
+        request_id: str,
+        sampling: SamplingConfig,
+        max_tokens: int,
+        seed: int | None,
+        cache_salt: str,
+        stream: bool,
+    ) -> VllmRequest:
+        """Start a request; see `actor.generation.Engine`."""
+        from vllm.inputs import tokens_input
+
+        params = self._sampling_params(sampling, stream)
+        params.max_tokens = max_tokens
+        params.seed = seed
+        # A rendered input: vLLM registers it before it yields to other tasks, so an abort that
+        # comes any time after this call finds the request.
+        queue = await self._llm.add_request(
+            request_id,
+            tokens_input(list(token_ids), cache_salt=cache_salt),
+            params,  # cloned by vLLM
+        )
+        return VllmRequest(self._llm, queue)
+
+    def _sampling_params(self, sampling: SamplingConfig, stream: bool) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = self._params.get((sampling, stream))
+        if params is None:
+            params = self._params[sampling, stream] = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                ignore_eos=sampling.ignore_eos,
+                stop_token_ids=None if sampling.ignore_eos else list(self.stop_token_ids),
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            )
+        return params
+
+    async def pause(self) -> None:
+        """Stop scheduling; requests under way keep their place."""
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def resume(self) -> None:
+        """Schedule again."""
+        await self._llm.resume_generation()
+
+    async def load_weights(self, manifest: WeightManifest) -> None:
+        """Load a complete set of weights; see `actor.generation.WeightTarget`."""
+        from vllm.distributed.weight_transfer.base import (
+            WeightTransferInitRequest,
+            WeightTransferUpdateRequest,
+        )
+
+        if not self._transfer_ready:
+            # The worker finds the weights by the run's name, never by a place told on the wire.
+            await self._llm.init_weight_transfer_engine(
+                WeightTransferInitRequest(init_info={"run_id": self._run_id})
+            )
+            self._transfer_ready = True
+        info = {"manifest": msgspec.to_builtins(manifest)}
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+        await self._llm.finish_weight_update()
+
+    async def set_weight_label(self, label: str) -> None:
+        """Label the tokens sampled from now on."""
+        await self._llm.update_weight_version(label)
+
+    async def prompt_logprobs(self, token_ids: Sequence[int], *, cache_salt: str) -> list[float]:
+        """log p(token i | tokens before it) for i = 1 .. n-1, from an ordinary request."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._scored += 1
+        queue = await self._llm.add_request(
+            f"score-{self._scored}", tokens_input(list(token_ids), cache_salt=cache_salt), params
+        )
+        try:
+            output = await queue.get()
+        except BaseException:
+            await self._llm.abort(queue.request_id, internal=True)
+            raise
+        flat = output.prompt_logprobs
+        starts, ends = flat.start_indices, flat.end_indices
+        return [flat.logprobs[a] for a, b in zip(starts, ends, strict=True) if b > a]
+
+    def shutdown(self, timeout: float = 1.0) -> None:
+        """Stop vLLM's processes."""
+        self._llm.shutdown(timeout=timeout)
+        # vLLM shuts down once more when it is collected, which fails while Python exits.
+        self._llm.shutdown = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(timeout: float | None = None) -> None:
+    pass
+
+
+def _default_arguments() -> dict[str, Any]:
+    """What suits us where the user says nothing."""
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+        "weight_transfer_config": {"backend": WEIGHT_BACKEND},
+        "disable_log_stats": True,
+        # The model's own sampling defaults (top_p and the like) must not creep in.
+        "generation_config": "vllm",
+    }
+    if current_platform.is_cpu():
+        arguments |= {
+            "dtype": "float32",
+            "block_size": 32,
+            "kv_cache_memory_bytes": 256 * MIB,
+            # Compiling takes longer than a short run gains from it.
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni",
+            # vLLM's CPU worker dies when it splits the prompt of a seeded request: it tries to
+            # rewind a CPU random generator, which has no offset.
+            "enable_chunked_prefill": False,
+        }
+    return arguments
+
+
+def _stop_token_ids(model_config: Any) -> tuple[int, ...]:
+    """End-of-sequence ids from the model's generation config, else from its config."""
+    generation = model_config.try_get_generation_config()
+    found = generation.get("eos_token_id")
+    if found is None:
+        found = getattr(model_config.hf_text_config, "eos_token_id", None)
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def _unknown_argument(name: str, known: Mapping[str, object]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see `vllm serve --help` for its arguments"
+    return f"actor.engine: vLLM has no engine argument {name!r}; {hint}"

@@ -1,0 +1,106 @@
+"""Adherence on held-out tasks, measured the same way before and after training.
+
+Every task is sampled once by an ordinary live session, with its own seeds. *Static* adherence is
+the mean score of every slot over the passes before a response's first edit; adherence *after
+edit* is the mean score of the edited slot over the passes that follow an edit. A pass in which
+the verifier found nothing to judge is no evidence and does not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actor.session import Finished, LiveSession
+from dynatok_online.tasks import Task
+from dynatok_online.trajectory import Trajectory
+
+MakeSession = Callable[[Task], LiveSession]
+
+
+def edited_scores(trajectory: Trajectory) -> list[tuple[str, float]]:
+    """(slot, score) of each edited slot in each pass that follows an edit."""
+    found = []
+    for one in trajectory.passes:
+        edited = {edit.slot for edit in trajectory.edits if edit.effective_at == one.start}
+        found += [(slot, score) for slot, score in one.scores.items() if slot in edited]
+    return found
+
+
+def static_scores(trajectory: Trajectory) -> list[tuple[str, float]]:
+    """(slot, score) of every slot in the passes before the first edit."""
+    first = min((edit.effective_at for edit in trajectory.edits), default=len(trajectory.response))
+    return [
+        (slot, score)
+        for one in trajectory.passes
+        if one.start < first
+        for slot, score in one.scores.items()
+    ]
+
+
+def summarize(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
+    """Means and counts; `by_slot` breaks them down."""
+    after: dict[str, list[float]] = defaultdict(list)
+    static: dict[str, list[float]] = defaultdict(list)
+    for trajectory in trajectories:
+        for slot, score in edited_scores(trajectory):
+            after[slot].append(score)
+        for slot, score in static_scores(trajectory):
+            static[slot].append(score)
+    all_after = [score for scores in after.values() for score in scores]
+    all_static = [score for scores in static.values() for score in scores]
+    return {
+        "adherence_after_edit": _mean(all_after),
+        "passes_after_edit": len(all_after),
+        "adherence_static": _mean(all_static),
+        "passes_static": len(all_static),
+        "by_slot": {
+            slot: {
+                "adherence_after_edit": _mean(after[slot]),
+                "passes_after_edit": len(after[slot]),
+                "adherence_static": _mean(static[slot]),
+                "passes_static": len(static[slot]),
+            }
+            for slot in sorted(after.keys() | static.keys())
+        },
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+async def evaluate(
+    tasks: Iterable[Task], count: int, sessions: int, make: MakeSession
+) -> tuple[dict[str, Any], list[Finished]]:
+    """Sample `count` tasks, `sessions` at once; the summary and what was sampled."""
+    begun = time.monotonic()
+    pending = islice(iter(tasks), count)
+    finished: list[Finished] = []
+
+    async def work() -> None:
+        for task in pending:
+            finished.append(await make(task).run())
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(sessions, count)):
+            group.create_task(work())
+    summary = summarize(one.trajectory for one in finished)
+    summary["seconds"] = round(time.monotonic() - begun, 3)
+    summary["generated_tokens"] = sum(one.counts.generated_tokens for one in finished)
+    return summary, finished
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    partial.replace(path)

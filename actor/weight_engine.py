@@ -1,0 +1,120 @@
+"""vLLM's weight-transfer engine that reads a complete set of weights from shared memory.
+
+Runs inside vLLM's worker process. Everything that arrives is applied or nothing is: a payload
+that fails half-way leaves the model loadable, so that the last good weights can be put back.
+
+vLLM repacks linear weights after loading, so a plain `load_weights` into a live model fails; the
+layerwise reload restores the checkpoint layout, loads, and packs again into the same storage.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from protocol.messages import WeightManifest
+from protocol.shm import ShmReceiver
+
+DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""safetensors dtype names that weights may have."""
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """Said once, by the actor that started this engine."""
+
+    run_id: str
+    """Names the ring of weights in shared memory."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """One update."""
+
+    manifest: dict[str, Any]
+    """A `protocol.messages.WeightManifest` as plain data."""
+
+
+class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads weights in checkpoint format from one shared-memory file."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+    supports_draft_weight_update = False
+
+    _receiver: ShmReceiver | None = None
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Remember which ring is ours; it is attached to when first read."""
+        self._receiver = ShmReceiver(init_info.run_id)
+
+    def start_weight_update(self) -> None:
+        """Bring the layers back to checkpoint layout, on the meta device."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        # Where reload leaves a layer untouched its names are unchanged: these are all there are.
+        self._expected = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, without `torch.accelerator.synchronize()`, which raises on CPU."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load every tensor of the payload; ValueError where the model wants another set."""
+        try:
+            loaded = self.model.load_weights(self._tensors(update_info))
+            missing = sorted(self._expected - set(loaded))
+            if missing:
+                raise ValueError(
+                    f"the payload lacks {len(missing)} of the model's parameters: {missing[:3]}"
+                )
+        except BaseException:
+            # Layers that wait for more would stay on the meta device for ever.
+            self.finish_weight_update()
+            raise
+
+    def finish_weight_update(self) -> None:
+        """Pack the layers again."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Let go of the ring."""
+        if self._receiver is not None:
+            self._receiver.close()
+
+    def _tensors(self, info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        if self._receiver is None:
+            raise ValueError("no run id yet: init_weight_transfer_engine comes first")
+        manifest = msgspec.convert(info.manifest, WeightManifest)
+        # The actor has checked every hash while we were generating; the ring keeps a slot as it
+        # is until the actor has answered.
+        for name, tensor in self._receiver.read(manifest, verify=False).items():
+            if tensor.dtype not in DTYPES:
+                raise ValueError(
+                    f"tensor {name!r} has dtype {tensor.dtype}; weights may be {list(DTYPES)}"
+                )
+            with warnings.catch_warnings():
+                # The ring is mapped read-only, and loading only reads.
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                flat = torch.frombuffer(tensor.data, dtype=DTYPES[tensor.dtype])
+            yield name, flat.view(tensor.shape)

@@ -1,0 +1,1 @@
+"""What the system does per second, byte and microsecond: `dynatok bench NAME`."""

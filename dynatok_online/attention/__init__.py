@@ -1,0 +1,116 @@
+"""Attention over rows of spans, for any transformers model that asks the attention registry.
+
+    from dynatok_online import attention
+
+    attention.prepare(model, "concat")
+    logits = model(**attention.inputs(row, model.device), use_cache=False).logits   # [1, M, V]
+
+`dense` writes the mask out (the oracle), `concat` (default) runs standard kernels on the pieces
+of the row, `flex` is FlexAttention (GPU). Both the attention and the mask function are
+registered: without the latter transformers takes restarting positions for packed sequences and
+cuts branches off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from dynatok_online.attention import concat, dense, flex
+from dynatok_online.attention.layout import LayerMask, Layout
+from dynatok_online.attention.support import check_call, check_model
+from dynatok_online.plan import Row
+
+__all__ = ["ATTENTIONS", "Layout", "check_model", "inputs", "prepare", "register"]
+
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, float, Layout, int | None], torch.Tensor
+]
+
+ATTENTIONS: dict[str, Kernel] = {
+    "dense": dense.attend,
+    "concat": concat.attend,
+    "flex": flex.attend,
+}
+
+
+def register() -> None:
+    """Makes `dynatok_dense`, `dynatok_concat` and `dynatok_flex` known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    for name, kernel in ATTENTIONS.items():
+        AttentionInterface.register(f"dynatok_{name}", partial(_attention, kernel))
+        AttentionMaskInterface.register(f"dynatok_{name}", _mask)
+
+
+def prepare(model: torch.nn.Module, attention: str = "concat") -> None:
+    """Switches `model` to attention over spans; from then on it runs rows only.
+
+    Raises ValueError for a model that rows would be wrong for (see `support`).
+    """
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention {attention!r} is unknown; use one of {', '.join(ATTENTIONS)}")
+    check_model(model)
+    register()
+    model.set_attn_implementation(f"dynatok_{attention}")  # type: ignore[operator]
+
+
+def inputs(row: Row, device: torch.device | str) -> dict[str, Any]:
+    """Keywords for the forward of a prepared model: [1, N] in, logits [1, M, V] out."""
+    return {
+        "input_ids": torch.as_tensor(row.input_ids, dtype=torch.long, device=device)[None],
+        "position_ids": torch.as_tensor(row.position_ids, dtype=torch.long, device=device)[None],
+        "attention_mask": Layout.of(row),
+        "logits_to_keep": torch.as_tensor(row.loss_positions, dtype=torch.long, device=device),
+    }
+
+
+def _mask(**asked: Any) -> LayerMask:
+    """transformers' mask interface: the row's layout, and the window of the layers it is for."""
+    layout = asked.get("attention_mask")
+    if not isinstance(layout, Layout):
+        raise ValueError(
+            "a model prepared for rows of spans was called without one; call it with "
+            "**attention.inputs(row, device), or switch it back with "
+            "model.set_attn_implementation('sdpa')"
+        )
+    if asked.get("use_vmap"):
+        raise ValueError("the model changes the causal mask itself, and spans cannot follow that")
+    window = asked.get("local_size")
+    return LayerMask(layout, None if window is None else int(window))
+
+
+def _attention(
+    kernel: Kernel,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: LayerMask | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: [1, H, N, D] in, [1, N, H, D] out."""
+    name = type(module).__name__
+    if not isinstance(attention_mask, LayerMask):
+        raise ValueError(
+            f"{name} builds its own mask instead of asking transformers' mask registry, so spans "
+            "cannot reach it; use a model that calls create_causal_mask"
+        )
+    check_call(module, query, dropout, kwargs)
+    layout, window = attention_mask.layout, attention_mask.window
+    if key.shape[2] != layout.tokens or query.shape[2] != layout.tokens:
+        raise ValueError(
+            f"the row has {layout.tokens} tokens, but {name} got {query.shape[2]} queries and "
+            f"{key.shape[2]} keys; pass use_cache=False and no past_key_values"
+        )
+    if sliding_window is not None and sliding_window != window:
+        raise ValueError(f"{name} has a window of {sliding_window}, but its mask has {window}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = kernel(query, key, value, scale, layout, layout.window(window))
+    return out.transpose(1, 2).contiguous(), None

@@ -1,0 +1,208 @@
+"""The default attention: standard kernels on pieces of the row, joined exactly.
+
+Invariant: for a query with partial results `o_p` over disjoint key sets and their
+log-sum-exps `l_p`, the whole result is `sum_p exp(l_p - l) o_p` with `l = log sum_p exp(l_p)`.
+Backward needs no joining: the kernel's backward, given the *whole* result and `l`, returns each
+piece's own share of the gradients. Keys are shared between query heads, never repeated.
+
+On CPU the kernel is the flash kernel behind `scaled_dot_product_attention`, called directly
+because the public function returns no log-sum-exp. On a GPU see `varlen`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynatok_online.attention import varlen
+from dynatok_online.attention.layout import Layout
+from dynatok_online.attention.pieces import Piece, cut_pieces
+
+_forward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+SMALL = 128
+"""Pieces with at most this many queries are run several at a time."""
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    layout: Layout,
+    window: int | None,
+) -> torch.Tensor:
+    """query [1, H, N, D], key and value [1, G, N, D] -> [1, H, N, D]; H is a multiple of G."""
+    if query.device.type != "cpu":
+        return varlen.attend(query, key, value, scale, layout, window)
+    batches = layout.once(("batches", window), lambda: _batch(cut_pieces(layout, window), layout))
+    return _Joined.apply(query, key, value, scale, batches)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pieces of one shape, run in one call."""
+
+    count: int
+    queries: slice | torch.Tensor
+    """Token indices: a slice for one piece, else [count * queries per piece]."""
+    keys: slice | torch.Tensor
+    causal: bool
+    bias: torch.Tensor | None
+    """[queries, keys] 0 or -inf (float32), where a window cuts through the piece."""
+    valid: torch.Tensor | None
+    """[count * queries per piece] bool: False where a shorter piece was filled up."""
+
+
+def _batch(pieces: list[Piece], layout: Layout) -> list[_Batch]:
+    """Triangles first: together they write every token once; the others are added to them."""
+    groups: dict[tuple[int, int], list[list[Piece]]] = {}
+    out: list[_Batch] = []
+    for piece in sorted(pieces, key=lambda one: (not one.causal, one.q0)):
+        queries = piece.q1 - piece.q0
+        if piece.window is not None or queries > SMALL:
+            out.append(_single(piece, layout))
+            continue
+        width = 0 if piece.causal else piece.k1 - piece.k0
+        same = groups.setdefault((width, (queries - 1) // 16), [])
+        # A query may stand in a batch once only: joining reads and writes its result.
+        for group in same:
+            if group[-1].q1 <= piece.q0:
+                group.append(piece)
+                break
+        else:
+            same.append([piece])
+    for group in (group for same in groups.values() for group in same):
+        out.append(_joint(group) if len(group) > 1 else _single(group[0], layout))
+    return sorted(out, key=lambda one: not one.causal)
+
+
+def _single(piece: Piece, layout: Layout) -> _Batch:
+    bias = None
+    if piece.window is not None:
+        positions = layout.positions
+        ahead = positions[piece.q0 : piece.q1, None] - positions[None, piece.k0 : piece.k1]
+        bias = torch.zeros(ahead.shape)
+        bias.masked_fill_(torch.from_numpy(ahead >= piece.window), -torch.inf)
+    queries, keys = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
+    return _Batch(1, queries, keys, piece.causal, bias, None)
+
+
+def _joint(group: list[Piece]) -> _Batch:
+    """Pieces of nearly one shape. Shorter ones repeat their last query, and, in triangles, their
+    last key, which no earlier query sees; what repeats is dropped and receives no gradient."""
+    longest = max(piece.q1 - piece.q0 for piece in group)
+    step = np.arange(longest)
+    starts = np.array([piece.q0 for piece in group])[:, None]
+    stops = np.array([piece.q1 for piece in group])[:, None]
+    queries = torch.from_numpy(np.minimum(starts + step, stops - 1).ravel())
+    valid = None if (stops - starts == longest).all() else starts + step < stops
+    causal = group[0].causal
+    if causal:
+        keys = queries
+    else:
+        width = np.arange(group[0].k1 - group[0].k0)
+        keys = torch.from_numpy((np.array([p.k0 for p in group])[:, None] + width).ravel())
+    mask = None if valid is None else torch.from_numpy(valid.ravel())
+    return _Batch(len(group), queries, keys, causal, None, mask)
+
+
+class _Joined(torch.autograd.Function):
+    """Kernels on batches of pieces; results joined by log-sum-exp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        batches: list[_Batch],
+    ) -> torch.Tensor:
+        _, heads, tokens, width = query.shape
+        exact = torch.float32 if query.dtype in (torch.bfloat16, torch.float16) else query.dtype
+        # Stored as [N, H, D], which is what the model reshapes it to.
+        out = query.new_empty((1, tokens, heads, width), dtype=exact).transpose(1, 2)
+        lse = query.new_empty((1, tokens, heads), dtype=exact).transpose(1, 2)
+        for one in batches:
+            part, part_lse = _forward(
+                _take(query, one.queries, one.count),
+                _take(key, one.keys, one.count),
+                _take(value, one.keys, one.count),
+                0.0,
+                one.causal,
+                attn_mask=_bias(one, query.dtype),
+                scale=scale,
+            )
+            part, part_lse = _flat(part), _flat(part_lse.unsqueeze(-1)).squeeze(-1)
+            at = one.queries
+            if one.valid is not None:
+                at, part, part_lse = at[one.valid], part[:, :, one.valid], part_lse[:, :, one.valid]  # type: ignore[index]
+            if one.causal:
+                out[:, :, at], lse[:, :, at] = part.to(exact), part_lse
+                continue
+            before = lse[:, :, at]
+            joined = torch.logaddexp(before, part_lse)
+            kept = out[:, :, at] * (before - joined).exp().unsqueeze(-1)
+            out[:, :, at] = kept + part * (part_lse - joined).exp().unsqueeze(-1)
+            lse[:, :, at] = joined
+        out = out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.scale, ctx.batches = scale, batches
+        return out
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        query, key, value, out, lse = ctx.saved_tensors
+        grads = [torch.zeros_like(one) for one in (query, key, value)]
+        for one in ctx.batches:
+            part_grad = _take(grad, one.queries, one.count)
+            if one.valid is not None:
+                shape = (one.count, 1, part_grad.shape[2], 1)
+                part_grad = part_grad * one.valid.view(shape)
+            found = _backward(
+                part_grad,
+                _take(query, one.queries, one.count),
+                _take(key, one.keys, one.count),
+                _take(value, one.keys, one.count),
+                _take(out, one.queries, one.count),
+                _take(lse.unsqueeze(-1), one.queries, one.count).squeeze(-1),
+                0.0,
+                one.causal,
+                attn_mask=_bias(one, query.dtype),
+                scale=ctx.scale,
+            )
+            for total, part, at in zip(
+                grads, found, (one.queries, one.keys, one.keys), strict=True
+            ):
+                if isinstance(at, slice):
+                    total[:, :, at] += _flat(part)
+                else:
+                    total.index_add_(2, at, _flat(part))
+        return grads[0], grads[1], grads[2], None, None
+
+
+def _bias(one: _Batch, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if one.bias is None else one.bias.to(dtype)
+
+
+def _take(tensor: torch.Tensor, at: slice | torch.Tensor, count: int) -> torch.Tensor:
+    """[1, H, N, D] -> [count, H, n, D]"""
+    if isinstance(at, slice):
+        return tensor[:, :, at]
+    part = tensor.index_select(2, at)
+    return part.view(1, part.shape[1], count, -1, part.shape[3]).squeeze(0).transpose(0, 1)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """[count, H, n, D] -> [1, H, count * n, D]"""
+    if len(tensor) == 1:
+        return tensor
+    return tensor.transpose(0, 1).reshape(1, tensor.shape[1], -1, tensor.shape[3])

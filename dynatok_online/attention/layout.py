@@ -1,0 +1,104 @@
+"""What attention needs to know about one row, and what it works out once per row.
+
+Invariant: token i attends to token j iff `j <= i` and `visible[span(i), span(j)]`, and, in a
+layer with a sliding window, `position(i) - position(j) < window`. Kernels differ only in how
+they compute this.
+
+A `Layout` travels as the model's `attention_mask`: every way of calling a model hands that
+through (gradient checkpointing, peft, DeepSpeed), our mask function turns it into what the layers
+get, and a model that is not prepared for it stops at once instead of computing something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+from dynatok_online.plan import Row
+from dynatok_online.spans import Flags, Ints
+
+T = TypeVar("T")
+
+
+class Layout:
+    """Spans of one row, with a memory for what kernels derive from them."""
+
+    def __init__(self, bounds: Ints, visible: Flags, positions: Ints) -> None:
+        self.bounds = np.asarray(bounds, np.int64)
+        self.visible = np.asarray(visible, bool)
+        self.positions = np.asarray(positions, np.int64)
+        self._derived: dict[Hashable, object] = {}
+
+    @classmethod
+    def of(cls, row: Row) -> Layout:
+        """The layout of a row."""
+        return cls(row.bounds, row.visible, row.position_ids)
+
+    @property
+    def tokens(self) -> int:
+        """N"""
+        return len(self.positions)
+
+    def once(self, key: Hashable, derive: Callable[[], T]) -> T:
+        """What `derive` returns; computed at the first call with this key."""
+        if key not in self._derived:
+            self._derived[key] = derive()
+        return self._derived[key]  # type: ignore[return-value]
+
+    def window(self, window: int | None) -> int | None:
+        """`window`, or None where it hides nothing in this row."""
+        if window is None or not self.tokens:
+            return None
+        reach = self.once("reach", lambda: int(self.positions.max() - self.positions.min()))
+        return window if window <= reach else None
+
+    def mask(self, window: int | None) -> Flags:
+        """[N, N] which tokens (second axis) a token attends to: the definition itself."""
+        span = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+        mask = np.tril(self.visible[span][:, span])
+        if window is not None:
+            mask &= self.positions[:, None] - self.positions[None, :] < window
+        return mask
+
+    # What transformers reads of an attention mask before it asks our mask function.
+
+    ndim = 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As an attention mask: [1, 1, N]."""
+        return 1, 1, self.tokens
+
+    def view(self, *shape: int) -> Layout:
+        """Itself: GPT-2 flattens masks that it did not make."""
+        return self
+
+    # What only other mask functions ask for.
+
+    def __getitem__(self, index: object) -> NoReturn:
+        _not_prepared()
+
+    def all(self, *_: object, **__: object) -> NoReturn:
+        """Raises ValueError."""
+        _not_prepared()
+
+    sum = all
+
+
+def _not_prepared() -> NoReturn:
+    raise ValueError(
+        "a row of spans reached a model that is not prepared for it, which would attend to the "
+        "wrong tokens; call attention.prepare(model) first"
+    )
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """What our mask function hands to the layers of one kind."""
+
+    layout: Layout
+    window: int | None
+    """The sliding window of these layers."""

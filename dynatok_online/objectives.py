@@ -1,0 +1,46 @@
+"""What each response token counts in the loss.
+
+    loss = sum over targets of weight * -log p(target) / number of targets of the global batch
+
+Invariant: an objective gives weights only. The divisor is the *number* of loss tokens, whatever
+they weigh, counted over all rows, accumulation steps and ranks; never a mean per state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dynatok_online.trajectory import Pass, Trajectory
+
+OBJECTIVES = ("sft", "reward")
+
+Weights = npt.NDArray[np.float32]
+
+
+def token_weights(
+    trajectory: Trajectory,
+    objective: str = "sft",
+    *,
+    power: float = 1.0,
+    threshold: float = 0.0,
+) -> Weights:
+    """[R] float32 weight of each response token.
+
+    `sft`: 1. `reward`: the mean over slots of the scores of the pass that sampled it, raised to
+    `power`; 0 where that mean is below `threshold`, 1 where nothing was judged.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective {objective!r} is unknown; use {' or '.join(OBJECTIVES)}")
+    weights = np.ones(len(trajectory.response), np.float32)
+    if objective == "reward":
+        for one in trajectory.passes:
+            weights[one.start : one.stop] = _reward(one, power, threshold)
+    return weights
+
+
+def _reward(one: Pass, power: float, threshold: float) -> float:
+    if not one.scores:
+        return 1.0
+    mean = sum(one.scores.values()) / len(one.scores)
+    return float(mean**power) if mean >= threshold else 0.0

@@ -1,0 +1,11 @@
+"""The embedded default: a small world, its tokenizer, and a model made from scratch in minutes.
+
+In a config the literal model name `tiny` stands for the folder that `model_path` returns.
+"""
+
+from pathlib import Path
+
+
+def model_path() -> Path:
+    """The folder of the committed model; transformers and vLLM load it as any other."""
+    return Path(__file__).parent / "model"

@@ -1,0 +1,116 @@
+"""Tasks of the tiny world: travel notes whose style rules change while they are written.
+
+The static prefix is longer than two KV blocks of 32 tokens, the slots come after it and have a
+fixed width, the response comes last. Train and held-out tasks share no writer, place or seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from dynatok_online.requirements import family, requirement
+from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+
+Split = Literal["train", "heldout"]
+
+TEMPLATE = (
+    "A travel note by {name} from {place}, {day}. Rules of style, valid now:\n"
+    "letters: {{{{case}}}}\nwords: {{{{words}}}}\nnumbers: {{{{numbers}}}}\nText:\n"
+)
+SLOTS: tuple[str, ...] = ("case", "words", "numbers")
+SLOT_WIDTH = 12
+RESPONSE_LENGTH = 160
+# An edit leaves at least this many characters before it, after it, and to the next one.
+GAP = 32
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+NAMES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        *("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Henry"),
+        *("Irene", "Jonas", "Karin", "Louis", "Maria", "Nadia", "Oscar", "Paula"),
+    ),
+    "heldout": ("Quinn", "Rosa", "Simon", "Tessa", "Ulrich", "Vera", "Walter", "Yusuf"),
+}
+TOWNS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        *("Athens", "Bergen", "Cairo", "Dublin", "Esbjerg", "Florence", "Geneva", "Hanoi"),
+        *("Izmir", "Jakarta", "Kyoto", "Lisbon", "Madrid", "Nairobi", "Oslo", "Porto"),
+    ),
+    "heldout": ("Quito", "Riga", "Seville", "Tunis", "Utrecht", "Vienna", "Warsaw", "Zagreb"),
+}
+
+
+def slot_state(name: str) -> SlotState:
+    """The slot text of a requirement, padded with blanks to `SLOT_WIDTH` characters."""
+    text = requirement(name).text
+    if len(text) > SLOT_WIDTH:
+        raise ValueError(
+            f"requirement {name!r}: its text {text!r} has {len(text)} characters; "
+            f"a slot of the tiny world holds {SLOT_WIDTH}"
+        )
+    return SlotState(text.ljust(SLOT_WIDTH), name)
+
+
+def template(rng: random.Random, split: Split) -> str:
+    """A random static prefix of that split, followed by the three slots."""
+    return TEMPLATE.format(
+        name=rng.choice(NAMES[split]), place=rng.choice(TOWNS[split]), day=rng.choice(DAYS)
+    )
+
+
+def prompt(template: str, states: Mapping[str, SlotState]) -> str:
+    """The whole prompt of a static text: the template with its slots filled in."""
+    return Task("static", template, dict(states)).render(states)
+
+
+def random_states(rng: random.Random) -> dict[str, SlotState]:
+    """A random requirement for every slot."""
+    return {slot: slot_state(rng.choice(family(slot)).name) for slot in SLOTS}
+
+
+def random_edits(
+    rng: random.Random, states: dict[str, SlotState], count: int, length: int
+) -> tuple[ScheduledEdit, ...]:
+    """`count` edits, each to another state of a random slot, `GAP` characters apart or more."""
+    room = length - GAP * (count + 1)
+    if room < 0:
+        raise ValueError(
+            f"{count} edits do not fit into {length} tokens; "
+            f"write at most {max(length // GAP - 1, 0)} edits or a longer response"
+        )
+    indices = [
+        GAP * (i + 1) + at for i, at in enumerate(sorted(rng.choices(range(room + 1), k=count)))
+    ]
+    live = dict(states)
+    edits = []
+    for index in indices:
+        slot = rng.choice(SLOTS)
+        others = [item.name for item in family(slot) if item.name != live[slot].requirement]
+        live[slot] = slot_state(rng.choice(others))
+        edits.append(ScheduledEdit(index, slot, live[slot]))
+    return tuple(edits)
+
+
+def tasks(
+    split: Split = "train",
+    *,
+    seed: int = 0,
+    edits: tuple[int, int] = (1, 3),
+    max_tokens: int = RESPONSE_LENGTH,
+) -> Iterator[Task]:
+    """Tasks without end, the same for the same arguments; `edits` is the least and most of each."""
+    number = 0
+    while True:
+        rng = random.Random(f"{split}/{seed}/{number}")
+        states = random_states(rng)
+        yield Task(
+            task_id=f"tiny-{split}-{seed}-{number}",
+            template=template(rng, split),
+            states=states,
+            edits=random_edits(rng, states, rng.randint(*edits), max_tokens),
+            max_tokens=max_tokens,
+            seed=rng.randrange(2**31),
+        )
+        number += 1

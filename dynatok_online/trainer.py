@@ -1,0 +1,416 @@
+"""TRL's `SFTTrainer` on trajectories: prompts that changed while the response was written.
+
+The loss of an optimizer step is one sum over all loss tokens of the global batch, weight times
+cross-entropy, divided by their number: over every row, micro step and rank alike. So neither
+gradient accumulation, nor the number of ranks, nor the way trajectories are packed into rows
+changes it.
+
+A *micro batch* (`per_device_train_batch_size` trajectories) becomes one or more rows of at most
+`max_row_tokens`. Each row runs forward and backward alone, so a row's length bounds the memory.
+
+    trainer = DynamicSFTTrainer(
+        model="Qwen/Qwen3-0.6B",
+        args=DynamicSFTConfig(output_dir="out", max_steps=100),
+        train_dataset=load_dataset("json", data_files="trajectories.jsonl", split="train"),
+    )
+    trainer.train()
+
+Rows of the dataset are what `dynatok_online.trajectory.to_row` writes. A list, or any other
+iterable, of `Trajectory` objects does as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import get_config_model_id
+
+from dynatok_online import attention
+from dynatok_online.collator import TrajectoryCollator
+from dynatok_online.plan import Row, empty_row
+
+Batch = dict[str, Any]
+
+_SUMS = ("loss_tokens", "weight", "drift", "drift_tokens", "tokens", "truncated_tokens", "rows")
+
+
+@dataclass
+class DynamicSFTConfig(SFTConfig):
+    """`trl.SFTConfig`, and how trajectories become rows.
+
+    Options of SFTConfig about text (packing, `max_length`, chat templates) do not apply: a
+    trajectory is token ids already. bf16 is off by default where there is no accelerator.
+    """
+
+    strategy: str = field(
+        default="packed",
+        metadata={
+            "help": "`packed`: spans, each computed once. `truncated`: one pass per prompt state. "
+            "`snapshot`: the whole text per prompt state, other states' tokens masked."
+        },
+    )
+    attention: str = field(
+        default="concat",
+        metadata={"help": "`concat` (default), `dense` (explicit mask) or `flex` (GPU)."},
+    )
+    max_row_tokens: int = field(
+        default=16384,
+        metadata={"help": "Token budget of one row: one forward and backward pass."},
+    )
+    objective: str = field(
+        default="sft",
+        metadata={"help": "What a token counts: `sft` (1) or `reward` (its pass's scores)."},
+    )
+    reward_power: float = field(
+        default=1.0, metadata={"help": "`reward`: the mean score of a pass to this power."}
+    )
+    reward_threshold: float = field(
+        default=0.0, metadata={"help": "`reward`: passes with a lower mean score count 0."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not torch.accelerator.is_available():
+            self.bf16 = False
+        # Ours are trajectories, not text: TRL must neither tokenize nor drop columns.
+        self.remove_unused_columns = False
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()
+        for name, allowed in (
+            ("strategy", ("packed", "truncated", "snapshot")),
+            ("attention", ("concat", "dense", "flex")),
+            ("objective", ("sft", "reward")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        if self.max_row_tokens < 1:
+            raise ValueError(f"max_row_tokens must be at least 1, got {self.max_row_tokens}")
+        for name, neutral, instead in (
+            ("packing", False, "rows are always packed: see strategy and max_row_tokens"),
+            ("padding_free", False, "rows are never padded"),
+            ("assistant_only_loss", False, "the loss is on sampled tokens, always"),
+            ("label_smoothing_factor", 0.0, "leave it at 0"),
+            ("loss_type", "nll", "only nll has per-token weights"),
+            ("use_liger_kernel", False, "leave it off"),
+            ("average_tokens_across_devices", True, "the loss is always normalised globally"),
+        ):
+            if getattr(self, name) != neutral:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}")
+
+
+class DynamicSFTTrainer(SFTTrainer):  # type: ignore[misc]
+    """Supervised fine-tuning on trajectories; see the module's docstring.
+
+    Logged with the loss: `packing_ratio` (tokens run against one truncated pass per state),
+    `logprob_drift` (mean absolute difference to the recorded log-probabilities, over tokens of
+    every weight version), `weight_mean`, `tokens_per_second`, `loss_tokens_per_second`.
+    """
+
+    _tag_names = ("trl", "dynatok-online")
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: DynamicSFTConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("data_collator", "formatting_func", "compute_loss_func", "compute_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"DynamicSFTTrainer takes no {name}: trajectories are collated, and their "
+                    "loss is computed, by the trainer itself"
+                )
+        if args is None:
+            args = DynamicSFTConfig("trainer_output")
+        if not isinstance(args, DynamicSFTConfig):
+            raise ValueError(
+                f"args must be a DynamicSFTConfig, got {type(args).__name__}; it takes every "
+                "argument of SFTConfig"
+            )
+        no_tokenizer = False
+        if processing_class is None:
+            processing_class = _tokenizer_of(model)
+            no_tokenizer = processing_class is None
+        train = _as_dataset(train_dataset, "train_dataset")
+        if not hasattr(train, "__len__") and args.max_steps <= 0:
+            raise ValueError(
+                "train_dataset has no length, so the trainer cannot know when to stop; set "
+                "max_steps in DynamicSFTConfig"
+            )
+        # accelerate would send batches of an iterable from rank 0, which only works for tensors.
+        args.accelerator_config.dispatch_batches = False
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=TrajectoryCollator(
+                args.strategy,
+                args.max_row_tokens,
+                args.objective,
+                args.reward_power,
+                args.reward_threshold,
+            ),
+            # TRL looks at the first row before training. A stream may have none yet.
+            train_dataset=train if isinstance(train, datasets.Dataset) else _placeholder(),
+            eval_dataset=None,
+            processing_class=processing_class or _nothing_to_tokenize(),
+            **kwargs,
+        )
+        self.train_dataset = train
+        if eval_dataset is not None:
+            self.eval_dataset = _as_dataset(eval_dataset, "eval_dataset")
+        if no_tokenizer:
+            self.processing_class = None  # nothing to save beside the model
+        base = self.accelerator.unwrap_model(self.model)
+        base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        if "logits_to_keep" not in inspect.signature(type(base).forward).parameters:
+            raise ValueError(
+                f"{type(base).__name__} does not take logits_to_keep, so its logits cannot be "
+                "computed at loss positions only; use a causal language model of transformers "
+                "that does"
+            )
+        attention.prepare(base, args.attention)
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self.timings = {"plan": 0.0, "forward_backward": 0.0}
+        """Seconds spent on each since the trainer was made."""
+        self._logged_at = 0.0
+
+    # ---- batches ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
+        """The micro batches of one optimizer step, and their number of loss tokens, globally.
+
+        Under ZeRO every row is a round of collectives, so all ranks must run equally many: ranks
+        with fewer add rows of one token and no target.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.world_size > 1 and batches:
+            counts = torch.tensor([len(batch["rows"]) for batch in batches], device=device)
+            most = self.accelerator.gather(counts[None]).amax(0).tolist()
+            for batch, want in zip(batches, most, strict=True):
+                batch["rows"] += [empty_row()] * (want - len(batch["rows"]))
+        return batches, count
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Batch], device: torch.device
+    ) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        count = torch.tensor(sum(batch["loss_tokens"] for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    # ---- loss ----
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of every row of one micro batch; gradients meet at the last."""
+        began = time.perf_counter()
+        model.train()
+        rows = inputs["rows"]
+        total = torch.zeros((), device=self.args.device)
+        with self.maybe_activation_offload_context:
+            for index, row in enumerate(rows):
+                with self._gradients_stay_here(model, index + 1 < len(rows)):
+                    loss = self._row_loss(model, row, num_items_in_batch)
+                    scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+                    self.accelerator.backward(loss, **scale)
+                total += loss.detach()
+        self._count(inputs)
+        self.timings["plan"] += inputs["plan_seconds"]
+        self.timings["forward_backward"] += time.perf_counter() - began
+        return total
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Sum over the rows of one micro batch, divided by `num_items_in_batch`.
+
+        Without it, by the number of the micro batch's own loss tokens.
+        """
+        if return_outputs:
+            raise ValueError("DynamicSFTTrainer returns losses only; logits are never all built")
+        count = inputs["loss_tokens"] if num_items_in_batch is None else num_items_in_batch
+        globally = num_items_in_batch is not None
+        return sum(self._row_loss(model, row, count, globally=globally) for row in inputs["rows"])
+
+    def _row_loss(
+        self,
+        model: torch.nn.Module,
+        row: Row,
+        count: torch.Tensor | int | None,
+        *,
+        globally: bool = True,
+    ) -> torch.Tensor:
+        """Weighted cross-entropy of one row over `count`, scaled for the average over ranks."""
+        device = self.args.device
+        # One forward, logits at the M loss positions only: [1, N] -> [1, M, V].
+        logits = model(**attention.inputs(row, device), use_cache=False).logits[0]
+        targets = torch.as_tensor(row.targets, dtype=torch.long, device=device)
+        weights = torch.as_tensor(row.weights, device=device)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        nll = F.cross_entropy(logits, targets, reduction="none")
+        if model.training:
+            self._watch(nll.detach(), weights, row)
+        loss = (nll * weights.to(nll.dtype)).sum()
+        loss = loss / torch.as_tensor(count, device=device).clamp(min=1)
+        # DDP and DeepSpeed average gradients over ranks; the count is already the global one.
+        return loss * self.accelerator.num_processes if globally else loss
+
+    @contextlib.contextmanager
+    def _gradients_stay_here(self, model: torch.nn.Module, stay: bool) -> Iterator[None]:
+        """While `stay`, backward adds to the gradients, and ranks exchange nothing they can
+        exchange later; DeepSpeed takes no step."""
+        if not stay:
+            yield
+            return
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Loss only."""
+        with torch.no_grad():
+            return self.compute_loss(model, inputs), None, None
+
+    # ---- numbers ----
+
+    def _watch(self, nll: torch.Tensor, weights: torch.Tensor, row: Row) -> None:
+        recorded = torch.as_tensor(row.logprobs, device=nll.device)
+        known = recorded.isfinite()
+        drift = (-nll - recorded).abs()[known].sum()
+        add = {"weight": weights.sum(), "drift": drift, "drift_tokens": known.sum()}
+        for name, value in add.items():
+            self._sums[_SUMS.index(name)] += value
+
+    def _count(self, inputs: Batch) -> None:
+        for name in ("loss_tokens", "tokens", "truncated_tokens"):
+            self._sums[_SUMS.index(name)] += inputs[name]
+        self._sums[_SUMS.index("rows")] += len(inputs["rows"])
+        self._total_train_tokens += inputs["tokens"]
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """6 per parameter and token: linear layers, forward and backward."""
+        return int(6 * inputs["tokens"] * self.model.num_parameters(exclude_embeddings=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was counted since the last log; sums go over all ranks."""
+        seconds = self.timings["forward_backward"] - self._logged_at
+        if "loss" in logs and seconds > 0:
+            sums = self._sums
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums, "sum")
+            at = dict(zip(_SUMS, sums.tolist(), strict=True))
+            logs["packing_ratio"] = at["tokens"] / max(1.0, at["truncated_tokens"])
+            logs["weight_mean"] = at["weight"] / max(1.0, at["loss_tokens"])
+            if at["drift_tokens"]:
+                logs["logprob_drift"] = at["drift"] / at["drift_tokens"]
+            logs["tokens_per_second"] = at["tokens"] / seconds
+            logs["loss_tokens_per_second"] = at["loss_tokens"] / seconds
+            self._sums.zero_()
+            self._logged_at += seconds
+        super().log(logs, start_time)
+
+
+class _Listed(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, trajectories: Sequence[Any]) -> None:
+        self._trajectories = trajectories
+
+    def __len__(self) -> int:
+        return len(self._trajectories)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._trajectories[index]
+
+
+class _Streamed(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __init__(self, trajectories: Iterable[Any]) -> None:
+        self._trajectories = trajectories
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._trajectories)
+
+
+def _as_dataset(given: Any, name: str) -> Any:
+    """A dataset that torch can load: rows of `datasets`, or trajectories from any iterable."""
+    if given is None:
+        raise ValueError(f"{name} is missing; give a datasets.Dataset, or a list of trajectories")
+    if isinstance(given, (datasets.Dataset, datasets.IterableDataset)):
+        columns = given.column_names
+        missing = {"pieces", "response", "passes"} - set(columns or ())
+        if columns is not None and missing:
+            raise ValueError(
+                f"{name} lacks the columns {sorted(missing)} (it has {columns}); its rows must be "
+                "trajectories: write them with dynatok_online.trajectory.to_row"
+            )
+        return given
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"{name} must be a datasets.Dataset or an iterable of trajectories, got "
+            f"{type(given).__name__}; load a file with datasets.load_dataset('json', "
+            "data_files=..., split='train')"
+        )
+    return _Listed(given) if isinstance(given, Sequence) else _Streamed(given)
+
+
+def _placeholder() -> datasets.Dataset:
+    return datasets.Dataset.from_list([{"trajectory_id": "placeholder"}])
+
+
+def _tokenizer_of(model: Any) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer where it has one. Training does not need it; saving takes it along."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    folder = Path(name or "")
+    # For a folder without one, transformers makes one up, and puts its ids into the model's config.
+    if not name or (folder.is_dir() and not any(folder.glob("*token*"))):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        return None
+
+
+def _nothing_to_tokenize() -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = Tokenizer(WordLevel({"": 0}, unk_token=""))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="", pad_token="")

@@ -1,0 +1,268 @@
+"""What happened while one response was written: its passes, its edits, its scores.
+
+A trajectory stores every token once. The prompt is a table of token `pieces`; each pass
+lists, in order, the pieces that its prompt was made of (`Pass.layout`), with `RESPONSE` in
+the place of the response so far. A state that comes back points at the piece it used before.
+
+Worked example: the template ``"Write. {{case}}: {{response}}"``, one edit at response index 3,
+one character per token:
+
+    pieces    ["Write. ", "UPPER", ": ", "lower"]
+    response  "ABcde"
+    passes    layout (0, 1, 2, RESPONSE), start 0, stop 2   fed "Write. UPPER: "     sampled "AB"
+              layout (0, 3, 2, RESPONSE), start 2, stop 5   fed "Write. lower: AB"   sampled "cde"
+
+Positions count from 0 at the first token that a pass feeds to the engine. The KV of a pass
+exists at positions `0 .. kv_length(k)`: everything it fed and everything it sampled, except
+its last sampled token, whose KV is computed in the next pass, under the next state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+RESPONSE = -1
+"""In `Pass.layout`: the place of the response so far."""
+
+OUTSIDE = -1
+"""In `Reuse.origin`: cached blocks that no pass of this trajectory computed."""
+
+TokenIds = npt.NDArray[np.int32]
+Logprobs = npt.NDArray[np.float32]
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """A change of one slot's state.
+
+    `requested_at` and `effective_at` are response indices: the number of tokens that existed
+    when the edit was asked for, and when the first pass in the new state began.
+    """
+
+    slot: str
+    text: str
+    requested_at: int
+    effective_at: int
+    source: str
+    """Who decided: `human`, `schedule`, `policy` or `verifier`."""
+
+
+class Reuse(msgspec.Struct, frozen=True, array_like=True):
+    """Positions `start .. stop` of a pass took their KV from the same positions of pass `origin`.
+
+    `origin` is the index of the earlier pass that *computed* the KV, or `OUTSIDE`. A block
+    holds rotated keys, so KV is only ever reused at the position it was computed for.
+    """
+
+    origin: int
+    start: int
+    stop: int
+
+
+class VersionRun(msgspec.Struct, frozen=True, array_like=True):
+    """The next `length` tokens of a pass were sampled by weights of `version`."""
+
+    version: int
+    length: int
+
+
+class Pass(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine request: a rendered prompt and the response so far went in, tokens came out."""
+
+    layout: tuple[int, ...]
+    """Indices into `Trajectory.pieces`, in order, with `RESPONSE` exactly once."""
+    states: dict[str, str]
+    """Slot name -> its text in this pass."""
+    start: int
+    """Response index of the first token sampled here."""
+    stop: int
+    """One past the response index of the last token sampled here."""
+    num_cached_tokens: int
+    """Tokens that the engine says it took from its cache."""
+    reuse: tuple[Reuse, ...] = ()
+    """Where they came from; ascending, not overlapping."""
+    weight_versions: tuple[VersionRun, ...] = ()
+    """Which weights sampled `start .. stop`; lengths add up to `stop - start`."""
+    finish_reason: str = "stop"
+    """`edit`, `weights` (restarted for new weights), `stop` or `length`."""
+    scores: dict[str, float] = {}
+    """Slot name -> share of the text sampled here that satisfies its requirement, 0 to 1.
+    A slot whose requirement found nothing to judge is absent."""
+
+    def __post_init__(self) -> None:
+        if self.layout.count(RESPONSE) != 1:
+            raise ValueError(
+                f"a pass's layout holds the response's place (RESPONSE = {RESPONSE}) exactly once, "
+                f"but it is {self.layout}"
+            )
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"a pass needs 0 <= start <= stop, got {self.start} .. {self.stop}")
+
+
+class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One response, from its first token to its last, under a prompt that was edited."""
+
+    trajectory_id: str
+    pieces: tuple[np.ndarray, ...]
+    """int32 token ids of the pieces that prompts are made of."""
+    response: np.ndarray
+    """[R] int32: every sampled token, in order."""
+    logprobs: np.ndarray
+    """[R] float32: log-probability of each sampled token when it was sampled."""
+    passes: tuple[Pass, ...]
+    edits: tuple[Edit, ...] = ()
+    policy: str = "exact"
+    """Reuse policy of the engine: `exact` or `sticky`."""
+    block_size: int = 1
+    """Tokens per KV block of the engine that generated it."""
+    info: dict[str, str] = {}
+    """Free text for people: task, seed, model. Never read by the learner."""
+
+    def __post_init__(self) -> None:
+        for name, array, kind in (
+            *((f"pieces[{i}]", piece, np.int32) for i, piece in enumerate(self.pieces)),
+            ("response", self.response, np.int32),
+            ("logprobs", self.logprobs, np.float32),
+        ):
+            if array.dtype != kind or array.ndim != 1:
+                raise ValueError(
+                    f"trajectory {self.trajectory_id}: {name} must be one-dimensional "
+                    f"{np.dtype(kind).name}, got {array.dtype.name} of shape {array.shape}"
+                )
+        if len(self.logprobs) != len(self.response):
+            raise ValueError(
+                f"trajectory {self.trajectory_id}: {len(self.response)} response tokens but "
+                f"{len(self.logprobs)} logprobs; they must be aligned"
+            )
+        at = 0
+        for k, one in enumerate(self.passes):
+            where = f"trajectory {self.trajectory_id}, pass {k}"
+            if one.start != at:
+                raise ValueError(
+                    f"{where} starts at response index {one.start}, but the passes before it end "
+                    f"at {at}; passes must follow each other without gaps"
+                )
+            bad = [i for i in one.layout if i != RESPONSE and not 0 <= i < len(self.pieces)]
+            if bad:
+                raise ValueError(f"{where} uses pieces {bad}, but there are {len(self.pieces)}")
+            sampled = sum(run.length for run in one.weight_versions)
+            if one.weight_versions and sampled != one.stop - one.start:
+                raise ValueError(
+                    f"{where}: weight versions cover {sampled} tokens of {one.stop - one.start}"
+                )
+            at = one.stop
+        if at != len(self.response):
+            raise ValueError(
+                f"trajectory {self.trajectory_id}: passes cover {at} of {len(self.response)} "
+                "response tokens"
+            )
+
+    def fed(self, k: int) -> TokenIds:
+        """Token ids that pass `k` fed to the engine: prompt and response so far."""
+        one = self.passes[k]
+        return np.concatenate(
+            [self.response[: one.start] if i == RESPONSE else self.pieces[i] for i in one.layout]
+        )
+
+    def fed_length(self, k: int) -> int:
+        """How many tokens pass `k` fed to the engine."""
+        one = self.passes[k]
+        return one.start + sum(len(self.pieces[i]) for i in one.layout if i != RESPONSE)
+
+    def tokens(self, k: int) -> TokenIds:
+        """Token ids of pass `k`, fed and then sampled; index = position."""
+        one = self.passes[k]
+        return np.concatenate([self.fed(k), self.response[one.start : one.stop]])
+
+    def kv_length(self, k: int) -> int:
+        """Positions of pass `k` that have KV: all but the last sampled token.
+
+        A pass that sampled nothing leaves no token behind, so nothing can depend on its KV
+        except a later pass that reuses it: all that it fed counts.
+        """
+        one = self.passes[k]
+        return self.fed_length(k) + max(0, one.stop - one.start - 1)
+
+    @property
+    def oldest_version(self) -> int:
+        """The lowest weight version that sampled a token of it (0 where none is recorded)."""
+        return min(
+            (run.version for one in self.passes for run in one.weight_versions if run.length),
+            default=0,
+        )
+
+    def versions(self) -> npt.NDArray[np.int64]:
+        """[R] int64: weight version that sampled each response token (-1 where not recorded)."""
+        out = np.full(len(self.response), -1, np.int64)
+        for one in self.passes:
+            at = one.start
+            for run in one.weight_versions:
+                out[at : at + run.length] = run.version
+                at += run.length
+        return out
+
+
+def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    """The trajectory as plain lists and dicts: a row for `datasets`, JSON Lines or Parquet.
+
+    Mappings become lists of `{"name", "value"}`, so that every row has the same
+    columns whatever the slots are called.
+    """
+    row: dict[str, Any] = msgspec.to_builtins(trajectory, enc_hook=_array_to_list)
+    row["info"] = _listed(row["info"])
+    for one in row["passes"]:
+        one["states"], one["scores"] = _listed(one["states"]), _listed(one["scores"])
+        one["reuse"] = [list(run) for run in one["reuse"]]
+        one["weight_versions"] = [list(run) for run in one["weight_versions"]]
+    return row
+
+
+def from_row(row: Mapping[str, Any]) -> Trajectory:
+    """The trajectory in a row made by `to_row`, or written by hand.
+
+    Only `trajectory_id`, `pieces`, `response` and `passes` (with `layout`, `states`, `start`,
+    `stop`) are needed. Raises ValueError that says which field is wrong.
+    """
+    row = dict(row)
+    row["info"] = _mapping(row.get("info"))
+    row["passes"] = [
+        {
+            "num_cached_tokens": 0,
+            **one,
+            "states": _mapping(one["states"]),
+            "scores": _mapping(one.get("scores")),
+        }
+        for one in row["passes"]
+    ]
+    try:
+        row["pieces"] = [np.asarray(piece, np.int32) for piece in row["pieces"]]
+        row["response"] = np.asarray(row["response"], np.int32)
+        logprobs = row.get("logprobs")
+        if logprobs is None:
+            logprobs = np.full(len(row["response"]), np.nan)
+        row["logprobs"] = np.asarray(logprobs, np.float32)
+        return msgspec.convert(row, Trajectory)
+    except (msgspec.ValidationError, KeyError, TypeError) as error:
+        name = row.get("trajectory_id", "?")
+        raise ValueError(f"trajectory {name}: {error}") from error
+
+
+def _array_to_list(value: object) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        return list(value.tolist())
+    raise NotImplementedError(f"cannot write a {type(value).__name__}")
+
+
+def _listed(mapping: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in mapping.items()]
+
+
+def _mapping(value: Mapping[str, Any] | list[dict[str, Any]] | None) -> dict[str, Any]:
+    """A mapping written as such (by hand) or as `to_row` lists it."""
+    if isinstance(value, list):
+        return {entry["name"]: entry["value"] for entry in value}
+    return dict(value or {})

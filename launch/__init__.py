@@ -1,0 +1,1 @@
+"""Starts, watches and stops a run: command line, configuration, local supervisor, doctor."""

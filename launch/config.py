@@ -1,0 +1,198 @@
+"""What a run is: one file for people, one resolved file per process.
+
+The launcher fills what both processes must agree on (run folder, run id, model, seed, endpoint)
+into their sections, so these are written once, at the top. `RUN/config.yaml` can be launched
+again; `RUN/actor.yaml` and `RUN/learner.yaml` start one process alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from actor.config import ActorConfig
+from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
+from learner.config import LearnerConfig
+from protocol.config import ProtocolConfig
+
+FILLED = ("run_dir", "run_id", "model", "seed", "endpoint", "protocol")
+"""Fields of a process's section that come from the run."""
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One actor and one learner on this machine."""
+
+    name: str = "run"
+    """First part of the run folder's name."""
+    dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    model: str = "tiny"
+    """`tiny` (the embedded model), a folder, or a name on the model hub."""
+    time_limit: float = 0.0
+    """Seconds after which the run is stopped as failed; 0: none."""
+    actor: ActorConfig = ActorConfig()
+    """The generating process."""
+    learner: LearnerConfig = msgspec.field(default_factory=LearnerConfig)
+    """The training process."""
+    protocol: ProtocolConfig = ProtocolConfig()
+    """How the two talk."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(
+                f"name is {self.name!r}; it becomes part of a folder's name: write letters, "
+                "digits, '.', '_' and '-'"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; write 0 or more")
+        if self.time_limit < 0:
+            raise ValueError(f"time_limit is {self.time_limit}; write 0 (none) or more")
+
+
+def load_run(path: Path, flags: Sequence[str] = ()) -> RunConfig:
+    """The run in a YAML file, with command-line overrides. Raises ConfigError."""
+    raw = read_yaml(path)
+    check_keys(raw, RunConfig, str(path))
+    _refuse_filled(raw, str(path))
+    config = decode(raw, RunConfig, str(path))
+    if not flags:
+        return config
+    over = parse_flags(flags, RunConfig)
+    _refuse_filled(over, "command line")
+    return decode(merge(_plain(config), over), RunConfig, "command line")
+
+
+def load_process(path: Path, into: type[T], flags: Sequence[str] = ()) -> T:
+    """The resolved config of one process, with overrides. Raises ConfigError."""
+    config = decode(read_yaml(path), into, str(path))
+    if not flags:
+        return config
+    return decode(merge(_plain(config), parse_flags(flags, into)), into, "command line")
+
+
+def _refuse_filled(raw: dict[str, Any], source: str) -> None:
+    for section in ("actor", "learner"):
+        value = raw.get(section)
+        for key in FILLED:
+            if isinstance(value, dict) and key in value:
+                top = {"endpoint": "protocol.endpoint", "run_dir": "dir", "run_id": "name"}
+                raise ConfigError(
+                    f"{source}: '{section}.{key}' is filled in for each run; "
+                    f"write '{top.get(key, key)}' instead"
+                )
+
+
+def new_run_dir(config: RunConfig) -> Path:
+    """A fresh folder `DIR/NAME-DATE-TIME`, made here. Raises ConfigError."""
+    parent = Path(config.dir)
+    stem = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for attempt in range(1, 100):
+        run_dir = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            run_dir.mkdir(parents=True)
+            return run_dir.resolve()
+        except FileExistsError:
+            if not parent.is_dir():
+                raise ConfigError(f"dir: {parent} is a file; name a folder for runs") from None
+        except OSError as error:
+            raise ConfigError(f"dir: cannot make {run_dir} ({error.strerror})") from None
+    raise ConfigError(f"dir: {parent} is full of runs that began this second")
+
+
+def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfig]:
+    """The two processes' own configs. A port of 0 becomes a free one. Raises ConfigError."""
+    endpoint = usable_endpoint(config.protocol.endpoint)
+    model = config.model
+    if model != "tiny" and Path(model).is_dir():
+        model = str(Path(model).resolve())
+    filled: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "run_id": run_dir.name,
+        "model": model,
+        "seed": config.seed,
+        "endpoint": endpoint,
+        "protocol": msgspec.structs.replace(config.protocol, endpoint=endpoint),
+    }
+    return _filled(config.actor, filled), _filled(config.learner, filled)
+
+
+def _filled(section: T, values: dict[str, Any]) -> T:
+    known = {name: values[name] for name in FILLED if name in section.__struct_fields__}
+    return msgspec.structs.replace(section, **known)
+
+
+def usable_endpoint(endpoint: str) -> str:
+    """The endpoint with a port that nothing listens on. Raises ConfigError where it is busy."""
+    if not endpoint.startswith("tcp://"):
+        return endpoint
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        found = free_port(host.strip("[]"), int(port))
+    except OSError as error:
+        raise ConfigError(
+            f"protocol.endpoint: {endpoint} cannot be used ({error.strerror}); "
+            "name another port, or 0 for a free one"
+        ) from None
+    return f"tcp://{host}:{found}"
+
+
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """`port`, or any free one for 0. Raises OSError where it cannot be bound."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return int(probe.getsockname()[1])
+
+
+def write_configs(
+    run_dir: Path, config: RunConfig, actor: ActorConfig, learner: LearnerConfig
+) -> None:
+    """`config.yaml`, `actor.yaml` and `learner.yaml` of the run folder."""
+    whole = _plain(config)
+    for section in ("actor", "learner"):
+        for key in FILLED:
+            whole[section].pop(key, None)
+    for name, content, command in (
+        ("config", whole, "launch"),
+        ("actor", _plain(actor), "actor"),
+        ("learner", _plain(learner), "learner"),
+    ):
+        head = f"# Resolved configuration. Use it again: dynatok {command} {name}.yaml\n"
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (run_dir / f"{name}.yaml").write_text(head + text, encoding="utf-8")
+
+
+def _plain(config: msgspec.Struct) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    return plain
+
+
+def list_fields(config: RunConfig) -> str:
+    """Every field that can be set, as `--flag value`, one a line."""
+    plain = _plain(config)
+    lines = []
+    for path, _ in all_fields(RunConfig):
+        section, *rest = path.split(".")
+        if section in ("actor", "learner") and rest[0] in FILLED:
+            continue
+        value: Any = plain
+        for part in path.split("."):
+            value = value[part]
+        lines.append(f"--{path.replace('_', '-')} {json.dumps(value)}")
+    return "\n".join(lines)

@@ -1,0 +1,225 @@
+"""Checks this environment for what a run needs, and says how to mend what is missing.
+
+Every check is a function that yields findings; a finding that fails carries its fix. Nothing is
+changed. `dynatok doctor` exits 0 where all is well, 1 where something must be mended.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from launch import environment
+from launch.config import RunConfig, load_run, usable_endpoint
+from launch.decode import ConfigError
+
+LOCKS = Path(__file__).parent / "locks"
+_SETUP = "bash launch/setup.sh"
+_MIB = 2**20
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found."""
+
+    ok: bool
+    what: str
+    fix: str = ""
+
+
+def main(config: Path | None = None) -> int:
+    """Run all checks and print them; returns the exit code."""
+    failed = 0
+    for finding in examine(config):
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}", flush=True)
+        if not finding.ok:
+            failed += 1
+            print(f"      fix: {finding.fix}")
+    print(f"{failed} to mend" if failed else "ready: bash launch/quickstart.sh")
+    return 1 if failed else 0
+
+
+def examine(config: Path | None = None) -> Iterator[Finding]:
+    """All findings. Raises ConfigError where `config` cannot be read."""
+    run = load_run(config) if config else RunConfig()
+    kind = "gpu" if _version("vllm") else "cpu"
+    yield python()
+    yield from versions(kind)
+    yield torch_build(kind)
+    yield plugin()
+    yield block_size(run, kind)
+    yield shared_memory(Path("/dev/shm"))
+    yield memory()
+    yield port(run)
+    yield from compiler(os.environ.get("PATH", ""))
+    yield embedded_model(run)
+
+
+def python() -> Finding:
+    """The locks are made for one minor version of Python."""
+    found = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Finding(
+        found == "3.11",
+        f"Python {found} at {sys.executable}",
+        f"the locked packages are for Python 3.11; run {_SETUP} and use .venv/bin/dynatok",
+    )
+
+
+def read_lock(path: Path) -> dict[str, str]:
+    """Package -> version of a lock file."""
+    pins = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, equals, version = line.partition("#")[0].strip().partition("==")
+        if equals:
+            pins[name] = version
+    return pins
+
+
+def versions(kind: str) -> Iterator[Finding]:
+    """What is installed against the lock."""
+    lock = LOCKS / f"{kind}.txt"
+    pins = read_lock(lock)
+    flag = " --gpu" if kind == "gpu" else ""
+    different = []
+    for name, wanted in pins.items():
+        found = _version(name)
+        if found is None or found.partition("+")[0] != wanted.partition("+")[0]:
+            different.append(f"{name} {found or 'missing'} (lock: {wanted})")
+    shown = ", ".join(different[:5]) + (", ..." if len(different) > 5 else "")
+    yield Finding(
+        not different,
+        f"{len(pins) - len(different)} of {len(pins)} packages as in {lock.name}"
+        + (f"; {shown}" if different else ""),
+        _SETUP + flag,
+    )
+    unwanted = [name for name in ("torchvision", "torchaudio", "torchcodec") if _version(name)]
+    if kind == "cpu" and unwanted:
+        yield Finding(
+            False,
+            f"{', '.join(unwanted)} installed: a build for another torch breaks model imports",
+            f"{sys.executable} -m pip uninstall -y {' '.join(unwanted)}",
+        )
+
+
+def torch_build(kind: str) -> Finding:
+    """torch is imported in a process of its own: a broken one may not even raise."""
+    code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(False, "importing torch took more than 120 s", "look for a hanging disk")
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return Finding(False, f"torch cannot be imported: {words}", f"rm -rf .venv; {_SETUP}")
+    version, cuda, usable = done.stdout.split()
+    wanted = read_lock(LOCKS / "gpu.txt")["torch"]
+    if version.partition("+")[0] != wanted:
+        return Finding(False, f"torch {version}, but vLLM is built for {wanted}", _SETUP)
+    if kind == "cpu":
+        return Finding(
+            cuda == "None",
+            f"torch {version}, {'CPU build' if cuda == 'None' else f'CUDA {cuda} build'}",
+            f"a CPU environment needs a CPU build; {_SETUP}",
+        )
+    return Finding(
+        usable == "True",
+        f"torch {version}, CUDA {cuda}, GPU {'usable' if usable == 'True' else 'not usable'}",
+        "check the driver with nvidia-smi, and CUDA_VISIBLE_DEVICES",
+    )
+
+
+def plugin() -> Finding:
+    """vLLM finds our plugin through the installed project's entry points."""
+    points = importlib.metadata.entry_points(group="vllm.general_plugins")
+    return Finding(
+        any(point.name == "dynatok" for point in points),
+        "vLLM plugin 'dynatok' registered",
+        f"the project is not installed: {_SETUP}",
+    )
+
+
+def block_size(run: RunConfig, kind: str) -> Finding:
+    """vLLM's CPU attention takes blocks of a multiple of 32 tokens."""
+    size = run.actor.engine.get("block_size")
+    if size is None:
+        return Finding(True, "KV block size: the actor's default")
+    return Finding(
+        isinstance(size, int) and size > 0 and (kind == "gpu" or size % 32 == 0),
+        f"KV block size {size}",
+        "on CPUs actor.engine.block_size must be a multiple of 32; write 32",
+    )
+
+
+def shared_memory(path: Path, needed: int = 512 * _MIB) -> Finding:
+    """Weights and vLLM's queues go through shared memory."""
+    fix = "in a container: --shm-size=2g; otherwise: mount -o remount,size=2g /dev/shm"
+    if not os.access(path, os.W_OK):
+        return Finding(False, f"{path} is missing or read-only", fix)
+    free = shutil.disk_usage(path).free
+    return Finding(free >= needed, f"{path}: {free // _MIB} MiB free", fix)
+
+
+def memory(needed: int = 4096 * _MIB) -> Finding:
+    """Two processes with torch, and vLLM's cache."""
+    cores = environment.cores()
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    free = int(found[1]) * 1024 if found else 0
+    return Finding(
+        free >= needed and cores >= 2,
+        f"{cores} cores, {free // _MIB} MiB of memory free",
+        f"a run of the embedded default needs 2 cores and {needed // _MIB} MiB",
+    )
+
+
+def port(run: RunConfig) -> Finding:
+    """The endpoint's port can be listened on."""
+    try:
+        usable_endpoint(run.protocol.endpoint)
+    except ConfigError as error:
+        return Finding(False, str(error), "set protocol.endpoint: tcp://127.0.0.1:0")
+    return Finding(True, f"{run.protocol.endpoint} can be listened on")
+
+
+def compiler(path: str) -> Iterator[Finding]:
+    """DeepSpeed builds a small extension on first use."""
+    tools = path + os.pathsep + str(Path(sys.prefix) / "bin")
+    for tool, fix in (
+        ("g++", "apt install g++ (or your system's C++ compiler)"),
+        ("ninja", _SETUP),
+    ):
+        found = shutil.which(tool, path=tools)
+        yield Finding(
+            found is not None,
+            f"{tool} at {found}" if found else f"no {tool}: DeepSpeed cannot build its extension",
+            fix,
+        )
+
+
+def embedded_model(run: RunConfig) -> Finding:
+    """The embedded model came with the checkout; another one is looked up when the run starts."""
+    if run.model != "tiny":
+        return Finding(True, f"model {run.model} (looked up when the run starts)")
+    from dynatok_online.tiny import model_path
+
+    weights = model_path() / "model.safetensors"
+    return Finding(
+        weights.is_file(),
+        f"embedded model at {model_path()}",
+        "python -m dynatok_online.tiny.pretrain (minutes on a CPU)",
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

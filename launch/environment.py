@@ -1,0 +1,53 @@
+"""What the processes of a run find in their environment.
+
+Torchrun's variables for the learner, one fair share of the cores each, no accelerator where
+there is none, and the virtual environment's tools (ninja) on the path. What the user has set
+goes first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch.config import free_port
+
+
+def has_gpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether an NVIDIA GPU can be used here; asks the driver's device file, imports nothing."""
+    return Path("/dev/nvidiactl").exists() and environment.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def for_child(name: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of the child `name` (`actor` or `learner`)."""
+    threads = max(1, cores() // 2)
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONFAULTHANDLER": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if name == "learner":
+        own |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        if not has_gpu(environment):
+            own["DS_ACCELERATOR"] = "cpu"
+    tools = str(Path(sys.prefix) / "bin")
+    path = environment.get("PATH", os.defpath)
+    if tools not in path.split(os.pathsep):
+        path = tools + os.pathsep + path
+    return own | dict(environment) | {"PATH": path, "PYTHONUNBUFFERED": "1"}

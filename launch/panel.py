@@ -1,0 +1,202 @@
+"""How a run goes, for people: a live panel on a terminal, a line now and then elsewhere.
+
+Both are written to stderr, so that stdout holds the result alone. Both read only what the
+processes write for everybody: `metrics.jsonl` and the logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from launch.history import ADHERENCE, History, smooth
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def display(run_dir: Path, max_steps: int | None = None) -> LivePanel | PlainLines:
+    """The display that suits this process's stderr."""
+    console = Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LivePanel(run_dir, max_steps, console)
+    return PlainLines(run_dir, max_steps)
+
+
+class PlainLines:
+    """One line every `every` seconds, and one whenever a child begins or ends."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        max_steps: int | None = None,
+        out: TextIO | None = None,
+        every: float = 10.0,
+    ) -> None:
+        self._run_dir = run_dir
+        self._max_steps = max_steps
+        self._history = History(run_dir)
+        self._out = out or sys.stderr
+        self._every = every
+        self._next = 0.0
+        self._state: dict[str, str] = {}
+
+    def update(self, state: Mapping[str, str], seconds: float) -> None:
+        """Print what there is to say at this moment, if anything."""
+        changed = [f"{name} {how}" for name, how in state.items() if self._state.get(name) != how]
+        self._state = dict(state)
+        if not changed and seconds < self._next:
+            return
+        self._next = seconds + self._every
+        self._history.update()
+        facts = [*changed, *summaries(self._history, self._max_steps)]
+        if len(facts) == len(changed):  # no numbers yet: say what they are busy with
+            facts += [last_line(self._run_dir / "logs" / f"{name}.log", 70) for name in state]
+        print(f"{clock(seconds)}  " + " | ".join(filter(None, facts)), file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Nothing to take down."""
+
+
+class LivePanel:
+    """A panel that redraws itself in place, four times a second."""
+
+    def __init__(self, run_dir: Path, max_steps: int | None, console: Console) -> None:
+        self._run_dir = run_dir
+        self._max_steps = max_steps
+        self._history = History(run_dir)
+        self._next = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live.start()
+
+    def update(self, state: Mapping[str, str], seconds: float) -> None:
+        """Redraw, at most four times a second."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 0.25
+        self._history.update()
+        self._live.update(
+            draw(self._run_dir, self._history, state, seconds, self._max_steps), refresh=True
+        )
+
+    def close(self) -> None:
+        """Leave the last state on the screen and give the terminal back."""
+        self._live.stop()
+
+
+def draw(
+    run_dir: Path,
+    history: History,
+    state: Mapping[str, str],
+    seconds: float,
+    max_steps: int | None = None,
+) -> Panel:
+    """The panel at one moment."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(ratio=1)
+    facts = dict(zip(("actor", "learner"), summaries(history, max_steps), strict=True))
+    for name, how in state.items():
+        style = "green" if how in ("running", "exited with code 0") else "red"
+        said = facts.get(name, "").partition(": ")[2]
+        if not said:
+            said = last_line(run_dir / "logs" / f"{name}.log", 100)
+        line = Text(said or "starting", overflow="ellipsis", no_wrap=True)
+        table.add_row(Text(name, style=style), line if how == "running" else Text(how, style=style))
+    for title, process, name in (
+        ("adherence after edit", "actor", ADHERENCE),
+        ("loss", "learner", "loss"),
+    ):
+        curve = [value for _, _, value in history.curve(process, name)]
+        if curve:
+            soft = smooth(curve)
+            table.add_row(title, Text(f"{spark(soft)} {soft[-1]:.3f}", style="cyan"))
+    return Panel(
+        Group(table),
+        title=f"{run_dir.name}  {clock(seconds)}",
+        subtitle="Ctrl-C stops",
+        border_style="dim",
+    )
+
+
+def summaries(history: History, max_steps: int | None = None) -> list[str]:
+    """One line per process, `name: facts`; empty where a process has logged nothing yet."""
+    actor = _facts(
+        history,
+        "actor",
+        ("weights {:.0f}", "weight_version"),
+        ("{:.0f} trajectories", "trajectories"),
+        ("{:.0f} edits", "edits"),
+        ("{:.0f} tokens/s", "tokens_per_second"),
+        ("{:.0f} tokens reused", "reused_tokens"),
+        ("adherence after edit {:.2f}", ADHERENCE),
+    )
+    step = _last_step(history)
+    of = f"/{max_steps}" if max_steps else ""
+    learner = _facts(
+        history,
+        "learner",
+        ("loss {:.3f}", "loss"),
+        ("weights {:.0f}", "version"),
+        ("lag {:.0f}", "policy_lag_max"),
+        ("gap {:.1e}", "logprob_gap"),
+        ("stale {:.0f}", "dropped_stale"),
+    )
+    if step is not None:
+        learner = [f"step {step}{of}", *learner]
+    return [
+        f"{name}: {', '.join(facts)}" if facts else ""
+        for name, facts in (("actor", actor), ("learner", learner))
+    ]
+
+
+def _facts(history: History, process: str, *wanted: tuple[str, str]) -> list[str]:
+    out = []
+    for shape, name in wanted:
+        value = history.number(process, name)
+        if value is not None:
+            out.append(shape.format(value))
+    return out
+
+
+def _last_step(history: History) -> int | None:
+    curve = history.curve("learner", "loss")
+    return curve[-1][1] if curve else None
+
+
+def spark(values: Sequence[float], width: int = 40) -> str:
+    """The curve as `width` bars between its own lowest and highest value."""
+    if not values:
+        return ""
+    chosen = [values[i * len(values) // width] for i in range(width)]
+    chosen = list(values) if len(values) <= width else [*chosen[:-1], values[-1]]
+    low, high = min(chosen), max(chosen)
+    span = (high - low) or 1.0
+    return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in chosen)
+
+
+def clock(seconds: float) -> str:
+    """`1:05`, `1:02:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def last_line(log: Path, width: int) -> str:
+    """The last line of a log, cut to `width`; empty where there is none."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+        said = [line.rpartition("\r")[2].strip() for line in lines]
+        text = next((line for line in reversed(said) if line), "")
+        return text if len(text) <= width else text[: width - 1] + "…"
+    return ""

@@ -1,0 +1,131 @@
+"""One child process of a run, and everything that it starts.
+
+A child leads its own session, so Ctrl-C in the terminal reaches only the supervisor, and one
+signal reaches the child with all its workers. What a killed process cannot clean up itself (its
+shared memory) is remembered while it lives and removed after it. Linux: reads /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+SHM = Path("/dev/shm")
+
+
+class Child:
+    """A started process with a log file."""
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            self._process = _start(argv, env, out)
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code (negative: the signal that killed it), or None while it runs."""
+        return self._process.poll()
+
+    def last_words(self, lines: int = 12) -> str:
+        """The end of its log."""
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 32_768))
+            text = file.read().decode(errors="replace")
+            return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+        return ""
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        list(argv),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def describe_exit(code: int) -> str:
+    """`exited with code 3`, `was killed by SIGKILL`."""
+    if code >= 0:
+        return f"exited with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+def members(sessions: Iterable[int]) -> list[int]:
+    """Pids of the live processes (zombies left out) in these sessions."""
+    wanted = set(sessions)
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name in brackets may hold spaces: the fields of interest follow the last bracket.
+            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) in wanted and fields[0] not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def shared_memory(pids: Iterable[int]) -> set[Path]:
+    """Files under /dev/shm that these processes have mapped."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+            for line in maps:
+                if "/dev/shm/" in line and not line.rstrip().endswith("(deleted)"):
+                    found.add(Path(line[line.index("/dev/shm/") :].rstrip("\n")))
+    return found
+
+
+def stop(sessions: Iterable[int], patience: float, segments: Iterable[Path] = ()) -> bool:
+    """End every process of these sessions: SIGTERM, `patience` seconds, SIGKILL.
+
+    The leader is asked first, so that it can end its workers in its own order; workers that have
+    lost their leader are asked themselves. Removes the shared memory that they had mapped, and
+    `segments`. Returns whether all went without being killed. A zombie counts as gone.
+    """
+    sessions = set(sessions)
+    asked: set[int] = set()
+    doomed = set(segments)
+    deadline = time.monotonic() + patience
+    while (left := members(sessions)) and time.monotonic() < deadline:
+        doomed |= shared_memory(left)
+        for pid in left:
+            leader = _session(pid)
+            if pid not in asked and (pid == leader or leader not in left):
+                asked.add(pid)
+                _signal(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    gentle = not left
+    deadline = time.monotonic() + 2.0
+    while (left := members(sessions)) and time.monotonic() < deadline:
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    for path in doomed:
+        if path.parent == SHM:
+            path.unlink(missing_ok=True)
+    return gentle
+
+
+def _session(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return None
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

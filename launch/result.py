@@ -1,0 +1,63 @@
+"""`RUN/result.json`: what both processes wrote about themselves, in one object.
+
+Missing pieces (a run that was stopped, an evaluation that is off) leave their field out of the
+inputs and null in the result; nothing is made up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FROM_ACTOR = (
+    "weight_syncs",
+    "trajectories",
+    "edits",
+    "passes",
+    "generated_tokens",
+    "computed_tokens",
+    "reused_tokens",
+)
+FROM_LEARNER = ("learner_steps", "logprob_gap", "policy_lag_max", "dropped_stale", "loss")
+
+
+def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
+    """The result of a run. `status`: `finished`, `interrupted` or `failed`."""
+    actor = read_json(run_dir / "actor.json")
+    learner = read_json(run_dir / "learner.json")
+    before = read_json(run_dir / "evaluation" / "before.json")
+    after = read_json(run_dir / "evaluation" / "after.json")
+    audits = [one["audit_mismatches"] for one in (actor, learner) if "audit_mismatches" in one]
+    return {
+        "run_dir": str(run_dir),
+        "status": status,
+        **{name: learner.get(name) for name in FROM_LEARNER},
+        **{name: actor.get(name) for name in FROM_ACTOR},
+        # Both sides audit the same trajectories; the worse one counts.
+        "audit_mismatches": max(audits, default=None),
+        "adherence_after_edit_before": before.get("adherence_after_edit"),
+        "adherence_after_edit_after": after.get("adherence_after_edit"),
+        "passes_after_edit": after.get("passes_after_edit"),
+        "adherence_static_before": before.get("adherence_static"),
+        "adherence_static_after": after.get("adherence_static"),
+        "seconds": round(seconds, 1),
+    }
+
+
+def write(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write `result.json` whole or not at all."""
+    partial = run_dir / ".result.json"
+    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, run_dir / "result.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none yet."""
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(loaded, dict):
+            return loaded
+    return {}

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Everything CI checks: format, lint, types, layers, fast tests, then the tests that start vLLM.
+#
+#   bash launch/test.sh           all of it
+#   bash launch/test.sh --fast    without the tests that start vLLM
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+engine=yes
+case "${1:-}" in
+  "") ;;
+  --fast) engine=no ;;
+  *)
+    echo "test: unknown argument '$1'; write --fast or nothing" >&2
+    exit 2
+    ;;
+esac
+
+bash launch/setup.sh || exit 1
+export PATH="$PWD/.venv/bin:$PATH"
+failed=()
+summary=()
+
+step() { # step NAME COMMAND...: runs it, remembers whether it passed and how long it took
+  local name=$1 from=$SECONDS verdict=passed
+  shift
+  echo
+  echo "--- $name: $*"
+  "$@" || { verdict=FAILED && failed+=("$name"); }
+  summary+=("$(printf '%-8s %4d s  %s' "$verdict" $((SECONDS - from)) "$name")")
+}
+
+step format ruff format --check .
+step lint ruff check .
+step layers lint-imports
+step types mypy
+step "fast tests" python -m pytest -m "not engine and not slow"
+fast=$SECONDS
+[ "$engine" = yes ] && step "engine tests" python -m pytest -m "engine and not slow" --timeout 900
+
+echo
+printf '%s\n' "${summary[@]}"
+echo "without the engine ${fast} s, in all $SECONDS s"
+if [ "${#failed[@]}" -gt 0 ]; then
+  echo "test: failed: ${failed[*]}" >&2
+  exit 1
+fi

@@ -1,0 +1,1 @@
+"""The learner: trains on the stream of trajectories, and publishes weights."""

@@ -1,0 +1,99 @@
+"""What a learner process needs to know. Imports nothing heavy: it is read before torch is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from protocol.config import ProtocolConfig
+
+
+class LearnerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One learner process. `training` and `deepspeed` pass through to TRL and DeepSpeed."""
+
+    run_dir: str = "runs/learner"
+    """Folder for metrics, `learner.json`, checkpoints and the trained model."""
+    run_id: str = "run"
+    """Name of the run; messages of another run are not read."""
+    model: str = "tiny"
+    """`tiny`, a local folder, or a hub id."""
+    seed: int = 0
+    """Seed of everything that the learner draws."""
+    protocol: ProtocolConfig = msgspec.field(default_factory=ProtocolConfig)
+    """Where to listen, and how long to wait for an answer."""
+    training: dict[str, Any] = {}
+    """Arguments of `DynamicSFTConfig`, which are those of TRL's `SFTConfig` and the four that say
+    how trajectories become rows. `max_steps` ends the run. What is not written here has the
+    defaults in `learner.training`."""
+    deepspeed: dict[str, Any] | str = msgspec.field(
+        default_factory=lambda: {"zero_optimization": {"stage": 2}}
+    )
+    """A DeepSpeed configuration, or the path of one. An empty one trains without DeepSpeed."""
+    trajectories_per_step: int = 16
+    """Trajectories of one optimizer step. With gradient accumulation, each micro step takes its
+    share of them."""
+    objective: str = "reward"
+    """What a token counts: `reward` (the verifiers' score of its pass) or `sft` (1)."""
+    publish_every: int = 1
+    """Optimizer steps between two versions of the weights."""
+    max_policy_lag: int = 4
+    """A trajectory is dropped when the weights that sampled its oldest token are more than this
+    many versions behind the newest published ones."""
+    weight_dtype: str = "float32"
+    """What weights are published as: the engine's dtype (`float32`, `bfloat16`, `float16`)."""
+    canary_texts: int = 2
+    """Fixed texts whose log-probabilities the actor must reproduce before it serves weights."""
+    canary_tokens: int = 24
+    """Tokens of each of them."""
+    canary_tolerance: float = 1e-3
+    """Largest mean absolute difference over one of them. Half-precision engines need more."""
+    logprob_gap_threshold: float = 1e-3
+    """The run fails when the mean absolute difference between the actor's log-probabilities and
+    the learner's, at equal weights, is above this. Half-precision engines need more."""
+    logprob_gap_trajectories: int = 2
+    """Trajectories compared per weight version; 0 turns the comparison off."""
+    audit_mismatch_threshold: int = 0
+    """The run fails when more trajectories than this contradict what the engine reported."""
+    threads: int = 0
+    """CPU threads of the training step; 0 takes half of the cores."""
+    batch_deadline: float = 300.0
+    """Seconds to wait for the trajectories of one step before the run fails."""
+    publish_deadline: float = 30.0
+    """Seconds to wait for a free weight buffer before the final weights are given up."""
+    finish_deadline: float = 600.0
+    """Seconds to wait, after the last step, for the actor to say good-bye. It evaluates first."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "trajectories_per_step",
+            "publish_every",
+            "canary_texts",
+            "batch_deadline",
+            "publish_deadline",
+            "finish_deadline",
+            "logprob_gap_threshold",
+            "canary_tolerance",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"learner.{name} must be above 0, got {getattr(self, name)}")
+        for name in (
+            "max_policy_lag",
+            "threads",
+            "logprob_gap_trajectories",
+            "audit_mismatch_threshold",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
+        if self.canary_tokens < 2:
+            raise ValueError(
+                f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "
+                "token of a text has no log-probability"
+            )
+        if self.objective not in ("reward", "sft"):
+            raise ValueError(f"learner.objective must be reward or sft, got {self.objective!r}")
+        if self.weight_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                "learner.weight_dtype must be float32, bfloat16 or float16, "
+                f"got {self.weight_dtype!r}"
+            )

@@ -1,0 +1,105 @@
+"""New weights out to the actors: numbered, hashed, with a canary, and never over what is read.
+
+Versions count up from 0, and a number is used once: the canary, the shadow copy and the bytes in
+the ring all belong to the same tensors. Publishing does not wait for an actor that is slow; the
+next step tries again, and only the last version insists.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import torch
+
+from learner.canary import Texts, canary
+from learner.shadow import Shadow
+from protocol.messages import Canary, WeightManifest
+from protocol.weights import NoFreeSlot, Tensor, aligned, as_tensor
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Ring(Protocol):
+    """What the publisher needs of a weight transport."""
+
+    def wait_free(self, timeout: float) -> None:
+        """Wait for a free buffer. Raises `NoFreeSlot`."""
+
+    def publish(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        canary: Canary,
+        readers: Iterable[str] = (),
+    ) -> WeightManifest:
+        """Write a set and describe it. Raises `NoFreeSlot`."""
+
+
+class Publisher:
+    """Publishes what `gather` returns. One thread calls it."""
+
+    def __init__(
+        self,
+        *,
+        ring: Ring,
+        shadow: Shadow,
+        texts: Texts,
+        tolerance: float,
+        gather: Callable[[], Weights],
+        readers: Callable[[], Iterable[str]],
+        announce: Callable[[WeightManifest], None],
+        published: Callable[[int, Weights], None],
+    ) -> None:
+        self._ring = ring
+        self._shadow = shadow
+        self._texts = texts
+        self._tolerance = tolerance
+        self._gather = gather
+        self._readers = readers
+        self._announce = announce
+        self._published = published
+        self.version = -1
+        """The newest published version; -1: none yet."""
+        self.postponed = 0
+        """How often every buffer was still being read."""
+        self.seconds = 0.0
+        """Time spent publishing."""
+
+    def publish(self, wait: float = 0.0) -> bool:
+        """Publish the weights as they are. False: no buffer became free within `wait` seconds."""
+        began = time.perf_counter()
+        try:
+            self._ring.wait_free(wait)
+            weights = self._gather()
+            self._shadow.load(weights)
+            manifest = self._ring.publish(
+                self.version + 1,
+                ((name, to_bytes(tensor)) for name, tensor in weights.items()),
+                canary(self._shadow, self._texts, self._tolerance),
+                self._readers(),
+            )
+        except NoFreeSlot:
+            self.postponed += 1
+            return False
+        finally:
+            self.seconds += time.perf_counter() - began
+        self.version = manifest.version
+        # The bookkeeping comes first: an actor may answer before the next line is reached.
+        self._published(self.version, weights)
+        self._announce(manifest)
+        return True
+
+
+def to_bytes(tensor: torch.Tensor) -> Tensor:
+    """A CPU tensor as the bytes that travel; nothing is copied."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return as_tensor(DTYPES[tensor.dtype], tuple(tensor.shape), data)
+
+
+def ring_bytes(weights: Weights) -> int:
+    """Room that one set of these weights needs in a ring."""
+    return sum(aligned(one.numel() * one.element_size()) for one in weights.values())

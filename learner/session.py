@@ -1,0 +1,288 @@
+"""One run of the learner: everything that it is made of, from the model to the good-bye.
+
+Order matters: the socket is bound first, so that a busy port is known before a model is loaded
+(an actor that is early waits, and is told of version 0 when it is there); and the ring is kept
+until the last actor has gone, because it may still be reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, set_seed
+
+from dynatok_online.metrics import Metrics
+from dynatok_online.trainer import DynamicSFTTrainer
+from dynatok_online.trajectory import Trajectory
+from learner.callbacks import PublishCallback, StepLog
+from learner.canary import canary_texts
+from learner.config import LearnerConfig
+from learner.gap import GapProbe
+from learner.gather import gather_weights
+from learner.inbox import Inbox
+from learner.publisher import Publisher, Weights, ring_bytes
+from learner.shadow import Shadow
+from learner.stream import Batches, LearnerFailed, Stream
+from learner.training import training_arguments
+from protocol.learner_channel import LearnerChannel
+from protocol.messages import Finish, WeightManifest, WeightsReady
+from protocol.shm import ShmSender
+
+_SUMMARY_SECONDS = 5.0
+
+
+class OnlineTrainer(DynamicSFTTrainer):
+    """Takes its batches from the stream as they are: nothing is prefetched or dealt out."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """accelerate's loader would read one batch ahead: an older policy, and one too many."""
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+        )
+
+
+class Session:
+    """Built ready to train. `train` runs it, `stop` ends it early, `close` gives all back."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) != 1:
+            raise ValueError(
+                "the online learner runs as one process for now; start it with WORLD_SIZE=1"
+            )
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2))
+        set_seed(config.seed)
+        self.config = config
+        self._run_dir = Path(config.run_dir)
+        self._closed = threading.Lock()
+        self._opened: list[Any] = []
+        self._summary_at = 0.0
+        self._last: dict[str, float] = {}
+        self._steps = 0
+        self._finished = False
+        try:
+            self._build(config)
+        except BaseException:
+            self._close_opened()
+            raise
+
+    def _build(self, config: LearnerConfig) -> None:
+        arguments = training_arguments(config)
+        model = _model_path(config.model)
+        self.metrics = Metrics(self._run_dir, "learner")
+        self._opened.append(self.metrics)
+        self.channel = LearnerChannel(config.protocol, config.run_id)
+        self.channel.start()
+        self._opened.append(self.channel)
+        self.stream = Stream(config.max_policy_lag)
+        self.batches = Batches(
+            self.stream, config.trajectories_per_step, config.batch_deadline, self._on_batch
+        )
+        self.trainer = OnlineTrainer(model, arguments, self.batches)
+        self.trainer.remove_callback(PrinterCallback)
+        base = self.trainer.model
+        shadow = Shadow(base.config)
+        self.probe = GapProbe(
+            shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
+        )
+        dtype = getattr(torch, config.weight_dtype)
+
+        def gather() -> Weights:
+            return gather_weights(base, dtype)
+
+        ring = ShmSender(config.run_id, ring_bytes(gather()))
+        self._opened.append(ring)
+        self.inbox = Inbox(self.channel, self.stream, ring, config.audit_mismatch_threshold)
+        self._opened.append(self.inbox)
+        self.publisher = Publisher(
+            ring=ring,
+            shadow=shadow,
+            texts=canary_texts(
+                base.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
+            ),
+            tolerance=config.canary_tolerance,
+            gather=gather,
+            readers=lambda: [peer.actor for peer in self.channel.peers()],
+            announce=self._announce,
+            published=self._published,
+        )
+        self.trainer.add_callback(
+            PublishCallback(
+                self.publisher, self.stream, config.publish_every, config.publish_deadline
+            )
+        )
+        self.trainer.add_callback(StepLog(self._stages, self._write_step))
+        self.inbox.start()
+        self.publisher.publish()
+        _say(f"listening on {self.channel.endpoint}, weights version 0 ready")
+
+    # ---- the run ----
+
+    def train(self) -> None:
+        """Train to the end, save the model, and see the actors off.
+
+        Raises LearnerFailed with the reason where the run cannot go on.
+        """
+        self.trainer.train()
+        self._raise_failure()
+        if self.stream.stopped is not None:
+            _say(f"stopped by {self.stream.stopped} after {self._steps} steps")
+            return
+        self._finished = True
+        self.inbox.finish()
+        self.channel.announce(Finish(self.publisher.version))
+        _say(f"training is over after {self._steps} steps; saving, and waiting for the actors")
+        self.trainer.save_model(str(self._run_dir / "model"))
+        self._write_summary()
+        self._see_off()
+
+    def stop(self, reason: str) -> None:
+        """End the run after the step that is under way. Safe in a signal handler."""
+        self.stream.stop(reason)
+
+    def close(self, failure: str = "") -> None:
+        """Write the summary and give everything back. May be called twice, from any thread."""
+        if not self._closed.acquire(blocking=False):
+            return
+        with contextlib.suppress(OSError):
+            self._write_summary(failure)
+        self._close_opened()
+        if torch.distributed.is_initialized():
+            with contextlib.suppress(Exception):
+                torch.distributed.destroy_process_group()
+
+    def _close_opened(self) -> None:
+        for one in reversed(self._opened):
+            one.close()
+        self._opened.clear()
+
+    def _see_off(self) -> None:
+        """Wait until every actor is gone: they still read the ring, and evaluate."""
+        end = time.monotonic() + self.config.finish_deadline
+        while not self.inbox.gone.wait(0.2):
+            if self.stream.stopped is not None:
+                return
+            if time.monotonic() > end:
+                raise LearnerFailed(
+                    f"no good-bye from the actors within {self.config.finish_deadline:g} s of the "
+                    "last step; see their logs, or raise learner.finish_deadline"
+                )
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self.stream.failure is not None:
+            raise LearnerFailed(self.stream.failure)
+
+    # ---- what the parts call ----
+
+    def _announce(self, manifest: WeightManifest) -> None:
+        self.channel.announce(WeightsReady(manifest))
+
+    def _published(self, version: int, weights: Weights) -> None:
+        self.probe.published(version, weights)
+        self.stream.advance(version)
+
+    def _on_batch(self, batch: list[Trajectory]) -> None:
+        for gap in self.probe.observe(batch):
+            self.metrics.log(
+                gap.version,
+                logprob_gap=gap.mean,
+                logprob_gap_largest=gap.largest,
+                logprob_gap_tokens=gap.tokens,
+            )
+            if not gap.mean <= self.config.logprob_gap_threshold:
+                raise LearnerFailed(
+                    f"logprob_gap of weights {gap.version} is {gap.mean:.3g} over {gap.tokens} "
+                    f"tokens, above learner.logprob_gap_threshold "
+                    f"({self.config.logprob_gap_threshold:g}): actor and learner do not compute "
+                    "the same thing"
+                )
+
+    def _stages(self) -> dict[str, float]:
+        timings = self.trainer.timings
+        return {
+            "wait_for_batch": self.batches.waited,
+            "plan": timings["plan"],
+            "forward_backward": timings["forward_backward"],
+            "publish": self.publisher.seconds,
+        }
+
+    def _write_step(self, step: int, numbers: dict[str, float]) -> None:
+        self._steps, self._last = step, numbers
+        counts = self.stream.counts()
+        applied = [one.version for one in self.inbox.applied.values()]
+        self.metrics.log(
+            step,
+            **numbers,
+            **counts,
+            version=self.publisher.version,
+            actor_version=min(applied, default=-1),
+            audit_mismatches=self.inbox.audit_mismatches,
+            publish_postponed=self.publisher.postponed,
+        )
+        _say(
+            f"step {step}: loss {numbers['loss']:.4f}, weights {self.publisher.version} "
+            f"(actor {min(applied, default=-1)}), {counts['waiting']} waiting, "
+            f"{counts['dropped_stale']} stale; {numbers['seconds_step']:.2f} s, of which waited "
+            f"{numbers['seconds_wait_for_batch']:.2f}"
+        )
+        if time.monotonic() - self._summary_at > _SUMMARY_SECONDS:
+            self._write_summary()
+
+    # ---- the summary ----
+
+    def summary(self, failure: str = "") -> dict[str, Any]:
+        """What goes into `learner.json`."""
+        counts = self.stream.counts()
+        worst = self.probe.worst
+        return {
+            "learner_steps": self._steps,
+            "weight_syncs": self.inbox.weight_syncs,
+            "weights_published": self.publisher.version,
+            "weights_rejected": self.inbox.weights_rejected,
+            "publish_postponed": self.publisher.postponed,
+            "trajectories": counts["taken"],
+            "received": counts["received"] + sum(self.inbox.rejected.values()),
+            "audit_mismatches": self.inbox.audit_mismatches,
+            "logprob_gap": None if worst is None else worst.mean,
+            "logprob_gap_version": None if worst is None else worst.version,
+            "logprob_gap_compared": self.probe.compared,
+            "logprob_gap_missed": self.probe.missed,
+            "policy_lag_max": counts["policy_lag_max"],
+            "dropped_stale": counts["dropped_stale"],
+            "rejected": dict(self.inbox.rejected),
+            "refused_messages": dict(self.channel.refusals.counts),
+            "loss": self._last.get("loss"),
+            "finished": self._finished,
+            "failure": failure or None,
+        }
+
+    def _write_summary(self, failure: str = "") -> None:
+        self._summary_at = time.monotonic()
+        target = self._run_dir / "learner.json"
+        temporary = target.with_suffix(".json.new")
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self.summary(failure))))
+        temporary.replace(target)
+
+
+def _model_path(name: str) -> str:
+    if name != "tiny":
+        return name
+    from dynatok_online.tiny import model_path
+
+    return str(model_path())
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

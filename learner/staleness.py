@@ -1,0 +1,81 @@
+"""Which trajectories may still be trained on: a pure state machine, without clocks or threads.
+
+Let `version` be the newest published weights and `oldest` the version that sampled a
+trajectory's oldest token. The trajectory may be trained on while
+
+    version - oldest <= max_policy_lag
+
+and each one that is offered ends in exactly one place: taken once, dropped with a cause, or
+still waiting. `offered == taken + sum(dropped.values()) + len(buffer)` always holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+ARRIVED_STALE = "arrived_stale"
+"""Cause of a drop: too old when it came. The actor's trajectories are too long, or it is slow."""
+
+WAITED_STALE = "waited_stale"
+"""Cause of a drop: new enough when it came, but too old when weights were published. The
+learner is too slow for what the actor sends."""
+
+
+class StalenessBuffer(Generic[T]):
+    """First in, first out, with a bound on age counted in weight versions."""
+
+    def __init__(self, max_policy_lag: int) -> None:
+        if max_policy_lag < 0:
+            raise ValueError(f"max_policy_lag must be at least 0, got {max_policy_lag}")
+        self.max_policy_lag = max_policy_lag
+        self.version = 0
+        """Newest published weights."""
+        self.offered = 0
+        self.taken = 0
+        self.policy_lag_max = 0
+        """Largest lag of a trajectory that was taken."""
+        self.dropped: Counter[str] = Counter()
+        """How many were dropped, by cause."""
+        self._waiting: deque[tuple[int, T]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def offer(self, item: T, oldest: int) -> bool:
+        """Let `item` wait, whose oldest token was sampled by version `oldest`; False: dropped."""
+        self.offered += 1
+        if self.version - oldest > self.max_policy_lag:
+            self.dropped[ARRIVED_STALE] += 1
+            return False
+        self._waiting.append((oldest, item))
+        return True
+
+    def advance(self, version: int) -> list[T]:
+        """Weights of `version` were published. Returns what had to be dropped for it."""
+        if version < self.version:
+            raise ValueError(f"weight versions only grow, but {version} follows {self.version}")
+        self.version = version
+        stale = [item for oldest, item in self._waiting if version - oldest > self.max_policy_lag]
+        if stale:
+            self.dropped[WAITED_STALE] += len(stale)
+            self._waiting = deque(
+                (oldest, item)
+                for oldest, item in self._waiting
+                if version - oldest <= self.max_policy_lag
+            )
+        return stale
+
+    def take(self, count: int) -> list[T] | None:
+        """The `count` that wait longest, or None while there are fewer."""
+        if len(self._waiting) < count:
+            return None
+        out = []
+        for _ in range(count):
+            oldest, item = self._waiting.popleft()
+            self.policy_lag_max = max(self.policy_lag_max, self.version - oldest)
+            out.append(item)
+        self.taken += count
+        return out

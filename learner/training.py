@@ -1,0 +1,103 @@
+"""From the learner's config to the arguments of its trainer.
+
+`training` and `deepspeed` pass through under the names that TRL and DeepSpeed gave them; only
+what is not written gets a default that suits training from a stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynatok_online.trainer import DynamicSFTConfig
+    from learner.config import LearnerConfig
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+"""Under the user's own `training` arguments: the rate stays, every step is logged to
+`metrics.jsonl`, and activations are kept."""
+
+_SET_ELSEWHERE = {
+    "deepspeed": "learner.deepspeed",
+    "objective": "learner.objective",
+    "seed": "the run's seed",
+    "per_device_train_batch_size": "learner.trajectories_per_step",
+    "output_dir": "learner.run_dir",
+}
+
+
+def training_arguments(config: LearnerConfig, world_size: int = 1) -> DynamicSFTConfig:
+    """The trainer's arguments. Raises ValueError for an unknown or contradicting one."""
+    from dynatok_online.trainer import DynamicSFTConfig
+
+    given = dict(config.training)
+    known = [field.name for field in dataclasses.fields(DynamicSFTConfig) if field.init]
+    for name in given:
+        if name in _SET_ELSEWHERE:
+            raise ValueError(f"learner.training.{name} is set by {_SET_ELSEWHERE[name]} instead")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise ValueError(
+                f"learner.training.{name} is not an argument of SFTConfig; did you mean {nearest}?"
+            )
+    if not isinstance(given.get("max_steps"), int) or given["max_steps"] < 1:
+        raise ValueError(
+            "learner.training.max_steps must be at least 1: a stream has no end of its own, got "
+            f"{given.get('max_steps')!r}"
+        )
+    shares = given.get("gradient_accumulation_steps", 1) * world_size
+    if config.trajectories_per_step % shares:
+        raise ValueError(
+            f"learner.trajectories_per_step ({config.trajectories_per_step}) must be divisible by "
+            f"gradient_accumulation_steps times the number of ranks ({shares})"
+        )
+    return DynamicSFTConfig(
+        **{
+            **DEFAULTS,
+            **given,
+            "output_dir": str(Path(config.run_dir) / "checkpoints"),
+            "seed": config.seed,
+            "objective": config.objective,
+            "per_device_train_batch_size": config.trajectories_per_step // shares,
+            "deepspeed": deepspeed_arguments(config.deepspeed),
+        }
+    )
+
+
+def deepspeed_arguments(given: dict[str, Any] | str) -> dict[str, Any] | None:
+    """DeepSpeed's configuration with its batch sizes left to the trainer; None for an empty one.
+
+    Raises ValueError for a file that is missing or not JSON.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(Path(given).read_text())
+        except OSError as error:
+            raise ValueError(f"learner.deepspeed: cannot read {error.filename}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"learner.deepspeed: not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise ValueError("learner.deepspeed: the file must hold one JSON object")
+    if not given:
+        return None
+    automatic = dict.fromkeys(
+        (
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+        ),
+        "auto",
+    )
+    return {**automatic, **given}

@@ -1,0 +1,1 @@
+"""The contract between actor and learner: messages, codec, channels, weight manifest."""

@@ -1,0 +1,170 @@
+"""Every message that crosses a process boundary.
+
+Structs grow only at the end, with defaults. Each message is tagged with its name, so one typed
+union decodes all of them, and nothing else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dynatok_online.trajectory import Trajectory
+
+
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a weight payload: where its bytes lie and what they must hash to."""
+
+    name: str
+    dtype: str
+    """safetensors dtype name: `F32`, `BF16`, `F16`, ..."""
+    shape: tuple[int, ...]
+    offset: int
+    """Byte offset in the payload."""
+    nbytes: int
+    xxh3: int
+    """64-bit xxh3 of the tensor's bytes."""
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """Fixed texts and the log-probabilities that the right weights give them."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    """Per text: log p(token i | tokens before it) for i = 1 .. n-1."""
+    tolerance: float
+    """Largest mean absolute difference over one text that still counts as equal."""
+
+
+class WeightManifest(msgspec.Struct, frozen=True):
+    """A complete set of weights, ready to be fetched."""
+
+    version: int
+    transport: str
+    """`shm` (more later)."""
+    slot: int
+    """Index of the buffer in the transport's ring."""
+    nbytes: int
+    tensors: tuple[TensorSpec, ...]
+    canary: Canary
+
+
+# actor -> learner
+
+
+class Stream(msgspec.Struct, frozen=True, array_like=True):
+    """Trajectories numbered in one epoch of an actor: `first` is the oldest not acknowledged."""
+
+    epoch: int
+    first: int
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of an actor process: it can generate, and asks for credits and weights."""
+
+    model: str
+    block_size: int
+    pid: int
+    streams: tuple[Stream, ...] = ()
+    """What its outbox still holds, so that nothing older is waited for. Filled by the channel."""
+    serving: int = -1
+    """Weight version that it samples with (-1: none yet). Filled by the channel on a reconnect."""
+
+
+class TrajectoryMessage(msgspec.Struct, frozen=True, tag="trajectory", eq=False):
+    """A finished trajectory. Its sequence number stands in the envelope."""
+
+    trajectory: Trajectory
+
+
+class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
+    """Stands in the place of a trajectory that the actor's disk lost; counted, never silent."""
+
+    reason: str
+
+
+class WeightsApplied(msgspec.Struct, frozen=True, tag="weights_applied"):
+    """The actor now samples with `version`, and the canary agreed."""
+
+    version: int
+    pause_seconds: float
+    fetch_seconds: float
+    canary_gap: float
+    restarted_passes: int
+
+
+class WeightsRejected(msgspec.Struct, frozen=True, tag="weights_rejected"):
+    """`version` was not put into service; the actor goes on with `serving`."""
+
+    version: int
+    serving: int
+    reason: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """The actor is alive. Sent by its channel and answered with `Acknowledge`."""
+
+    seen: int = 0
+    """Number of the last announcement (`WeightsReady`, `Finish`) that arrived; later ones are
+    announced again."""
+    serving: int = -1
+    """Weight version that it samples with (-1: none yet)."""
+
+
+class Bye(msgspec.Struct, frozen=True, tag="bye"):
+    """The actor leaves and will send nothing more."""
+
+    reason: str
+
+
+# learner -> actor
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """Answer to Hello (given by the channel): credits, and what is already held."""
+
+    credits: int
+    """Trajectories that may be under way (sent or being generated) without being held."""
+    acknowledged: int
+    """Highest sequence number of this actor and epoch that the learner already holds (0: none)."""
+
+
+class Acknowledge(msgspec.Struct, frozen=True, tag="ack"):
+    """Everything of `epoch` up to `sequence` is held by the learner.
+
+    `credits` is absolute, so a lost or repeated acknowledgement does no harm: that many
+    trajectories may be under way (sent or being generated) without being held.
+    """
+
+    sequence: int
+    credits: int
+    epoch: int = 0
+    resend: bool = False
+    """The one after `sequence` is missing: send everything after it again."""
+
+
+class WeightsReady(msgspec.Struct, frozen=True, tag="weights_ready"):
+    """New weights can be fetched."""
+
+    manifest: WeightManifest
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """Training is over: start nothing new; `version` is the last one published."""
+
+    version: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The learner will not talk to this actor process."""
+
+    reason: str
+
+
+class Introduce(msgspec.Struct, frozen=True, tag="introduce"):
+    """The learner does not know this peer (it was started again): send `Hello`."""
+
+
+ActorMessage = (
+    Hello | TrajectoryMessage | WeightsApplied | WeightsRejected | Bye | Heartbeat | Skipped
+)
+LearnerMessage = Welcome | Acknowledge | WeightsReady | Finish | Refused | Introduce

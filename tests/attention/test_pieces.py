@@ -1,0 +1,80 @@
+"""Pieces cover the definition of the mask, each pair once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dynatok_online.attention.layout import Layout
+from dynatok_online.attention.pieces import cut_pieces
+from dynatok_online.plan import plan_rows
+from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory
+from tests.simulate import World, simulate
+
+
+def covered(layout: Layout, window: int | None) -> np.ndarray:
+    count = np.zeros((layout.tokens, layout.tokens), int)
+    for piece in cut_pieces(layout, window):
+        block = np.ones((piece.q1 - piece.q0, piece.k1 - piece.k0), int)
+        if piece.causal:
+            block = np.tril(block)
+        if piece.window is not None:
+            ahead = (
+                layout.positions[piece.q0 : piece.q1, None]
+                - layout.positions[None, piece.k0 : piece.k1]
+            )
+            block *= ahead < piece.window
+            assert block.any(1).all(), "a query without keys has no softmax"
+        count[piece.q0 : piece.q1, piece.k0 : piece.k1] += block
+    return count
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 30, 100])
+@pytest.mark.parametrize("policy", ["exact", "sticky"])
+def test_every_pair_once(policy: str, window: int | None) -> None:
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        world = World(text=(1, 80), sampled=(0, 60)) if seed % 2 else World()
+        many = [simulate(rng, policy, world=world, late=policy == "exact") for _ in range(2)]
+        for row in plan_rows(many):
+            layout = Layout.of(row)
+            assert (covered(layout, window) == layout.mask(window)).all()
+
+
+def test_few_pieces_for_an_edited_response() -> None:
+    """K states: exact has one rectangle, however many branches; sticky one more per state."""
+    states, slot, segment = 6, 4, 10
+
+    def edited(policy: str) -> Layout:
+        passes = []
+        for k in range(states):
+            reuse = [Reuse(0, 0, 8)] if k else []
+            if policy == "sticky" and k:
+                reuse += [Reuse(0, 8 + slot, 8 + slot + segment - 1)]
+                reuse += [
+                    Reuse(i, 8 + slot + i * segment - 1, 8 + slot + (i + 1) * segment - 1)
+                    for i in range(1, k)
+                ]
+            passes.append(
+                Pass(layout=(0, k + 1, RESPONSE), states={}, start=k * segment,
+                     stop=(k + 1) * segment, num_cached_tokens=0, reuse=tuple(reuse))
+            )
+        pieces = (np.arange(8), *(np.full(slot, 50 + k) for k in range(states)))
+        (row,) = plan_rows(
+            [
+                Trajectory(
+                    trajectory_id=policy,
+                    pieces=tuple(piece.astype(np.int32) for piece in pieces),
+                    response=np.arange(100, 100 + states * segment, dtype=np.int32),
+                    logprobs=np.zeros(states * segment, np.float32),
+                    passes=tuple(passes),
+                    policy=policy,
+                )
+            ]
+        )
+        return Layout.of(row)
+
+    exact = cut_pieces(edited("exact"), None)
+    assert sum(not piece.causal for piece in exact) == 1
+    sticky = cut_pieces(edited("sticky"), None)
+    assert sum(not piece.causal for piece in sticky) <= states + 2

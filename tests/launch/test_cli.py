@@ -1,0 +1,133 @@
+"""The command line: quick, light, and exact about what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launch
+from launch import cli
+
+ROOT = Path(launch.__file__).parent.parent
+TINY = str(ROOT / "launch" / "configs" / "tiny.yaml")
+HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib")
+
+
+def verbs():
+    return [[], ["launch"], ["actor"], ["learner"], ["doctor"]] + (
+        [["bench"]] if any((ROOT / "benchmarks").glob("[a-z]*.py")) else []
+    )
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=lambda verb: verb[0] if verb else "dynatok")
+def test_help_is_quick_light_and_has_an_example(verb):
+    code = (
+        "import sys\n"
+        "from launch import cli\n"
+        "try:\n"
+        f"    cli.main({[*verb, '--help']!r})\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "example:\n  dynatok " in done.stdout
+    # A second on a quiet machine; here, tests of others may run beside.
+    assert time.perf_counter() - started < 3
+
+
+def test_reading_a_configuration_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from launch import cli, doctor, picture, supervisor\n"
+        f"cli.main(['launch', {TINY!r}, '--fields'])\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def run(capsys, *arguments):
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("actor: {sesions: 3}", [], "did you mean 'actor.sessions'?"),
+        ("actor: {sessions: -3}", [], "actor.sessions is -3"),
+        ("", ["--actor.sesions", "3"], "did you mean 'actor.sessions'?"),
+        ("", ["--seed", "-3"], "seed is -3"),
+        ("", ["--seed", "x"], "seed must be int, got str ('x')"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(tmp_path, capsys, text, flags, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    code, out, err = run(capsys, "launch", str(path), *flags)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("dynatok: ")
+    assert err.count("\n") == 1
+
+
+def test_a_missing_file_is_one_line_and_exit_2(capsys):
+    for verb in ("launch", "actor", "learner"):
+        code, _, err = run(capsys, verb, "nowhere/run.yaml")
+        assert code == 2
+        assert err == "dynatok: nowhere/run.yaml: no such file\n"
+
+
+def test_a_busy_port_is_one_line_exit_2_and_leaves_no_folder(tmp_path, capsys):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as busy:
+        endpoint = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
+        code, _, err = run(
+            capsys, "launch", TINY, "--dir", str(tmp_path), "--protocol.endpoint", endpoint
+        )
+    assert code == 2
+    assert f"protocol.endpoint: {endpoint} cannot be used" in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_before_the_file_are_explained(capsys):
+    code, _, err = run(capsys, "launch", "--seed", "7", TINY)
+    assert code == 2
+    assert "write the file first" in err
+
+
+def test_dry_run_writes_the_folder_and_stops(tmp_path, capsys):
+    code, out, err = run(capsys, "launch", TINY, "--dir", str(tmp_path), "--dry-run", "--seed", "7")
+    assert code == 0, err
+    run_dir = Path(json.loads(out.splitlines()[-1])["run_dir"])
+    assert sorted(one.name for one in run_dir.iterdir()) == [
+        "actor.yaml",
+        "config.yaml",
+        "learner.yaml",
+    ]
+    assert "seed: 7" in (run_dir / "actor.yaml").read_text()
+    assert "seed: 7" in (run_dir / "learner.yaml").read_text()
+
+
+def test_fields_lists_flags(capsys):
+    code, out, _ = run(capsys, "launch", TINY, "--fields")
+    assert code == 0
+    assert "--actor.sessions 32" in out.splitlines()
+
+
+def test_doctor_takes_no_flags(capsys):
+    code, _, err = run(capsys, "doctor", "--sed", "3")
+    assert code == 2
+    assert "doctor takes no '--sed'" in err

@@ -1,0 +1,147 @@
+"""A run's configuration: shipped files parse, both processes agree, resolved files load again."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actor.config import ActorConfig
+from launch import config as launch_config
+from launch.config import (
+    RunConfig,
+    list_fields,
+    load_process,
+    load_run,
+    new_run_dir,
+    resolve,
+    usable_endpoint,
+    write_configs,
+)
+from launch.decode import ConfigError, all_fields, decode, parse_flags
+from learner.config import LearnerConfig
+
+SHIPPED = sorted((Path(launch_config.__file__).parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_parse(path):
+    load_run(path)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_go_over_the_file_and_keep_the_rest_of_it(tmp_path):
+    path = write(tmp_path, "seed: 1\nlearner: {training: {max_steps: 5, learning_rate: 1e-3}}\n")
+    config = load_run(path, ["--seed", "7", "--learner.training.learning-rate", "1e-4"])
+    assert config.seed == 7
+    assert config.learner.training == {"max_steps": 5, "learning_rate": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("actor: {sesions: 3}", "unknown key 'actor.sesions'; did you mean 'actor.sessions'?"),
+        ("actor: {sessions: -3}", "actor.sessions is -3"),
+        ("seed: -3", "seed is -3; write 0 or more"),
+        ("time_limit: -1", "time_limit is -1.0; write 0 (none) or more"),
+        ("name: a/b", "name is 'a/b'"),
+        ("actor: {seed: 3}", "'actor.seed' is filled in for each run; write 'seed' instead"),
+        (
+            "learner: {protocol: {credits: 3}}",
+            "'learner.protocol' is filled in for each run; write 'protocol' instead",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError) as caught:
+        load_run(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _counts() -> list[str]:
+    """Full paths of the numbers that are set in a section, other than what the run fills in."""
+    out = []
+    for path, hint in all_fields(RunConfig):
+        section, *rest = path.split(".")
+        filled = section in ("actor", "learner") and rest[0] in launch_config.FILLED
+        if hint in (int, float) and not filled and not path.endswith(".seed"):
+            out.append(path)
+    return out
+
+
+@pytest.mark.parametrize("path", _counts())
+def test_no_number_may_be_negative(path):
+    with pytest.raises(ConfigError, match="-1"):
+        decode(parse_flags([f"--{path}", "-1"], RunConfig), RunConfig, "flag")
+
+
+def test_both_processes_are_told_the_same(tmp_path):
+    config = msgspec.structs.replace(RunConfig(), seed=3, model="some/model")
+    actor, learner = resolve(config, tmp_path / "run-1")
+    assert actor.run_id == learner.run_id == "run-1"
+    assert actor.run_dir == learner.run_dir == str(tmp_path / "run-1")
+    assert (actor.seed, actor.model) == (learner.seed, learner.model) == (3, "some/model")
+    assert actor.protocol == learner.protocol
+    assert not learner.protocol.endpoint.endswith(":0")
+
+
+def test_a_folder_is_a_model_wherever_the_process_starts(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    actor, _ = resolve(msgspec.structs.replace(RunConfig(), model="mine"), tmp_path)
+    assert actor.model == str(tmp_path / "mine")
+
+
+def test_resolved_files_load_again(tmp_path):
+    config = msgspec.structs.replace(RunConfig(), seed=3)
+    actor, learner = resolve(config, tmp_path)
+    write_configs(tmp_path, config, actor, learner)
+    assert load_process(tmp_path / "actor.yaml", ActorConfig) == actor
+    assert load_process(tmp_path / "learner.yaml", LearnerConfig) == learner
+    again = load_run(tmp_path / "config.yaml")
+    assert resolve(again, tmp_path)[0].sessions == actor.sessions
+    assert again.seed == 3
+    assert load_process(tmp_path / "learner.yaml", LearnerConfig, ["--seed", "9"]).seed == 9
+
+
+def test_run_folders_do_not_collide(tmp_path):
+    config = msgspec.structs.replace(RunConfig(), dir=str(tmp_path / "runs"), name="x")
+    made = {new_run_dir(config) for _ in range(3)}
+    assert len(made) == 3
+    assert all(one.is_dir() and one.name.startswith("x-") for one in made)
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    config = msgspec.structs.replace(RunConfig(), dir=str(tmp_path / "runs"))
+    with pytest.raises(ConfigError, match="dir: "):
+        new_run_dir(config)
+
+
+def test_a_busy_port_is_said():
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as busy:
+        endpoint = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"{endpoint} cannot be used .*in use.*0 for a free"):
+            usable_endpoint(endpoint)
+
+
+def test_endpoints_without_a_port_are_left_alone():
+    assert usable_endpoint("ipc:///tmp/dynatok") == "ipc:///tmp/dynatok"
+    assert int(usable_endpoint("tcp://127.0.0.1:0").rpartition(":")[2]) > 0
+
+
+def test_every_listed_field_is_a_flag():
+    for line in list_fields(RunConfig()).splitlines():
+        flag, _, value = line.partition(" ")
+        if value.startswith('"'):
+            value = value.strip('"')
+        decode(parse_flags([flag, value], RunConfig), RunConfig, "flag")

@@ -1,0 +1,226 @@
+"""Real processes, really killed: what a run leaves behind, and what it says.
+
+The children are small Python programs that behave as the real ones do: they write their logs and
+`learner.json`, start workers, hold shared memory, and obey SIGTERM or do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launch
+from launch import process
+from launch.supervisor import Command, supervise
+
+ROOT = Path(launch.__file__).parent.parent
+
+SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
+# A worker, and shared memory that only a clean end removes.
+FAMILY = """
+import mmap, os, subprocess, sys, time
+name = '/dev/shm/dynatok-test-' + sys.argv[1]
+with open(name, 'w+b') as file:
+    file.truncate(4096)
+    held = mmap.mmap(file.fileno(), 4096)
+worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+
+
+class Quiet:
+    """A display that calls back."""
+
+    def __init__(self, at_update=lambda seconds: None):
+        self.at_update = at_update
+        self.closed = False
+        self.states = []
+
+    def update(self, state, seconds):
+        self.states.append(dict(state))
+        self.at_update(seconds)
+
+    def close(self):
+        self.closed = True
+
+
+def command(name, code, *arguments):
+    return Command(name, [sys.executable, "-c", code, *arguments], os.environ)
+
+
+def alive(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def log_of(run_dir, name):
+    path = run_dir / "logs" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_all_children_ending_well_is_a_finished_run(tmp_path):
+    write = (
+        "import json, sys; json.dump({'learner_steps': 3, 'audit_mismatches': 0}, "
+        "open(sys.argv[1] + '/learner.json', 'w'))"
+    )
+    display = Quiet()
+    outcome = supervise(
+        tmp_path, [command("learner", write, str(tmp_path)), command("actor", "pass")], display
+    )
+    assert (outcome.status, outcome.code, outcome.message) == ("finished", 0, "")
+    assert display.closed
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["learner_steps"] == 3
+    assert result["audit_mismatches"] == 0
+    assert result["edits"] is None
+
+
+def test_a_learner_that_left_early_is_no_finished_run(tmp_path):
+    (tmp_path / "learner.json").write_text('{"finished": false}')
+    outcome = supervise(tmp_path, [command("learner", "pass")], Quiet())
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "before its last step" in outcome.message
+
+
+def test_a_failing_child_is_named_with_its_log_and_last_words(tmp_path):
+    code = "print('first'); raise RuntimeError('no more memory')"
+    started = time.monotonic()
+    outcome = supervise(tmp_path, [command("learner", code), command("actor", SLEEP)], Quiet())
+    assert time.monotonic() - started < 5
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "learner" in outcome.message
+    assert "exited with code 1" in outcome.message
+    assert str(tmp_path / "logs" / "learner.log") in outcome.message
+    assert "RuntimeError: no more memory" in outcome.message
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+
+
+def test_a_child_that_refuses_its_configuration_is_exit_2_with_its_reason(tmp_path):
+    code = "import sys; print('importing'); print('learner: max_steps is 0'); sys.exit(2)"
+    outcome = supervise(tmp_path, [command("learner", code)], Quiet())
+    assert outcome.code == 2
+    assert outcome.message.startswith("learner: max_steps is 0 (log: ")
+    assert "\n" not in outcome.message
+
+
+def test_a_killed_child_ends_the_run_and_takes_its_workers_along(tmp_path):
+    name = f"{os.getpid()}-killed"
+    worker: list[int] = []
+
+    def kill_when_up(seconds):
+        text = log_of(tmp_path, "learner").strip()
+        # The third second is after a scan for shared memory: what kill -9 leaves is known.
+        if text and seconds > 2.5 and not worker:
+            worker.append(int(text))
+            os.kill(os.getsid(int(text)), signal.SIGKILL)
+
+    outcome = supervise(
+        tmp_path,
+        [command("learner", FAMILY, name), command("actor", SLEEP)],
+        Quiet(kill_when_up),
+        patience=1,
+    )
+    assert outcome.code == 1
+    assert "was killed by SIGKILL" in outcome.message
+    assert not alive(worker[0])
+    assert not Path(f"/dev/shm/dynatok-test-{name}").exists()
+
+
+def test_an_interrupt_stops_everything_even_what_does_not_listen(tmp_path):
+    name = f"{os.getpid()}-interrupt"
+
+    def interrupt_when_up(seconds):
+        if log_of(tmp_path, "actor") and log_of(tmp_path, "learner"):
+            signal.raise_signal(signal.SIGINT)
+
+    started = time.monotonic()
+    outcome = supervise(
+        tmp_path,
+        [command("learner", FAMILY, name), command("actor", STUBBORN)],
+        Quiet(interrupt_when_up),
+        patience=0.5,
+    )
+    assert time.monotonic() - started < 8
+    assert (outcome.status, outcome.code) == ("interrupted", 130)
+    assert not alive(int(log_of(tmp_path, "learner")))
+    assert not Path(f"/dev/shm/dynatok-test-{name}").exists()
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_time_limit_is_a_failure(tmp_path):
+    outcome = supervise(tmp_path, [command("actor", SLEEP)], Quiet(), time_limit=0.3)
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "time limit of 0.3 s" in outcome.message
+    assert "actor.log" in outcome.message
+
+
+def test_killing_the_supervisor_leaves_nothing_behind(tmp_path):
+    name = f"{os.getpid()}-orphan"
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from launch.supervisor import Command, supervise\n"
+        "class Quiet:\n"
+        "    def update(self, state, seconds): pass\n"
+        "    def close(self): pass\n"
+        f"argv = [sys.executable, '-c', {FAMILY!r}, {name!r}]\n"
+        f"supervise(Path({str(tmp_path)!r}), [Command('actor', argv, os.environ)], Quiet())\n"
+    )
+    segment = Path(f"/dev/shm/dynatok-test-{name}")
+    supervisor = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        wait_for(lambda: log_of(tmp_path, "actor").strip())
+        worker = int(log_of(tmp_path, "actor"))
+        leader = os.getsid(worker)
+        assert alive(leader)
+        assert segment.exists()
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    wait_for(lambda: not alive(leader) and not alive(worker) and not segment.exists())
+
+
+def test_members_and_exits_are_described(tmp_path):
+    child = process.Child("a", [sys.executable, "-c", SLEEP], os.environ, tmp_path / "a.log")
+    wait_for(lambda: child.last_words() == "ready")
+    assert process.members([child.pid]) == [child.pid]
+    assert process.stop([child.pid], patience=2)
+    wait_for(lambda: child.poll() == -signal.SIGTERM)
+    assert process.members([child.pid]) == []
+    assert process.describe_exit(-signal.SIGTERM) == "was killed by SIGTERM"
+    assert process.describe_exit(3) == "exited with code 3"
+
+
+def test_what_must_be_killed_is_reported(tmp_path):
+    child = process.Child("a", [sys.executable, "-c", STUBBORN], os.environ, tmp_path / "a.log")
+    wait_for(lambda: child.last_words() == "ready")
+    assert not process.stop([child.pid], patience=0.2)
+    wait_for(lambda: child.poll() == -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_last_words_are_the_end_of_the_log(tmp_path, lines):
+    code = "print('one'); print(); print('two'); print('three')"
+    child = process.Child("a", [sys.executable, "-c", code], os.environ, tmp_path / "a.log")
+    wait_for(lambda: child.poll() is not None)
+    assert child.last_words(lines) == "\n".join(["two", "three"][-lines:])

@@ -1,0 +1,241 @@
+"""A tiny model in a folder, trajectories made by hand, and an actor without an engine.
+
+The fake actor talks through the real channel and the real shared memory. It computes the
+log-probabilities of its random tokens with plain transformers, one forward per pass, and shares
+no code with spans, plans or our attention.
+"""
+
+import asyncio
+import os
+import socket
+import threading
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import msgspec
+import numpy as np
+import pytest
+
+from dynatok_online.trajectory import RESPONSE, Pass, Trajectory, VersionRun
+from protocol.actor_channel import ActorChannel
+from protocol.config import ProtocolConfig
+from protocol.messages import (
+    Bye,
+    Finish,
+    Hello,
+    TrajectoryMessage,
+    WeightsApplied,
+    WeightsReady,
+    WeightsRejected,
+)
+from protocol.shm import ShmReceiver
+
+VOCAB = 40
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A folder with a random Qwen3 of 30k parameters."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            tie_word_embeddings=True,
+        )
+    )
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_trajectory(name="t", version=0, seed=0, states=2, logprobs=None):
+    """Random tokens under `states` prompt states, all sampled by `version`."""
+    rng = np.random.default_rng(seed)
+    pieces = [rng.integers(0, VOCAB, 8).astype(np.int32)]
+    passes, at = [], 0
+    for state in range(states):
+        pieces.append(rng.integers(0, VOCAB, 3).astype(np.int32))
+        stop = at + int(rng.integers(3, 12))
+        passes.append(
+            Pass(
+                layout=(0, state + 1, RESPONSE),
+                states={"slot": str(state)},
+                start=at,
+                stop=stop,
+                num_cached_tokens=0,
+                weight_versions=(VersionRun(version, stop - at),),
+                scores={"slot": 1.0},
+            )
+        )
+        at = stop
+    return Trajectory(
+        trajectory_id=name,
+        pieces=tuple(pieces),
+        response=rng.integers(0, VOCAB, at).astype(np.int32),
+        logprobs=np.full(at, -3.0, np.float32) if logprobs is None else logprobs(at),
+        passes=tuple(passes),
+    )
+
+
+@pytest.fixture
+def make():
+    return make_trajectory
+
+
+@pytest.fixture
+def endpoint():
+    """An address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+class FakeActor:
+    """Runs in a thread; `seen` says afterwards what it saw. Options change how it behaves."""
+
+    def __init__(self, endpoint, run_id, model_dir, **options):
+        self.endpoint, self.run_id, self.model_dir, self.options = (
+            endpoint,
+            run_id,
+            model_dir,
+            options,
+        )
+        self.applied, self.gaps, self.sent, self.finish, self.error = [], [], 0, None, None
+        self.version = -1
+        self.stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.join()
+
+    def join(self):
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _run(self):
+        try:
+            asyncio.run(self._main())
+        except Exception as error:
+            self.error = error
+
+    async def _main(self):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
+        options, rng = self.options, np.random.default_rng(self.options.get("seed", 0))
+        channel = ActorChannel(
+            ProtocolConfig(endpoint=self.endpoint),
+            self.run_id,
+            "actor-0",
+            Hello("model", 1, os.getpid()),
+        )
+        await channel.start()
+        listening = asyncio.create_task(self._listen(channel))
+        while not self.stop.is_set() and not listening.done():
+            await asyncio.sleep(0.002)
+            if self.version < 0 or channel.free_credits == 0:
+                continue
+            if self.sent >= options.get("leave_after", 10**9):
+                break
+            await channel.acquire()
+            channel.send(TrajectoryMessage(self._trajectory(rng)))
+            self.sent += 1
+        if listening.done():
+            listening.result()
+        channel.send(Bye("finished"))
+        listening.cancel()
+        await channel.close()
+
+    async def _listen(self, channel):
+        receiver = ShmReceiver(self.run_id)
+        while True:
+            message = await channel.receive()
+            if isinstance(message, Finish):
+                self.finish = message.version
+                return
+            assert isinstance(message, WeightsReady)
+            manifest = message.manifest
+            if self.options.get("refuse"):
+                channel.send(WeightsRejected(manifest.version, self.version, "no room"))
+                continue
+            self._apply(manifest, receiver.read(manifest))
+            channel.send(WeightsApplied(manifest.version, 0.0, 0.0, self.gaps[-1], 0))
+
+    def _apply(self, manifest, tensors):
+        import torch
+
+        own = dict(self.model.named_parameters())
+        assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                flat = torch.frombuffer(bytearray(tensor.data), dtype=torch.float32)
+                own[name].copy_(flat.view(tensor.shape))
+        self.version = manifest.version
+        self.applied.append(manifest.version)
+        gap = 0.0
+        for ids, want in zip(manifest.canary.token_ids, manifest.canary.logprobs, strict=True):
+            got = self._logprobs(ids)[np.arange(len(ids) - 1), np.array(ids[1:])]
+            gap = max(gap, float(np.abs(got - np.array(want)).mean()))
+        self.gaps.append(gap)
+
+    def _logprobs(self, ids):
+        import torch
+
+        with torch.no_grad():
+            logits = self.model(torch.as_tensor(np.array(ids), dtype=torch.long)[None]).logits[0]
+            return logits.log_softmax(-1).numpy()
+
+    def _trajectory(self, rng):
+        pieces = [rng.integers(0, VOCAB, 8).astype(np.int32)]
+        response, logprobs, passes = [], [], []
+        for state in range(2):
+            pieces.append(rng.integers(0, VOCAB, 4).astype(np.int32))
+            start, count = len(response), int(rng.integers(2, 8))
+            fed = [*pieces[0], *pieces[state + 1], *response]
+            new = rng.integers(0, VOCAB, count)
+            table = self._logprobs([*fed, *new])
+            logprobs += list(table[np.arange(len(fed) - 1, len(fed) + count - 1), new])
+            response += [int(token) for token in new]
+            passes.append(
+                Pass(
+                    layout=(0, state + 1, RESPONSE),
+                    states={"slot": str(state)},
+                    start=start,
+                    stop=len(response),
+                    num_cached_tokens=0,
+                    weight_versions=(VersionRun(self.version, count),),
+                    scores={"slot": 1.0},
+                )
+            )
+        if self.options.get("lie"):
+            passes[1] = msgspec.structs.replace(passes[1], num_cached_tokens=4)
+        return Trajectory(
+            trajectory_id=f"t{self.sent}",
+            pieces=tuple(pieces),
+            response=np.array(response, np.int32),
+            logprobs=np.array(logprobs, np.float32) + self.options.get("corrupt", np.float32(0)),
+            passes=tuple(passes),
+        )
+
+
+@pytest.fixture
+def fake_actor():
+    """The class; start it with `with fake_actor(...) as actor`."""
+    return FakeActor

@@ -1,0 +1,154 @@
+"""The whole learner against an actor without an engine: real channel, real shared memory, real
+trainer, DeepSpeed where it says so."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from learner.config import LearnerConfig
+from learner.main import run
+from protocol.config import ProtocolConfig
+
+
+@pytest.fixture
+def settings(tmp_path, model_dir, endpoint, monkeypatch):
+    """Arguments of a LearnerConfig that trains four steps."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield {
+        "run_dir": str(tmp_path / "run"),
+        "run_id": f"test-{os.getpid()}-{time.time_ns()}",
+        "model": str(model_dir),
+        "protocol": ProtocolConfig(endpoint=endpoint, credits=16),
+        "training": {"max_steps": 4, "learning_rate": 1e-3},
+        "deepspeed": {},
+        "trajectories_per_step": 8,
+        "batch_deadline": 20.0,
+        "finish_deadline": 20.0,
+        "threads": 1,
+    }
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def summary(settings):
+    with open(f"{settings['run_dir']}/learner.json") as file:
+        return json.load(file)
+
+
+def go(settings, actor_class, **options):
+    with actor_class(
+        settings["protocol"].endpoint, settings["run_id"], settings["model"], **options
+    ) as actor:
+        code = run(LearnerConfig(**settings))
+    return code, actor
+
+
+def test_trains_and_publishes_under_deepspeed(settings, fake_actor, capfd):
+    settings["deepspeed"] = {"zero_optimization": {"stage": 2}}
+    code, actor = go(settings, fake_actor)
+    assert code == 0, capfd.readouterr().err[-3000:]
+    assert actor.error is None
+    result = summary(settings)
+    assert result["learner_steps"] == 4
+    assert result["trajectories"] == 32
+    assert result["audit_mismatches"] == 0
+    assert result["logprob_gap_compared"] >= 2
+    assert result["logprob_gap"] < 1e-5
+    assert result["policy_lag_max"] <= 4
+    assert result["finished"] and result["failure"] is None
+    # Every version that the actor took is the one that was announced, the final one included.
+    assert actor.finish == actor.applied[-1] == result["weights_published"] >= 2
+    assert max(actor.gaps) < 1e-5
+
+    from transformers import AutoModelForCausalLM
+
+    saved = dict(
+        AutoModelForCausalLM.from_pretrained(f"{settings['run_dir']}/model").named_parameters()
+    )
+    for name, parameter in actor.model.named_parameters():
+        assert parameter.equal(saved[name]), name
+    with open(f"{settings['run_dir']}/metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert all(line["seconds_step"] > 0 for line in steps)
+    assert any("logprob_gap" in line for line in lines)
+
+
+def test_fails_when_the_actor_computes_something_else(settings, fake_actor, capfd):
+    code, _ = go(settings, fake_actor, corrupt=0.01)
+    assert code == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("learner: logprob_gap of weights 0 is 0.01")
+    assert summary(settings)["logprob_gap"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_fails_on_a_trajectory_that_contradicts_the_engine(settings, fake_actor, capfd):
+    code, _ = go(settings, fake_actor, lie=True)
+    assert code == 1
+    assert "contradict what the engine reported" in capfd.readouterr().err.splitlines()[-1]
+    result = summary(settings)
+    assert result["audit_mismatches"] >= 1
+    assert result["rejected"]["audit"] >= 1
+    assert result["learner_steps"] == 0
+
+
+def test_fails_when_the_last_actor_leaves(settings, fake_actor, capfd):
+    code, _ = go(settings, fake_actor, leave_after=10)
+    assert code == 1
+    assert "said good-bye before training ended" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_fails_when_the_weights_are_refused(settings, fake_actor, capfd):
+    code, _ = go(settings, fake_actor, refuse=True)
+    assert code == 1
+    assert "no room" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_fails_when_no_batch_comes(settings, capfd):
+    settings["batch_deadline"] = 0.3
+    assert run(LearnerConfig(**settings)) == 1
+    assert "no batch of 8 trajectories within 0.3 s" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_signal_stops_it_within_five_seconds(settings, fake_actor):
+    settings["training"]["max_steps"] = 100_000
+    sent = []
+
+    def kill_later():
+        while not os.path.exists(f"{settings['run_dir']}/learner.json"):
+            time.sleep(0.05)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=kill_later, daemon=True)
+    killer.start()
+    code, _ = go(settings, fake_actor)
+    assert code == 0
+    assert time.monotonic() - sent[0] < 5
+    result = summary(settings)
+    assert not result["finished"] and result["learner_steps"] >= 1
+    assert not list(_rings(settings))
+
+
+def _rings(settings):
+    from protocol.shm import segment_path
+
+    path = segment_path(settings["run_id"])
+    return [path] if path.exists() else []
+
+
+def test_a_busy_port_is_one_line(settings, capfd):
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as other:
+        other.bind(settings["protocol"].endpoint)
+        assert run(LearnerConfig(**settings)) == 2
+    assert "cannot listen on" in capfd.readouterr().err.splitlines()[-1]
