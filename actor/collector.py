@@ -17,6 +17,8 @@ from actor.session import Finished
 from dynatok_online.tasks import Task
 from dynatok_online.trajectory import Trajectory
 
+EMPTY_IN_A_ROW = 100
+"""So many responses without a token in a row mean that something is wrong."""
 RECENT = 256
 """Passes after an edit over which the running adherence is taken."""
 
@@ -54,6 +56,7 @@ class Collector:
         """Started and not sent, by cause."""
         self.problems: list[str] = []
         """The first reports of the engine that cannot be true."""
+        self._empty = 0
         self._recent: deque[float] = deque(maxlen=RECENT)
 
     @property
@@ -69,6 +72,7 @@ class Collector:
 
     async def _work(self) -> None:
         while True:
+            await asyncio.sleep(0)  # a session without a pass never waits
             await self._outlet.acquire()
             session = self._make(next(self._tasks))
             try:
@@ -86,7 +90,15 @@ class Collector:
         if len(finished.trajectory.response) == 0:
             self.dropped["empty"] += 1
             self._outlet.give_back()
+            self._empty += 1
+            if self._empty == EMPTY_IN_A_ROW:
+                raise ValueError(
+                    f"{EMPTY_IN_A_ROW} tasks in a row left no room for a response: their prompts "
+                    "fill the engine's context; write shorter ones, or set "
+                    "actor.engine.max_model_len higher"
+                )
             return
+        self._empty = 0
         self._recent.extend(score for _, score in edited_scores(finished.trajectory))
         self._outlet.send_trajectory(finished.trajectory)
         self.trajectories += 1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def prepare_environment(extra: Mapping[str, str]) -> None:
+def prepare_environment(extra: Mapping[str, str], *, eager: bool) -> None:
     """Set what vLLM reads from the environment. What is set already, or in `extra`, goes first."""
     defaults = {
         FOLLOW_PARENT: "1",
@@ -44,6 +44,9 @@ def prepare_environment(extra: Mapping[str, str]) -> None:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
         }
+        if eager:
+            # The one function that vLLM compiles all the same costs seconds and gains nothing.
+            defaults["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ.update(extra)
@@ -150,11 +153,12 @@ class VllmEngine:
                 "vLLM does not see our plugin, without which it cannot take new weights; install "
                 "the project into the environment: pip install --no-deps -e ."
             )
-        prepare_environment(environment or {})
+        arguments = dict(arguments or {})
+        prepare_environment(environment or {}, eager=bool(arguments.get("enforce_eager", True)))
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        merged = _default_arguments() | {"model": model, "seed": seed} | dict(arguments or {})
+        merged = _default_arguments() | {"model": model, "seed": seed} | arguments
         known = AsyncEngineArgs.__dataclass_fields__
         for name in merged:
             if name not in known:
@@ -273,7 +277,7 @@ class VllmEngine:
         """Stop vLLM's processes."""
         self._llm.shutdown(timeout=timeout)
         # vLLM shuts down once more when it is collected, which fails while Python exits.
-        self._llm.shutdown = _nothing  # type: ignore[method-assign]
+        self._llm.shutdown = _nothing
 
 
 def _nothing(timeout: float | None = None) -> None:

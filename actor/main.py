@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -43,6 +45,9 @@ from protocol.messages import (
 )
 from protocol.shm import ShmReceiver
 
+GRACE = 4.0
+"""Seconds between a signal and the end of the process, whatever it is doing."""
+
 
 class Stopped(BaseException):
     """Asked to stop by a signal."""
@@ -52,6 +57,7 @@ def run(config: ActorConfig) -> int:
     """Run an actor to its end; the exit code of its process."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _end_within_grace()
         raise Stopped(signal.Signals(number).name)
 
     # While vLLM starts there is no event loop to tell: the exception unwinds the start.
@@ -76,10 +82,12 @@ def run(config: ActorConfig) -> int:
         say(f"{type(error).__name__}: {error}")
         return 1
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # already on the way out
         if engine is not None:
             engine.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def model_path(model: str) -> str:
@@ -132,7 +140,7 @@ class Actor:
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[str] = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _set, stopped, signal.Signals(number).name)
+            loop.add_signal_handler(number, _stop, stopped, signal.Signals(number).name)
         work = asyncio.create_task(self._work())
         try:
             either: set[asyncio.Future[Any]] = {work, stopped}
@@ -326,9 +334,24 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
         raise error
 
 
-def _set(future: asyncio.Future[str], value: str) -> None:
+def _stop(future: asyncio.Future[str], name: str) -> None:
     if not future.done():
-        future.set_result(value)
+        _end_within_grace()
+        future.set_result(name)
+
+
+def _end_within_grace() -> None:
+    """A library may be starting processes or be deaf: leave nothing behind, and go."""
+
+    def end() -> None:
+        say(f"still busy {GRACE:.0f} s after the signal: ending at once")
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(0)
+
+    timer = threading.Timer(GRACE, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

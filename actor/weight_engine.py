@@ -9,6 +9,7 @@ layerwise reload restores the checkpoint layout, loads, and packs again into the
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Remember which ring is ours; it is attached to when first read."""
         self._receiver = ShmReceiver(init_info.run_id)
+        # vLLM warns of a tied output layer and of rotary tables at every update; what is really
+        # missing we find ourselves.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(
+            logging.ERROR
+        )
 
     def start_weight_update(self) -> None:
         """Bring the layers back to checkpoint layout, on the meta device."""
@@ -96,6 +102,7 @@ class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        _repack_tied(self.model)
 
     def shutdown(self) -> None:
         """Let go of the ring."""
@@ -118,3 +125,20 @@ class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
                 flat = torch.frombuffer(tensor.data, dtype=DTYPES[tensor.dtype])
             yield name, flat.view(tensor.shape)
+
+
+def _repack_tied(model: torch.nn.Module) -> None:
+    """Pack the output head again where it is tied to the embedding.
+
+    A tied head receives no weights of its own, so the layerwise reload leaves it alone; on CPU it
+    would go on multiplying with the packed copy of the old embedding that it made when it started.
+    """
+    layers: dict[int, list[torch.nn.Module]] = {}
+    for layer in model.modules():
+        weight = layer._parameters.get("weight")
+        if weight is not None:
+            layers.setdefault(id(weight), []).append(layer)
+    for tied in layers.values():
+        for layer in tied if len(tied) > 1 else ():
+            if hasattr(layer, "cpu_linear"):
+                layer.quant_method.process_weights_after_loading(layer)

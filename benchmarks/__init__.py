@@ -1,1 +1,1 @@
-"""What the system does per second, byte and microsecond: `dynatok bench NAME`."""
+"""Benchmarks: each prints a card for people and one last line of JSON for machines."""

@@ -54,6 +54,10 @@ class WireResult(msgspec.Struct):
     durable_mb_per_s: float
     floor_per_s: float
     """Trajectories per second if both journals were nothing but writes and fsyncs."""
+    actor_cpu_us: float
+    """CPU time per durable trajectory, all threads: what the rate would be on a machine with
+    nothing else to do is about one second by the larger of these two."""
+    learner_cpu_us: float
     commits: int
     """fsyncs of the learner: so many trajectories shared one."""
     trajectories: int
@@ -100,7 +104,7 @@ def run(trajectories: int = 20_000, folder: Path | None = None) -> WireResult:
     sealer = Sealer(_RUN, "actor-0")
     frame = sealer.seal(payload, 1, 1)
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        seconds, commits, nbytes = _durable(trajectories, Path(name))
+        seconds, cpu, commits, nbytes = _durable(trajectories, Path(name))
         floor = _floor(trajectories, nbytes, Path(name))
     return WireResult(
         bytes_8k=len(frame),
@@ -112,6 +116,8 @@ def run(trajectories: int = 20_000, folder: Path | None = None) -> WireResult:
         durable_per_s=trajectories / seconds,
         durable_mb_per_s=trajectories * nbytes / seconds / 1e6,
         floor_per_s=trajectories / floor,
+        actor_cpu_us=cpu[0] / trajectories * 1e6,
+        learner_cpu_us=cpu[1] / trajectories * 1e6,
         commits=commits,
         trajectories=trajectories,
     )
@@ -129,7 +135,7 @@ class _Counting(JournaledInbox):
         super().commit()
 
 
-def _durable(count: int, folder: Path) -> tuple[float, int, int]:
+def _durable(count: int, folder: Path) -> tuple[float, tuple[float, float], int, int]:
     store = _Counting(folder / "inbox", _RUN)
     channel = LearnerChannel(ProtocolConfig(credits=_CREDITS), _RUN, store=store, inbox=store.inbox)
     channel.start()
@@ -147,10 +153,12 @@ def _durable(count: int, folder: Path) -> tuple[float, int, int]:
     here, there = context.Pipe()
     actor = context.Process(target=_actor, args=(channel.endpoint, count, folder / "outbox", there))
     actor.start()
+    before = time.process_time()
     try:
         if not here.poll(300):
             raise TimeoutError("the sending process did not finish within 300 s")
-        seconds, nbytes = here.recv()
+        seconds, cpu, nbytes = here.recv()
+        here_cpu = time.process_time() - before
     finally:
         actor.join(10)
         actor.kill()
@@ -158,33 +166,33 @@ def _durable(count: int, folder: Path) -> tuple[float, int, int]:
         consumer.join()
         channel.close()
         store.close()
-    if store.inbox.table()["actor-0"] and channel.held != count:
+    if channel.held != count:
         raise AssertionError(f"{channel.held} of {count} trajectories are held")
-    return seconds, store.commits, nbytes
+    return seconds, (cpu, here_cpu), store.commits, nbytes
 
 
 def _actor(endpoint: str, count: int, folder: Path, result: Connection) -> None:
     message = TrajectoryMessage(sample(1024))
 
-    async def send() -> float:
+    async def send() -> tuple[float, float]:
         outbox = JournaledOutbox(folder, _RUN, "actor-0")
         channel = ActorChannel(
             ProtocolConfig(endpoint=endpoint), _RUN, "actor-0", _HELLO, outbox=outbox
         )
         await channel.start()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in range(count):
             await channel.acquire()
             channel.send(message)
         left = await channel.drain(60)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         if left:
             raise AssertionError(f"{left} trajectories were not acknowledged within 60 s")
         await channel.close()
         outbox.close()
-        return seconds
+        return seconds, cpu
 
-    result.send((asyncio.run(send()), len(encode(message))))
+    result.send((*asyncio.run(send()), len(encode(message))))
 
 
 def _floor(count: int, nbytes: int, folder: Path) -> float:
@@ -217,6 +225,11 @@ def main(arguments: list[str]) -> int:
         "durable, acknowledged, 1k tokens",
         f"{result.durable_per_s:,.0f} /s ({result.durable_mb_per_s:.0f} MB/s)",
         f"{result.floor_per_s:,.0f} /s (writes alone)",
+    )
+    table.add_row(
+        "  CPU, actor and learner",
+        f"{result.actor_cpu_us:.0f}, {result.learner_cpu_us:.0f} µs",
+        "",
     )
     table.add_row("trajectories per fsync", f"{result.trajectories / result.commits:.0f}", "")
     Console().print(table)

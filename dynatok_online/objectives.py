@@ -27,8 +27,9 @@ def token_weights(
 ) -> Weights:
     """[R] float32 weight of each response token.
 
-    `sft`: 1. `reward`: the mean over slots of the scores of the pass that sampled it, raised to
-    `power`; 0 where that mean is below `threshold`, 1 where nothing was judged.
+    `sft`: 1. `reward`: the score of the pass that sampled it, raised to `power`; 0 where that
+    score is below `threshold`, 1 where nothing was judged. A pass is as good as the requirement
+    that it satisfies least: the slots that stood from the start must not outvote the edited one.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is unknown; use {' or '.join(OBJECTIVES)}")
@@ -42,5 +43,5 @@ def token_weights(
 def _reward(one: Pass, power: float, threshold: float) -> float:
     if not one.scores:
         return 1.0
-    mean = sum(one.scores.values()) / len(one.scores)
-    return float(mean**power) if mean >= threshold else 0.0
+    score = min(one.scores.values())
+    return float(score**power) if score >= threshold else 0.0

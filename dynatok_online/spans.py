@@ -155,8 +155,8 @@ def _list_entries(
                 )
             mine = _Pass([], [], [], [])
             at = 0
-            for run in (*one.reuse, Reuse(OUTSIDE, length, length)):
-                run = Reuse(run.origin, min(run.start, length), min(run.stop, length))
+            for record in (*one.reuse, Reuse(OUTSIDE, length, length)):
+                run = Reuse(record.origin, min(record.start, length), min(record.stop, length))
                 if run.origin == OUTSIDE and run.start < length:
                     continue
                 if run.start > at:
@@ -328,9 +328,7 @@ def _heads(passes: Sequence[_Pass], node: Ints, cut: Flags) -> Ints:
         head = further
 
 
-def _held_spans(
-    passes: Sequence[_Pass], node: Ints, cut: Flags, span: Ints
-) -> tuple[Ints, Ints]:
+def _held_spans(passes: Sequence[_Pass], node: Ints, cut: Flags, span: Ints) -> tuple[Ints, Ints]:
     """The spans that each pass holds, by position, and where each pass's begin."""
     head_entries = np.flatnonzero(cut[node])
     low = [entry for one in passes for entry in one.entries]

@@ -73,18 +73,19 @@ class DynamicSFTConfig(SFTConfig):
         metadata={"help": "What a token counts: `sft` (1) or `reward` (its pass's scores)."},
     )
     reward_power: float = field(
-        default=1.0, metadata={"help": "`reward`: the mean score of a pass to this power."}
+        default=1.0, metadata={"help": "`reward`: the lowest score of a pass, to this power."}
     )
     reward_threshold: float = field(
         default=0.0, metadata={"help": "`reward`: passes with a lower mean score count 0."}
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and not torch.accelerator.is_available():
+        given: Any = vars(self)
+        if given["bf16"] is None and not torch.accelerator.is_available():
             self.bf16 = False
         # Ours are trajectories, not text: TRL must neither tokenize nor drop columns.
         self.remove_unused_columns = False
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        self.dataset_kwargs = {**(given["dataset_kwargs"] or {}), "skip_prepare_dataset": True}
         super().__post_init__()
         for name, allowed in (
             ("strategy", ("packed", "truncated", "snapshot")),
@@ -110,7 +111,7 @@ class DynamicSFTConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}")
 
 
-class DynamicSFTTrainer(SFTTrainer):  # type: ignore[misc]
+class DynamicSFTTrainer(SFTTrainer):
     """Supervised fine-tuning on trajectories; see the module's docstring.
 
     Logged with the loss: `packing_ratio` (tokens run against one truncated pass per state),
@@ -201,7 +202,9 @@ class DynamicSFTTrainer(SFTTrainer):  # type: ignore[misc]
         with fewer add rows of one token and no target.
         """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.world_size > 1 and batches:
+        if not batches:  # or transformers asks again, up to max_steps times
+            self.control.should_epoch_stop = True
+        elif self.args.world_size > 1:
             counts = torch.tensor([len(batch["rows"]) for batch in batches], device=device)
             most = self.accelerator.gather(counts[None]).amax(0).tolist()
             for batch, want in zip(batches, most, strict=True):
@@ -350,7 +353,7 @@ class DynamicSFTTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-class _Listed(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class _Listed(torch.utils.data.Dataset):
     def __init__(self, trajectories: Sequence[Any]) -> None:
         self._trajectories = trajectories
 
@@ -361,7 +364,7 @@ class _Listed(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self._trajectories[index]
 
 
-class _Streamed(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+class _Streamed(torch.utils.data.IterableDataset):
     def __init__(self, trajectories: Iterable[Any]) -> None:
         self._trajectories = trajectories
 

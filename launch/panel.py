@@ -58,10 +58,18 @@ class PlainLines:
             return
         self._next = seconds + self._every
         self._history.update()
-        facts = [*changed, *summaries(self._history, self._max_steps)]
-        if len(facts) == len(changed):  # no numbers yet: say what they are busy with
-            facts += [last_line(self._run_dir / "logs" / f"{name}.log", 70) for name in state]
-        print(f"{clock(seconds)}  " + " | ".join(filter(None, facts)), file=self._out, flush=True)
+        numbers = [*filter(None, summaries(self._history, self._max_steps))]
+        facts = [*changed, *numbers]
+        if not numbers:  # no numbers yet: say what they are busy with
+            facts = [f"{name} {how}: {self._busy_with(name)}" for name, how in state.items()]
+        print(f"{clock(seconds)}  " + " | ".join(facts), file=self._out, flush=True)
+
+    def _busy_with(self, name: str) -> str:
+        return last_line(self._run_dir / "logs" / f"{name}.log", 60) or "starting"
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self._out, flush=True)
 
     def close(self) -> None:
         """Nothing to take down."""
@@ -87,6 +95,10 @@ class LivePanel:
         self._live.update(
             draw(self._run_dir, self._history, state, seconds, self._max_steps), refresh=True
         )
+
+    def say(self, text: str) -> None:
+        """Print a line above the panel."""
+        self._live.console.print(text)
 
     def close(self) -> None:
         """Leave the last state on the screen and give the terminal back."""

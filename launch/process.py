@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -89,8 +89,13 @@ def shared_memory(pids: Iterable[int]) -> set[Path]:
     return found
 
 
-def stop(sessions: Iterable[int], patience: float, segments: Iterable[Path] = ()) -> bool:
-    """End every process of these sessions: SIGTERM, `patience` seconds, SIGKILL.
+def stop(
+    sessions: Iterable[int],
+    patience: float,
+    segments: Iterable[Path] = (),
+    hurry: Callable[[], bool] = lambda: False,
+) -> bool:
+    """End every process of these sessions: SIGTERM, `patience` seconds or `hurry`, SIGKILL.
 
     The leader is asked first, so that it can end its workers in its own order; workers that have
     lost their leader are asked themselves. Removes the shared memory that they had mapped, and
@@ -100,7 +105,7 @@ def stop(sessions: Iterable[int], patience: float, segments: Iterable[Path] = ()
     asked: set[int] = set()
     doomed = set(segments)
     deadline = time.monotonic() + patience
-    while (left := members(sessions)) and time.monotonic() < deadline:
+    while (left := members(sessions)) and time.monotonic() < deadline and not hurry():
         doomed |= shared_memory(left)
         for pid in left:
             leader = _session(pid)

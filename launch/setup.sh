@@ -60,12 +60,22 @@ find_python() {
 
 # Runs pip, keeps its whole output in the log and shows a line now and then.
 pip_install() {
-  if ! "$py" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" 2>&1 |
-    tee -a "$log" |
-    awk '/^(Collecting|Requirement already)/ { if (++n % 40 == 0) { print "setup:   " n " packages fetched"; fflush() } }
-         /^Installing collected/ { if (n >= 40) { print "setup:   unpacking"; fflush() } }'; then
-    return 1
-  fi
+  "$py" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" 2>&1 |
+    tee -a "$log" | progress
+}
+
+progress() {
+  local line fetched=0
+  while IFS= read -r line; do
+    case "$line" in
+      Collecting* | "Requirement already"*)
+        fetched=$((fetched + 1))
+        [ $((fetched % 40)) -eq 0 ] && say "    $fetched packages fetched"
+        ;;
+      "Installing collected"*) [ "$fetched" -ge 40 ] && say "    unpacking" ;;
+    esac
+  done
+  return 0
 }
 
 or_last_words() {

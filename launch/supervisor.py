@@ -20,7 +20,7 @@ import msgspec
 from launch import process, result
 from launch.janitor import Janitor
 
-PATIENCE = 6.0
+PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL; with the killing itself, less than ten."""
 ENDING = 900.0
 """Seconds that the others may take to finish once the first child has ended well."""
@@ -41,6 +41,9 @@ class Display(Protocol):
 
     def update(self, state: Mapping[str, str], seconds: float) -> None:
         """`state`: child name -> `running` or how it ended."""
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
 
     def close(self) -> None:
         """Nothing more follows."""
@@ -65,6 +68,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.count = 0
 
     def __enter__(self) -> _Signals:
         self._before = {number: signal.signal(number, self._note) for number in self._NUMBERS}
@@ -76,6 +80,7 @@ class _Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        self.count += 1
 
 
 def supervise(
@@ -101,7 +106,15 @@ def supervise(
                 children.append(child)
             end = _watch(children, signals, display, janitor, segments, started, time_limit, clock)
         finally:
-            process.stop([child.pid for child in children], patience, segments)
+            if signals.received is not None:
+                display.say("stopping; Ctrl-C again kills")
+            begun = signals.count
+            process.stop(
+                [child.pid for child in children],
+                patience,
+                segments,
+                hurry=lambda: signals.count > begun,
+            )
             for child in children:
                 child.poll()
             janitor.dismiss()

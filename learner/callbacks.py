@@ -12,7 +12,7 @@ from learner.publisher import Publisher
 from learner.stream import LearnerFailed, Stream
 
 
-class PublishCallback(TrainerCallback):  # type: ignore[misc]
+class PublishCallback(TrainerCallback):
     """Publishes every `every` steps; a version that found no free buffer is due at the next."""
 
     def __init__(self, publisher: Publisher, stream: Stream, every: int, last_wait: float) -> None:
@@ -43,7 +43,7 @@ class PublishCallback(TrainerCallback):  # type: ignore[misc]
             )
 
 
-class StepLog(TrainerCallback):  # type: ignore[misc]
+class StepLog(TrainerCallback):
     """Hands the numbers of every step to `write`, with the seconds that each stage took."""
 
     def __init__(

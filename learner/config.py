@@ -9,7 +9,7 @@ import msgspec
 from protocol.config import ProtocolConfig
 
 
-class LearnerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One learner process. `training` and `deepspeed` pass through to TRL and DeepSpeed."""
 
     run_dir: str = "runs/learner"

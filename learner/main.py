@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -28,7 +29,7 @@ GRACE = 4.0
 
 def run(config: LearnerConfig) -> int:
     """Train until `training.max_steps`, a signal, or a failure."""
-    _environment()
+    _environment(distributed=bool(config.deepspeed))
     session: Session | None = None
     over = threading.Event()
     code, last_words = 0, ""
@@ -54,20 +55,17 @@ def run(config: LearnerConfig) -> int:
     return code
 
 
-def _environment() -> None:
+def _environment(distributed: bool) -> None:
     """What libraries read when they are imported. What is set already stays."""
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-        ("TOKENIZERS_PARALLELISM", "false"),
-    ):
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not distributed:
+        return
+    # DeepSpeed trains under torchrun's variables, even alone.
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        import socket
-
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])

@@ -68,6 +68,7 @@ class Session:
         self._summary_at = 0.0
         self._last: dict[str, float] = {}
         self._steps = 0
+        self._comparing = 0.0
         self._finished = False
         try:
             self._build(config)
@@ -192,7 +193,10 @@ class Session:
         self.stream.advance(version)
 
     def _on_batch(self, batch: list[Trajectory]) -> None:
-        for gap in self.probe.observe(batch):
+        began = time.perf_counter()
+        gaps = self.probe.observe(batch)
+        self._comparing += time.perf_counter() - began
+        for gap in gaps:
             self.metrics.log(
                 gap.version,
                 logprob_gap=gap.mean,
@@ -214,6 +218,7 @@ class Session:
             "plan": timings["plan"],
             "forward_backward": timings["forward_backward"],
             "publish": self.publisher.seconds,
+            "compare": self._comparing,
         }
 
     def _write_step(self, step: int, numbers: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ actor's numbers is the actor's, or a real error. No gradients, no DeepSpeed, CPU
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,10 @@ class Shadow:
         from transformers import AutoModelForCausalLM
 
         with torch.random.fork_rng(devices=[]):  # making it must not move the run's seed
-            self._model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            # A copy: choosing its attention must not choose that of the model in training.
+            self._model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=torch.float32
+            )
         self._model.eval().requires_grad_(False)
         attention.prepare(self._model, "concat")
 

@@ -19,17 +19,17 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Final
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from protocol.channel import Refusals, apply_options, new_epoch
 from protocol.codec import decode_learner, encode
 from protocol.config import ProtocolConfig
 from protocol.delivery import Credits, Outbox
 from protocol.envelope import Rejected, Sealer, unseal
+from protocol.keys import secure_client
 from protocol.messages import (
     Acknowledge,
     ActorMessage,
@@ -45,13 +45,19 @@ from protocol.messages import (
     Welcome,
 )
 
+# Plain numbers: pyzmq's enums cost more than the call they are passed to.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
+
 
 class Disconnected(ConnectionError):
     """The learner did not answer for `connect_seconds`, or refused this process."""
 
 
 class ActorChannel:
-    """DEALER socket and two tasks. Use from one event loop."""
+    """DEALER socket and two tasks. Use from one event loop, and only from there."""
 
     def __init__(
         self,
@@ -86,19 +92,25 @@ class ActorChannel:
         self._progress = 0.0
         self._error: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._unsent: deque[bytes] = deque()
+        self._looking = False
 
     async def start(self) -> None:
         """Connect and wait for the learner. Raises `Disconnected` after `connect_seconds`."""
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         apply_options(self._socket, self.config)
         self._socket.setsockopt(
             zmq.IDENTITY, f"{self._actor_id}:{self.outbox.epoch}".encode()[:255]
         )
+        if self.config.keys is not None:
+            secure_client(self._socket, self.config.keys)
         self._socket.connect(self.config.endpoint)
         self._heard = self._progress = time.monotonic()
+        self._loop = asyncio.get_running_loop()
         self._say_hello()
-        self._tasks = [asyncio.create_task(work()) for work in (self._read, self._beat, self._sync)]
+        self._loop.add_reader(self._socket.FD, self._on_events)
+        self._tasks = [asyncio.create_task(work()) for work in (self._beat, self._sync)]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
         try:
@@ -178,6 +190,8 @@ class ActorChannel:
         self._tasks = []
         await asyncio.to_thread(self.outbox.commit)
         if not self._socket.closed:
+            self._on_events()
+            self._loop.remove_reader(self._socket.FD)
             self._socket.close()
             await asyncio.to_thread(self._context.term)
 
@@ -195,24 +209,43 @@ class ActorChannel:
         self._post(self._sealer.seal(encode(hello), self.outbox.epoch))
 
     def _post(self, frame: bytes) -> None:
-        # The future is done at once unless the socket's queue is full; then it waits in order.
-        future = cast("asyncio.Future[object]", self._socket.send(frame))
-        future.add_done_callback(_ignore_cancelled)
+        self._unsent.append(frame)
+        if not self._looking:
+            # Soon, and not only when the descriptor is ready: it tells of changes alone, and
+            # any call to the socket may have taken the news of one.
+            self._looking = True
+            self._loop.call_soon(self._on_events)
 
-    async def _read(self) -> None:
-        while True:
-            frame = await self._socket.recv()
-            try:
-                envelope = unseal(frame, self._run_id, self.config.max_message_bytes)
-                message = decode_learner(envelope.payload)
-            except Rejected as rejected:
-                self.refusals.add(rejected)
-                continue
-            self._heard = time.monotonic()
-            if envelope.epoch != self._learner_epoch:
-                self._learner_epoch, self._seen = envelope.epoch, 0
-            self._handle(message, envelope.sequence)
-            self._changed.set()
+    def _on_events(self) -> None:
+        self._looking = False
+        if self._socket.closed:
+            return
+        try:
+            while (events := int(self._socket.get(_EVENTS))) & _POLLIN or (
+                events & _POLLOUT and self._unsent
+            ):
+                if events & _POLLIN:
+                    self._read(self._socket.recv(_NOBLOCK))
+                if events & _POLLOUT and self._unsent:
+                    self._socket.send(self._unsent[0], _NOBLOCK)
+                    self._unsent.popleft()
+        except zmq.Again:
+            self._loop.call_later(0.01, self._on_events)
+        except Exception as error:  # given to whoever waits
+            self._error = error
+        self._changed.set()
+
+    def _read(self, frame: bytes) -> None:
+        try:
+            envelope = unseal(frame, self._run_id, self.config.max_message_bytes)
+            message = decode_learner(envelope.payload)
+        except Rejected as rejected:
+            self.refusals.add(rejected)
+            return
+        self._heard = time.monotonic()
+        if envelope.epoch != self._learner_epoch:
+            self._learner_epoch, self._seen = envelope.epoch, 0
+        self._handle(message, envelope.sequence)
 
     def _handle(self, message: LearnerMessage, number: int) -> None:
         if isinstance(message, Acknowledge):
@@ -280,8 +313,3 @@ class ActorChannel:
     def _fail(self, reason: str) -> None:
         self._error = Disconnected(reason)
         self._changed.set()
-
-
-def _ignore_cancelled(future: asyncio.Future[object]) -> None:
-    if not future.cancelled():
-        future.exception()

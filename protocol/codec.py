@@ -22,7 +22,13 @@ _DTYPES: Final = {code: np.dtype(name) for name, code in ARRAY_CODES.items()}
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
 
 
-def _encode_array(value: Any) -> msgspec.msgpack.Ext:
+_VIEWED_FROM: Final = 1024
+"""Elements from which a view is cheaper than a copy."""
+
+_Ext: Final = msgspec.msgpack.Ext
+
+
+def _encode_array(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"a message cannot hold a {type(value).__name__}")
     code = _CODES.get(value.dtype)
@@ -31,8 +37,10 @@ def _encode_array(value: Any) -> msgspec.msgpack.Ext:
             f"a message holds one-dimensional arrays of {', '.join(d.name for d in _CODES)}, "
             f"not {value.dtype.name} of shape {value.shape}"
         )
+    if value.size < _VIEWED_FROM:
+        return _Ext(code, value.tobytes())
     data = value.data
-    return msgspec.msgpack.Ext(code, data if data.c_contiguous else value.tobytes())
+    return _Ext(code, data if data.c_contiguous else value.tobytes())
 
 
 def _decode_array(

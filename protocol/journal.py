@@ -26,6 +26,7 @@ import itertools
 import os
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -79,6 +80,7 @@ class Journal:
         self._max_record_bytes = max_record_bytes
         self._head = head
         self._syncing = threading.Lock()
+        self._doomed: deque[Path] = deque()
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -131,9 +133,12 @@ class Journal:
         return self.next_index - 1
 
     def commit(self) -> None:
-        """Everything appended before this call is on disk when it returns."""
+        """Everything appended so far is on disk, and everything released deleted, on return."""
         with self._syncing:
             _sync(self._file)
+        while self._doomed:
+            # Deleting takes milliseconds; here it may be in another thread than `append`.
+            self._doomed.popleft().unlink(missing_ok=True)
 
     def head(self) -> bytes:
         """The head of the oldest segment that is kept (empty where it was lost)."""
@@ -155,13 +160,13 @@ class Journal:
                     yield found.number, found.payload
 
     def release(self, index: int) -> int:
-        """Records below `index` are not needed: delete what can be; bytes that came back."""
+        """Records below `index` are not needed: bytes that come back with the next `commit`."""
         freed = 0
         firsts = list(self._segments)
         for first, following in itertools.pairwise(firsts):
             if following > index:
                 break
-            self._path(first).unlink(missing_ok=True)
+            self._doomed.append(self._path(first))
             freed += self._segments.pop(first)
         return freed
 

@@ -15,6 +15,7 @@ reaches `receive` exactly once and in order per actor, whatever was sent twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -30,6 +31,7 @@ from protocol.codec import decode_actor, encode
 from protocol.config import ProtocolConfig
 from protocol.delivery import Inbox, Verdict
 from protocol.envelope import Rejected, Sealer, unseal
+from protocol.keys import Authenticator, secure_server
 from protocol.messages import (
     Acknowledge,
     ActorMessage,
@@ -46,6 +48,7 @@ from protocol.messages import (
     Welcome,
 )
 
+_NOBLOCK: Final = int(zmq.NOBLOCK)
 _BATCH: Final = 512
 """Messages read before they are committed and acknowledged together."""
 
@@ -131,6 +134,8 @@ class LearnerChannel:
         self._announced: dict[type, tuple[int, float, LearnerMessage]] = {}
         self._announcements = 0
         self._commands: deque[Callable[[], None]] = deque()
+        self._accepts: deque[str] = deque()
+        self._woken = False
         self._events: queue.SimpleQueue[Received] = queue.SimpleQueue()
         self._uncommitted: list[Received] = []
         self._to_acknowledge: dict[bytes, dict[int, bool]] = {}
@@ -151,9 +156,15 @@ class LearnerChannel:
         apply_options(self._socket, self.config)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._authenticator = None
+        if self.config.keys is not None:
+            secure_server(self._socket, self.config.keys)
+            self._authenticator = Authenticator(self._context, self.config.keys, self.refusals)
         try:
             self._socket.bind(self.config.endpoint)
         except zmq.ZMQError as error:
+            if self._authenticator is not None:
+                self._authenticator.stop()
             self._context.destroy(linger=0)
             raise ValueError(
                 f"cannot listen on {self.config.endpoint}: {error.strerror}; set "
@@ -184,7 +195,8 @@ class LearnerChannel:
     def accept(self, event: Received) -> None:
         """The consumer has this trajectory (trained or dropped it): its credit goes back."""
         if isinstance(event.message, TrajectoryMessage):
-            self._command(lambda: self._accepted(event.actor))
+            self._accepts.append(event.actor)
+            self._wake()
 
     def send(self, actor: str, message: LearnerMessage) -> None:
         """Send to one actor; forgotten where it is not connected."""
@@ -218,12 +230,11 @@ class LearnerChannel:
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        if self._woken:
+            return
+        self._woken = True
+        with contextlib.suppress(OSError):  # closed meanwhile
             os.write(self._wake_in, b"\0")
-        except BlockingIOError:  # full: it is awake already
-            pass
-        except OSError:  # closed meanwhile
-            pass
 
     def _run(self) -> None:
         try:
@@ -236,8 +247,11 @@ class LearnerChannel:
                 ready = dict(poller.poll(wait))
                 if self._wake_out in ready:
                     os.read(self._wake_out, 65536)
+                self._woken = False  # before looking: what comes later wakes again
                 while self._commands:
                     self._commands.popleft()()
+                while self._accepts:
+                    self._accepted(self._accepts.popleft())
                 if stopping:
                     break
                 self._read_batch()
@@ -250,12 +264,14 @@ class LearnerChannel:
             os.close(self._wake_out)
             os.close(self._wake_in)
             self._socket.close()
+            if self._authenticator is not None:
+                self._authenticator.stop()
             self._context.term()
 
     def _read_batch(self) -> None:
         for _ in range(_BATCH):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(_NOBLOCK)
             except zmq.Again:
                 return
             identity = frames[0]
@@ -430,6 +446,6 @@ class LearnerChannel:
 
     def _send(self, identity: bytes, frame: bytes) -> None:
         try:
-            self._socket.send_multipart([identity, frame], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, frame], _NOBLOCK)
         except zmq.ZMQError as error:  # gone, or not reading: what matters is sent again
             self.refusals.count("unsent", f"{error}")

@@ -40,12 +40,15 @@ class WeightManifest(msgspec.Struct, frozen=True):
 
     version: int
     transport: str
-    """`shm` (more later)."""
+    """`shm`, `folder` or `stream`."""
     slot: int
     """Index of the buffer in the transport's ring."""
     nbytes: int
     tensors: tuple[TensorSpec, ...]
     canary: Canary
+    port: int = 0
+    """`stream`: where the learner's host serves the bytes. The host itself is the one that the
+    actor was configured with."""
 
 
 # actor -> learner

@@ -34,11 +34,12 @@ from protocol.weights import (
     WeightsError,
     aligned,
     check_layout,
-    describe,
     slice_verified,
+    write_hashed,
 )
 
-_PREFIX: Final = "dynatok-"
+PREFIX: Final = "dynatok-"
+"""How the names of our files in memory start."""
 _PAGE: Final = 4096
 _HEADER: Final = struct.Struct("<8sQQ")
 _MAGIC: Final = b"DTWRING1"
@@ -46,20 +47,21 @@ _VERSION: Final = struct.Struct("<q")
 _WRITING: Final = -1
 
 
-def _folder() -> Path:
+def memory_folder() -> Path:
+    """Where files live in memory, if this system has such a place."""
     shm = Path("/dev/shm")
     return shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def segment_path(run_id: str) -> Path:
     """Where the ring of a run lies."""
-    return _folder() / f"{_PREFIX}{check_name('run id', run_id)}"
+    return memory_folder() / f"{PREFIX}{check_name('run id', run_id)}"
 
 
 def remove_leftovers() -> list[Path]:
-    """Remove rings whose writer died; the paths that were removed."""
+    """Remove files in memory whose owner died; the paths that were removed."""
     removed = []
-    for path in _folder().glob(f"{_PREFIX}*"):
+    for path in memory_folder().glob(f"{PREFIX}*"):
         try:
             if path.stat().st_uid != os.getuid() or not path.is_file() or path.is_symlink():
                 continue
@@ -97,7 +99,7 @@ class ShmSender(WeightSender):
 
     def _create(self, size: int) -> int:
         # The lock comes before the name: nobody may see this file unlocked and call it dead.
-        fd, temporary = tempfile.mkstemp(prefix=_PREFIX + ".new-", dir=self._path.parent)
+        fd, temporary = tempfile.mkstemp(prefix=PREFIX + ".new-", dir=self._path.parent)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(fd, 0, size)
@@ -137,6 +139,11 @@ class ShmSender(WeightSender):
             slot = self._ledger.begin()
         self._mark(slot, _WRITING)
         start = _PAGE + slot * self._slot_bytes
+        place = self._view[start : start + self._slot_bytes]
+
+        def put(at: int, piece: memoryview) -> None:
+            place[at : at + piece.nbytes] = piece
+
         specs = []
         end = 0
         for name, tensor in tensors:
@@ -147,9 +154,8 @@ class ShmSender(WeightSender):
                     f"weights {version}: tensor '{name}' ends at byte {end}, but a slot has "
                     f"{self._slot_bytes}; size the ring with weights.payload_bytes of the model"
                 )
-            place = self._view[start + offset : start + end]
-            place[:] = tensor.data
-            specs.append(describe(name, tensor, offset, place))
+            specs.append(write_hashed(name, tensor, offset, put))
+        place.release()
         self._mark(slot, version)
         with self._changed:
             self._ledger.commit(slot, version, readers)

@@ -8,8 +8,10 @@ Each tensor has its own hash; a set is used whole or not at all.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -35,6 +37,10 @@ DTYPE_BYTES: Final[dict[str, int]] = {
 
 ALIGN: Final = 64
 """Tensors start at multiples of this in a payload: a cache line, and every vector load."""
+
+
+_PIECE: Final = 128 * 1024
+_THREADED_FROM: Final = 16 * 2**20
 
 
 class Tensor(NamedTuple):
@@ -197,27 +203,51 @@ def check_expected(
 def slice_verified(
     manifest: WeightManifest, payload: memoryview, *, verify: bool = True
 ) -> dict[str, Tensor]:
-    """Views of a payload's tensors, after `check_layout`. Raises `WeightsError` on a wrong hash."""
-    out = {}
-    for spec in manifest.tensors:
-        data = payload[spec.offset : spec.offset + spec.nbytes]
-        if verify and xxhash.xxh3_64_intdigest(data) != spec.xxh3:
+    """Views of a payload's tensors, after `check_layout`. Raises `WeightsError` on a wrong hash.
+
+    Large sets are hashed by several threads: one alone does not use all of the memory's bandwidth.
+    """
+    out = {
+        spec.name: Tensor(spec.dtype, spec.shape, payload[spec.offset : spec.offset + spec.nbytes])
+        for spec in manifest.tensors
+    }
+    if not verify:
+        return out
+    threads = min(4, os.cpu_count() or 1) if manifest.nbytes > _THREADED_FROM else 1
+    views = [tensor.data for tensor in out.values()]
+    if threads == 1:
+        hashes = [xxhash.xxh3_64_intdigest(view) for view in views]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            hashes = list(pool.map(xxhash.xxh3_64_intdigest, views))
+    for spec, found in zip(manifest.tensors, hashes, strict=True):
+        if found != spec.xxh3:
             raise WeightsError(
                 f"weights {manifest.version}, tensor '{spec.name}': its bytes do not match its hash"
             )
-        out[spec.name] = Tensor(spec.dtype, spec.shape, data)
     return out
 
 
-def describe(name: str, tensor: Tensor, offset: int, data: memoryview) -> TensorSpec:
-    """The manifest's entry for a tensor whose bytes now lie at `offset` as `data`."""
+def write_hashed(
+    name: str, tensor: Tensor, offset: int, write: Callable[[int, memoryview], None]
+) -> TensorSpec:
+    """Give a tensor to `write(byte offset, piece)` in pieces, and describe it for the manifest.
+
+    Each piece is hashed where it comes from, just before it is copied: it is then in the CPU's
+    cache, and what the reader verifies is the whole way from the learner's tensor to its own.
+    """
+    hashed = xxhash.xxh3_64()
+    for at in range(0, tensor.data.nbytes, _PIECE):
+        piece = tensor.data[at : at + _PIECE]
+        hashed.update(piece)
+        write(offset + at, piece)
     return TensorSpec(
         name=name,
         dtype=tensor.dtype,
         shape=tensor.shape,
         offset=offset,
-        nbytes=data.nbytes,
-        xxh3=xxhash.xxh3_64_intdigest(data),
+        nbytes=tensor.data.nbytes,
+        xxh3=hashed.intdigest(),
     )
 
 

@@ -41,17 +41,25 @@ def make(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
         model = t.Gemma3ForCausalLM(config)
     elif name == "gpt2":
         config = t.GPT2Config(
-            vocab_size=23, n_embd=32, n_layer=2, n_head=4, n_positions=256,
-            attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+            vocab_size=23,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
         )
         model = t.GPT2LMHeadModel(config)
     else:
         raise ValueError(name)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for path, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(parameter * 0.2 + 0.2 * noise)
+            parameter.copy_(float("norm" in path) + 0.2 * noise)
     model = model.to(dtype).eval()
     if dtype == torch.float64:
         for module in model.modules():

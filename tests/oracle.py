@@ -45,9 +45,7 @@ def text_of(trajectory: Trajectory, k: int) -> list[int]:
     return out
 
 
-def exact_logits(
-    model: torch.nn.Module, trajectory: Trajectory
-) -> list[tuple[int, torch.Tensor]]:
+def exact_logits(model: torch.nn.Module, trajectory: Trajectory) -> list[tuple[int, torch.Tensor]]:
     """(pass, [tokens sampled, V] logits), each from one forward over prompt and response."""
     out = []
     for k, one in enumerate(trajectory.passes):
@@ -60,9 +58,7 @@ def exact_logits(
     return out
 
 
-def sticky_logits(
-    model: torch.nn.Module, trajectory: Trajectory
-) -> list[tuple[int, torch.Tensor]]:
+def sticky_logits(model: torch.nn.Module, trajectory: Trajectory) -> list[tuple[int, torch.Tensor]]:
     """(pass, [tokens sampled, V] logits) by decoding token by token over a swapped KV cache."""
     from transformers import DynamicCache
 
@@ -73,7 +69,9 @@ def sticky_logits(
         text = fed + trajectory.response[one.start : one.stop].tolist()
         length = len(fed) + max(0, one.stop - one.start - 1)
         source = {
-            p: run.origin for run in one.reuse if run.origin != OUTSIDE
+            p: run.origin
+            for run in one.reuse
+            if run.origin != OUTSIDE
             for p in range(run.start, run.stop)
         }
         held: list[tuple[torch.Tensor, torch.Tensor]] = []

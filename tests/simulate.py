@@ -8,6 +8,7 @@ slot token and was computed in the pass before, even if what stands before it ch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def simulate(
     *,
     late: bool = False,
     block_size: int = 1,
-    world: World = World(),  # noqa: B008
+    world: World = World(),
     prefix: np.ndarray | None = None,
     name: str = "t",
 ) -> Trajectory:
@@ -169,7 +170,5 @@ def _stick(
 def _runs(origin: np.ndarray, k: int) -> tuple[Reuse, ...]:
     edges = [0, *(np.flatnonzero(np.diff(origin)) + 1).tolist(), len(origin)]
     return tuple(
-        Reuse(int(origin[a]), a, b)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-        if b > a and origin[a] != k
+        Reuse(int(origin[a]), a, b) for a, b in pairwise(edges) if b > a and origin[a] != k
     )

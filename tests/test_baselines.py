@@ -17,8 +17,13 @@ def edited(states: int, static: int, slot: int, segment: int) -> Trajectory:
         response=np.arange(100, 100 + total, dtype=np.int32),
         logprobs=np.zeros(total, np.float32),
         passes=tuple(
-            Pass(layout=(0, k + 1, RESPONSE), states={}, start=k * segment,
-                 stop=(k + 1) * segment, num_cached_tokens=0)
+            Pass(
+                layout=(0, k + 1, RESPONSE),
+                states={},
+                start=k * segment,
+                stop=(k + 1) * segment,
+                num_cached_tokens=0,
+            )
             for k in range(states)
         ),
     )
@@ -44,8 +49,13 @@ def test_a_toggle_is_one_snapshot() -> None:
     one = edited(3, 4, 2, 5)
     passes = list(one.passes)
     passes[2] = Pass(layout=(0, 1, RESPONSE), states={}, start=10, stop=15, num_cached_tokens=0)
-    toggled = Trajectory(trajectory_id="t", pieces=one.pieces, response=one.response,
-                         logprobs=one.logprobs, passes=tuple(passes))
+    toggled = Trajectory(
+        trajectory_id="t",
+        pieces=one.pieces,
+        response=one.response,
+        logprobs=one.logprobs,
+        passes=tuple(passes),
+    )
     spans = snapshot_spans([toggled])
     assert len(spans.bounds) - 1 == 2
     assert len(truncated_spans([toggled]).bounds) - 1 == 2
@@ -62,8 +72,13 @@ def test_late_slot_splits_texts_at_every_edit() -> None:
         Pass(layout=(0, RESPONSE, 1), states={}, start=p.start, stop=p.stop, num_cached_tokens=0)
         for p in one.passes
     )
-    late = Trajectory(trajectory_id="t", pieces=one.pieces, response=one.response,
-                      logprobs=one.logprobs, passes=passes)
+    late = Trajectory(
+        trajectory_id="t",
+        pieces=one.pieces,
+        response=one.response,
+        logprobs=one.logprobs,
+        passes=passes,
+    )
     assert np.diff(snapshot_spans([late]).bounds).tolist() == [4 + 2 + 5] * 2
     assert np.diff(truncated_spans([late]).bounds).tolist() == [4 + 2 + 2, 4 + 2 + 5]
     assert np.diff(static_spans([late]).bounds).tolist() == [4 + 2 + 5]

@@ -18,8 +18,14 @@ def scored(*scores: dict[str, float]) -> Trajectory:
         response=np.zeros(n, np.int32),
         logprobs=np.zeros(n, np.float32),
         passes=tuple(
-            Pass(layout=(0, RESPONSE), states={}, start=2 * k, stop=2 * k + 2,
-                 num_cached_tokens=0, scores=one)
+            Pass(
+                layout=(0, RESPONSE),
+                states={},
+                start=2 * k,
+                stop=2 * k + 2,
+                num_cached_tokens=0,
+                scores=one,
+            )
             for k, one in enumerate(scores)
         ),
     )
@@ -29,10 +35,10 @@ def test_sft_counts_every_token_once() -> None:
     assert token_weights(scored({"a": 0.0}, {}), "sft").tolist() == [1, 1, 1, 1]
 
 
-def test_reward_is_the_mean_score_of_the_tokens_own_pass() -> None:
+def test_reward_is_the_lowest_score_of_the_tokens_own_pass() -> None:
     weights = token_weights(scored({"a": 1.0, "b": 0.5}, {"a": 0.0}, {}), "reward")
     assert weights.dtype == np.float32
-    assert weights.tolist() == [0.75, 0.75, 0, 0, 1, 1]
+    assert weights.tolist() == [0.5, 0.5, 0, 0, 1, 1]
 
 
 def test_power_and_threshold() -> None:

@@ -31,8 +31,14 @@ def make(
     for layout, sampled, reuse in passes:
         cached = sum(run.stop - run.start for run in reuse)
         out.append(
-            Pass(layout=layout, states={}, start=at, stop=at + len(sampled),
-                 num_cached_tokens=cached, reuse=reuse)
+            Pass(
+                layout=layout,
+                states={},
+                start=at,
+                stop=at + len(sampled),
+                num_cached_tokens=cached,
+                reuse=reuse,
+            )
         )
         at += len(sampled)
     response = ids("".join(sampled for _, sampled, _ in passes))
@@ -48,12 +54,13 @@ def make(
 
 def spans_of(row: Row) -> list[tuple[str, int, str]]:
     """Per span: its text, first position, and the texts of what it sees, joined."""
-    parts = [
-        text(row.input_ids[a:b]) for a, b in zip(row.bounds[:-1], row.bounds[1:], strict=True)
-    ]
+    parts = [text(row.input_ids[a:b]) for a, b in zip(row.bounds[:-1], row.bounds[1:], strict=True)]
     return [
-        (part, int(row.position_ids[row.bounds[s]]),
-         "".join(parts[j] for j in np.flatnonzero(row.visible[s]) if j != s))
+        (
+            part,
+            int(row.position_ids[row.bounds[s]]),
+            "".join(parts[j] for j in np.flatnonzero(row.visible[s]) if j != s),
+        )
         for s, part in enumerate(parts)
     ]
 

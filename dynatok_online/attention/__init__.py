@@ -55,7 +55,7 @@ def prepare(model: torch.nn.Module, attention: str = "concat") -> None:
         raise ValueError(f"attention {attention!r} is unknown; use one of {', '.join(ATTENTIONS)}")
     check_model(model)
     register()
-    model.set_attn_implementation(f"dynatok_{attention}")  # type: ignore[operator]
+    model.set_attn_implementation(f"dynatok_{attention}")
 
 
 def inputs(row: Row, device: torch.device | str) -> dict[str, Any]:

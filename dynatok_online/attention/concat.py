@@ -125,7 +125,11 @@ class _Joined(torch.autograd.Function):
         batches: list[_Batch],
     ) -> torch.Tensor:
         _, heads, tokens, width = query.shape
+        inputs = query, key, value
+        # Partial results rounded to bfloat16 before they are joined would double its error.
         exact = torch.float32 if query.dtype in (torch.bfloat16, torch.float16) else query.dtype
+        asked = query.dtype
+        query, key, value = query.to(exact), key.to(exact), value.to(exact)
         # Stored as [N, H, D], which is what the model reshapes it to.
         out = query.new_empty((1, tokens, heads, width), dtype=exact).transpose(1, 2)
         lse = query.new_empty((1, tokens, heads), dtype=exact).transpose(1, 2)
@@ -144,23 +148,24 @@ class _Joined(torch.autograd.Function):
             if one.valid is not None:
                 at, part, part_lse = at[one.valid], part[:, :, one.valid], part_lse[:, :, one.valid]  # type: ignore[index]
             if one.causal:
-                out[:, :, at], lse[:, :, at] = part.to(exact), part_lse
+                out[:, :, at], lse[:, :, at] = part, part_lse
                 continue
             before = lse[:, :, at]
             joined = torch.logaddexp(before, part_lse)
             kept = out[:, :, at] * (before - joined).exp().unsqueeze(-1)
             out[:, :, at] = kept + part * (part_lse - joined).exp().unsqueeze(-1)
             lse[:, :, at] = joined
-        out = out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.save_for_backward(*inputs, out, lse)
         ctx.scale, ctx.batches = scale, batches
-        return out
+        return out.to(asked)
 
     @staticmethod
     def backward(
         ctx: Any, grad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         query, key, value, out, lse = ctx.saved_tensors
+        asked = query.dtype
+        query, key, value, grad = (one.to(out.dtype) for one in (query, key, value, grad))
         grads = [torch.zeros_like(one) for one in (query, key, value)]
         for one in ctx.batches:
             part_grad = _take(grad, one.queries, one.count)
@@ -186,7 +191,8 @@ class _Joined(torch.autograd.Function):
                     total[:, :, at] += _flat(part)
                 else:
                     total.index_add_(2, at, _flat(part))
-        return grads[0], grads[1], grads[2], None, None
+        query_grad, key_grad, value_grad = (one.to(asked) for one in grads)
+        return query_grad, key_grad, value_grad, None, None
 
 
 def _bias(one: _Batch, dtype: torch.dtype) -> torch.Tensor | None:

@@ -35,7 +35,7 @@ class Layout:
     @classmethod
     def of(cls, row: Row) -> Layout:
         """The layout of a row."""
-        return cls(row.bounds, row.visible, row.position_ids)
+        return cls(row.bounds, row.visible, row.position_ids.astype(np.int64))
 
     @property
     def tokens(self) -> int:

@@ -29,13 +29,6 @@ def check_model(model: torch.nn.Module) -> None:
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "set_attn_implementation"):
         raise ValueError(f"{name} is no transformers model; load it with AutoModelForCausalLM")
-    supported = getattr(model, "_supports_attention_backend", False)
-    if not supported:
-        raise ValueError(
-            f"{name} does not ask transformers' attention registry which attention to use, so "
-            "spans cannot reach it; use strategy: truncated with TRL's own trainer, or a model "
-            "whose class sets _supports_attention_backend"
-        )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder; use a decoder-only model")
     if any(hasattr(config, part) for part in ("vision_config", "audio_config")):
@@ -54,12 +47,24 @@ def check_model(model: torch.nn.Module) -> None:
             f"{name} attends within chunks of {config.attention_chunk_size} tokens, counted in "
             "the row and not by position; use a model with full or sliding-window attention"
         )
+    supported = getattr(model, "_supports_attention_backend", False)
+    if not supported:
+        raise ValueError(
+            f"{name} does not ask transformers' attention registry which attention to use, so "
+            "spans cannot reach it; use strategy: truncated with TRL's own trainer, or a model "
+            "whose class sets _supports_attention_backend"
+        )
     for path, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, (torch.nn.RNNBase, torch.nn.Conv1d)) or "mamba" in kind.lower():
             raise ValueError(
                 f"{name} mixes neighbouring tokens outside attention, in {path} ({kind}); use a "
                 "model of attention and feed-forward layers only"
+            )
+        if getattr(module, "sinks", None) is not None:
+            raise ValueError(
+                f"{name} has attention sinks (in {path}), which kernels for spans do not compute; "
+                "use a model without them"
             )
     for term in ("attention_dropout", "attn_pdrop"):
         if getattr(config, term, None):

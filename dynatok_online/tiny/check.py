@@ -55,11 +55,12 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     model = AutoModelForCausalLM.from_pretrained(args.model).eval()
     tasks = list(islice(world.tasks("heldout", seed=args.seed), args.tasks))
     responses = sample(model, tasks, seed=args.seed, temperature=args.temperature)

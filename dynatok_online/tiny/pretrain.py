@@ -30,7 +30,6 @@ LEARNING_RATE = 3e-3
 RESPONSE_LENGTH = 160
 SLIPS = 0.2
 SLIP_STEPS = 80
-SLIP_SLOT = "case"
 IGNORE = -100
 
 
@@ -45,8 +44,9 @@ def example(rng: random.Random, slips: float) -> tuple[str, str, list[bool]]:
     if rng.random() < slips:
         start = rng.randrange(RESPONSE_LENGTH)
         stop = start + rng.randrange(8, 96)
-        others = [item.name for item in family(SLIP_SLOT) if item.name != right[SLIP_SLOT]]
-        wrong = right | {SLIP_SLOT: rng.choice(others)}
+        slot = rng.choice(world.SLOTS)
+        others = [item.name for item in family(slot) if item.name != right[slot]]
+        wrong = right | {slot: rng.choice(others)}
 
     text, carries = "", []
     for atom in grammar.atoms(rng):

@@ -48,9 +48,7 @@ def task(name: str, *edits: tuple[int, SlotState], max_tokens: int = 60) -> Task
 
 
 def session(serving: Serving, one: Task, **more: Any) -> LiveSession:
-    return LiveSession(
-        one, serving, encode=encode, decode=decode, sampling=SAMPLING, **more
-    )
+    return LiveSession(one, serving, encode=encode, decode=decode, sampling=SAMPLING, **more)
 
 
 @pytest.fixture
@@ -198,8 +196,7 @@ def test_an_unknown_engine_argument_is_named() -> None:
 @pytest.fixture
 def ring(vllm, reference) -> Iterator[Callable[..., WeightManifest]]:
     """`publish(version, model, ...)` into the ring that the engine's worker reads."""
-    state = {n: t for n, t in reference.state_dict().items()}
-    layout = {n: ("F32", tuple(t.shape)) for n, t in state.items()}
+    layout = {n: ("F32", tuple(t.shape)) for n, t in reference.state_dict().items()}
     sender = ShmSender(vllm.run_id, payload_bytes(layout), slots=3)
 
     def publish(
@@ -237,9 +234,7 @@ def nudged(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 def test_new_weights_while_sessions_write(vllm, serving, reference, ring) -> None:
     """Passes go on under the new weights, take no KV of the old ones, and are labelled right."""
     models = {1: nudged(reference, 1), 2: nudged(reference, 2), 3: reference}
-    weights = WeightReceiver(
-        vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30
-    )
+    weights = WeightReceiver(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
     tasks = [task(f"w{i}", (50, B), (150, A), max_tokens=300) for i in range(8)]
 
     async def write_and_update() -> tuple[list[Finished], list[Any]]:
@@ -298,9 +293,7 @@ def test_the_canary_catches_wrong_weights(vllm, serving, reference, ring, fault:
         answers = [await weights.update(ring(10, right))]
         model = right if fault == "unchanged" else other
         answers.append(await weights.update(ring(11, model, canary_of=other, tamper=tamper)))
-        answers.append(
-            await vllm.engine.prompt_logprobs(text, cache_salt=serving.new_salt(0))
-        )
+        answers.append(await vllm.engine.prompt_logprobs(text, cache_salt=serving.new_salt(0)))
         answers.append(await weights.update(ring(12, reference)))
         return answers
 
@@ -328,9 +321,7 @@ def test_a_payload_that_fails_half_way_is_rolled_back(vllm, serving, reference, 
         broken = ring(21, nudged(reference, 6))
         broken = msgspec.structs.replace(broken, tensors=broken.tensors[:-3])
         answers.append(await weights.update(broken))
-        answers.append(
-            await vllm.engine.prompt_logprobs(text, cache_salt=serving.new_salt(0))
-        )
+        answers.append(await vllm.engine.prompt_logprobs(text, cache_salt=serving.new_salt(0)))
         answers.append(await weights.update(ring(22, reference)))
         return answers
 

@@ -130,14 +130,14 @@ def test_float32() -> None:
 @pytest.mark.parametrize("kind", ["concat", "dense"])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "gemma3", "gpt2"])
 def test_many_random_batches(name: str, kind: str, policy: str) -> None:
-    sweep(name, kind, policy, range(100, 140), World())
+    sweep(name, kind, policy, range(100, 115), World())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["exact", "sticky"])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "gemma3", "gpt2"])
 def test_many_random_batches_in_float32(name: str, policy: str) -> None:
-    sweep(name, "concat", policy, range(100, 130), World(), torch.float32, 2e-6)
+    sweep(name, "concat", policy, range(100, 112), World(), torch.float32, 2e-6)
 
 
 @pytest.mark.slow
@@ -173,9 +173,7 @@ def test_bfloat16_is_as_close_as_two_baselines_are() -> None:
     model = copy.deepcopy(plain)
     attention.prepare(model, "concat")
     for strategy in ("packed", "truncated", "snapshot"):
-        models[strategy] = gradients(
-            model, row_loss(model, many, weights, strategy=strategy)
-        )
+        models[strategy] = gradients(model, row_loss(model, many, weights, strategy=strategy))
     oracle = gradients(plain, oracle_loss(plain, many, weights))
 
     def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -42,7 +42,7 @@ def test_rows_leak_nothing(name: str, windows: list[int | None], policy: str) ->
         (row,) = plan_rows(many)
         depends = reach(row, windows)[row.loss_positions]
         before = logits_of(model, row)
-        for i in rng.choice(row.tokens, 12, replace=False):
+        for i in rng.choice(row.tokens, 6, replace=False):
             ids = row.input_ids.copy()
             ids[i] = (ids[i] + 1) % 23
             moved = Row(**{**vars(row), "input_ids": ids})
@@ -61,9 +61,7 @@ def test_targets_see_their_own_pass_and_no_other(late: bool) -> None:
         world = World(vocabulary=22, outside=0)
         one = simulate(rng, late=late, world=world)
         before = targets_of(model, one)
-        owner = np.concatenate(
-            [np.full(p.stop - p.start, k) for k, p in enumerate(one.passes)]
-        )
+        owner = np.concatenate([np.full(p.stop - p.start, k) for k, p in enumerate(one.passes)])
         for i, piece in enumerate(one.pieces):
             if not len(piece):
                 continue

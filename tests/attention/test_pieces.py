@@ -56,8 +56,14 @@ def test_few_pieces_for_an_edited_response() -> None:
                     for i in range(1, k)
                 ]
             passes.append(
-                Pass(layout=(0, k + 1, RESPONSE), states={}, start=k * segment,
-                     stop=(k + 1) * segment, num_cached_tokens=0, reuse=tuple(reuse))
+                Pass(
+                    layout=(0, k + 1, RESPONSE),
+                    states={},
+                    start=k * segment,
+                    stop=(k + 1) * segment,
+                    num_cached_tokens=0,
+                    reuse=tuple(reuse),
+                )
             )
         pieces = (np.arange(8), *(np.full(slot, 50 + k) for k in range(states)))
         (row,) = plan_rows(

@@ -57,10 +57,18 @@ def test_sinks_and_soft_caps_and_other_layers() -> None:
     assert "attn_logit_softcapping = 50.0" in refused(capped)
     hybrid = t.Qwen3NextForCausalLM(
         t.Qwen3NextConfig(
-            **{**small, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
-               "shared_expert_intermediate_size": 8, "linear_num_value_heads": 2,
-               "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-               "layer_types": ["linear_attention", "full_attention"]}
+            **{
+                **small,
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 8,
+                "shared_expert_intermediate_size": 8,
+                "linear_num_value_heads": 2,
+                "linear_num_key_heads": 2,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "layer_types": ["linear_attention", "full_attention"],
+            }
         )
     )
     assert "layers of type 'linear_attention'" in refused(hybrid)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,10 +46,14 @@ class Quiet:
         self.at_update = at_update
         self.closed = False
         self.states = []
+        self.said = []
 
     def update(self, state, seconds):
         self.states.append(dict(state))
         self.at_update(seconds)
+
+    def say(self, text):
+        self.said.append(text)
 
     def close(self):
         self.closed = True
@@ -167,6 +172,23 @@ def test_an_interrupt_stops_everything_even_what_does_not_listen(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    class Impatient(Quiet):
+        def say(self, text):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt_when_up(seconds):
+        if log_of(tmp_path, "actor"):
+            signal.raise_signal(signal.SIGINT)
+
+    started = time.monotonic()
+    outcome = supervise(
+        tmp_path, [command("actor", STUBBORN)], Impatient(interrupt_when_up), patience=30
+    )
+    assert time.monotonic() - started < 10
+    assert (outcome.status, outcome.code) == ("interrupted", 130)
+
+
 def test_the_time_limit_is_a_failure(tmp_path):
     outcome = supervise(tmp_path, [command("actor", SLEEP)], Quiet(), time_limit=0.3)
     assert (outcome.status, outcome.code) == ("failed", 1)
@@ -182,6 +204,7 @@ def test_killing_the_supervisor_leaves_nothing_behind(tmp_path):
         "from launch.supervisor import Command, supervise\n"
         "class Quiet:\n"
         "    def update(self, state, seconds): pass\n"
+        "    def say(self, text): pass\n"
         "    def close(self): pass\n"
         f"argv = [sys.executable, '-c', {FAMILY!r}, {name!r}]\n"
         f"supervise(Path({str(tmp_path)!r}), [Command('actor', argv, os.environ)], Quiet())\n"

@@ -113,6 +113,11 @@ class FakeActor:
         )
         self.applied, self.gaps, self.sent, self.finish, self.error = [], [], 0, None, None
         self.version = -1
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        # Not in the thread: two threads that load models at once disturb each other.
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         self.stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -125,7 +130,7 @@ class FakeActor:
         self.join()
 
     def join(self):
-        self._thread.join(20)
+        self._thread.join(70)
         assert not self._thread.is_alive()
 
     def _run(self):
@@ -135,13 +140,9 @@ class FakeActor:
             self.error = error
 
     async def _main(self):
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
         options, rng = self.options, np.random.default_rng(self.options.get("seed", 0))
         channel = ActorChannel(
-            ProtocolConfig(endpoint=self.endpoint),
+            ProtocolConfig(endpoint=self.endpoint, connect_seconds=60),
             self.run_id,
             "actor-0",
             Hello("model", 1, os.getpid()),
@@ -204,7 +205,9 @@ class FakeActor:
 
     def _trajectory(self, rng):
         pieces = [rng.integers(0, VOCAB, 8).astype(np.int32)]
-        response, logprobs, passes = [], [], []
+        response: list[int] = []
+        logprobs: list[float] = []
+        passes: list[Pass] = []
         for state in range(2):
             pieces.append(rng.integers(0, VOCAB, 4).astype(np.int32))
             start, count = len(response), int(rng.integers(2, 8))

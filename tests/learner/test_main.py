@@ -4,9 +4,12 @@ trainer, DeepSpeed where it says so."""
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import msgspec
 import pytest
 
 from learner.config import LearnerConfig
@@ -50,10 +53,22 @@ def go(settings, actor_class, **options):
     return code, actor
 
 
-def test_trains_and_publishes_under_deepspeed(settings, fake_actor, capfd):
+def test_trains_and_publishes_under_deepspeed(settings, fake_actor):
+    """In a process of its own, as it runs for real: DeepSpeed keeps state until a process ends."""
     settings["deepspeed"] = {"zero_optimization": {"stage": 2}}
-    code, actor = go(settings, fake_actor)
-    assert code == 0, capfd.readouterr().err[-3000:]
+    script = (
+        "import sys, msgspec; from learner.config import LearnerConfig; "
+        "from learner.main import run; "
+        "sys.exit(run(msgspec.json.decode(sys.argv[1], type=LearnerConfig)))"
+    )
+    with fake_actor(settings["protocol"].endpoint, settings["run_id"], settings["model"]) as actor:
+        learner = subprocess.run(
+            [sys.executable, "-c", script, msgspec.json.encode(settings)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert learner.returncode == 0, learner.stderr[-3000:]
     assert actor.error is None
     result = summary(settings)
     assert result["learner_steps"] == 4
@@ -62,7 +77,8 @@ def test_trains_and_publishes_under_deepspeed(settings, fake_actor, capfd):
     assert result["logprob_gap_compared"] >= 2
     assert result["logprob_gap"] < 1e-5
     assert result["policy_lag_max"] <= 4
-    assert result["finished"] and result["failure"] is None
+    assert result["finished"]
+    assert result["failure"] is None
     # Every version that the actor took is the one that was announced, the final one included.
     assert actor.finish == actor.applied[-1] == result["weights_published"] >= 2
     assert max(actor.gaps) < 1e-5
@@ -134,7 +150,8 @@ def test_a_signal_stops_it_within_five_seconds(settings, fake_actor):
     assert code == 0
     assert time.monotonic() - sent[0] < 5
     result = summary(settings)
-    assert not result["finished"] and result["learner_steps"] >= 1
+    assert not result["finished"]
+    assert result["learner_steps"] >= 1
     assert not list(_rings(settings))
 
 

@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
-def model():  # type: ignore[no-untyped-def]
+def model():
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
     return transformers.AutoModelForCausalLM.from_pretrained(model_path()).eval()
 
 
@@ -25,7 +26,7 @@ def test_files_are_small() -> None:
     assert sum(file.stat().st_size for file in files) <= 8 * 2**20
 
 
-def test_model_and_tokenizer_load(model) -> None:  # type: ignore[no-untyped-def]
+def test_model_and_tokenizer_load(model) -> None:
     loaded = transformers.AutoTokenizer.from_pretrained(model_path())
     assert loaded.get_vocab() == tokenizer.VOCAB
     assert model.config.architectures == ["Qwen3ForCausalLM"]
@@ -35,15 +36,15 @@ def test_model_and_tokenizer_load(model) -> None:  # type: ignore[no-untyped-def
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
 
 
-def test_it_follows_standing_requirements(model) -> None:  # type: ignore[no-untyped-def]
-    tasks = list(islice(world.tasks("heldout", edits=(0, 0), max_tokens=64), 16))
+def test_it_follows_standing_requirements(model) -> None:
+    tasks = list(islice(world.tasks("heldout", edits=(0, 0), max_tokens=48), 12))
     result = check.measure(sampling.sample(model, tasks))
     assert result["static"] >= 0.85
 
 
-def test_sampling_under_edits_is_that_of_a_fresh_prompt(model) -> None:  # type: ignore[no-untyped-def]
+def test_sampling_under_edits_is_that_of_a_fresh_prompt(model) -> None:
     """Greedy text is the same from rows that step together as from one full forward per token."""
-    tasks = list(islice(world.tasks(max_tokens=68, edits=(1, 1)), 3))
+    tasks = list(islice(world.tasks(max_tokens=66, edits=(1, 1)), 2))
     for passes in sampling.sample(model, tasks, temperature=1e-4):
         response = "".join(item.text for item in passes)
         assert [item.before for item in passes] == [response[: len(i.before)] for i in passes]
