@@ -1,1 +1,1 @@
-"""Train language models while their prompt is being changed: the method, without sockets or engine."""
+"""The method: training while the prompt is being changed. No sockets, no engine."""

@@ -55,7 +55,7 @@ class Prompt(msgspec.Struct, frozen=True):
 def parse(template: str) -> Prompt:
     """The prompt that a template describes.
 
-    Raises ValueError for a second ``{{response}}`` or a lone ``{{`` / ``}}`` that is no placeholder.
+    Raises ValueError for a second ``{{response}}``, or for braces that are no placeholder.
     """
     parts: list[Part] = []
     at = 0

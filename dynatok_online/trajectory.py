@@ -20,7 +20,7 @@ its last sampled token, whose KV is computed in the next pass, under the next st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Never
 
 import msgspec
 import numpy as np
@@ -31,6 +31,9 @@ RESPONSE = -1
 
 OUTSIDE = -1
 """In `Reuse.origin`: cached blocks that no pass of this trajectory computed."""
+
+_INT32: Final = np.dtype(np.int32)
+_FLOAT32: Final = np.dtype(np.float32)
 
 TokenIds = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
@@ -123,21 +126,46 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Free text for people: task, seed, model. Never read by the learner."""
 
     def __post_init__(self) -> None:
+        # Runs for every trajectory that is received: texts are made only where one is due.
+        for piece in self.pieces:
+            if piece.dtype != _INT32 or piece.ndim != 1:
+                self._refuse_arrays()
+        response, logprobs = self.response, self.logprobs
+        if response.dtype != _INT32 or response.ndim != 1:
+            self._refuse_arrays()
+        if logprobs.dtype != _FLOAT32 or logprobs.shape != response.shape:
+            self._refuse_arrays()
+        at, last = 0, len(self.pieces) - 1
+        for one in self.passes:
+            runs = one.weight_versions
+            if (
+                one.start != at
+                or max(one.layout) > last
+                or min(one.layout) < RESPONSE
+                or (runs and sum([run.length for run in runs]) != one.stop - at)
+            ):
+                self._refuse_passes()
+            at = one.stop
+        if at != response.size:
+            self._refuse_passes()
+
+    def _refuse_arrays(self) -> Never:
         for name, array, kind in (
-            *((f"pieces[{i}]", piece, np.int32) for i, piece in enumerate(self.pieces)),
-            ("response", self.response, np.int32),
-            ("logprobs", self.logprobs, np.float32),
+            *((f"pieces[{i}]", piece, _INT32) for i, piece in enumerate(self.pieces)),
+            ("response", self.response, _INT32),
+            ("logprobs", self.logprobs, _FLOAT32),
         ):
             if array.dtype != kind or array.ndim != 1:
                 raise ValueError(
                     f"trajectory {self.trajectory_id}: {name} must be one-dimensional "
-                    f"{np.dtype(kind).name}, got {array.dtype.name} of shape {array.shape}"
+                    f"{kind.name}, got {array.dtype.name} of shape {array.shape}"
                 )
-        if len(self.logprobs) != len(self.response):
-            raise ValueError(
-                f"trajectory {self.trajectory_id}: {len(self.response)} response tokens but "
-                f"{len(self.logprobs)} logprobs; they must be aligned"
-            )
+        raise ValueError(
+            f"trajectory {self.trajectory_id}: {len(self.response)} response tokens but "
+            f"{len(self.logprobs)} logprobs; they must be aligned"
+        )
+
+    def _refuse_passes(self) -> Never:
         at = 0
         for k, one in enumerate(self.passes):
             where = f"trajectory {self.trajectory_id}, pass {k}"
@@ -155,11 +183,10 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                     f"{where}: weight versions cover {sampled} tokens of {one.stop - one.start}"
                 )
             at = one.stop
-        if at != len(self.response):
-            raise ValueError(
-                f"trajectory {self.trajectory_id}: passes cover {at} of {len(self.response)} "
-                "response tokens"
-            )
+        raise ValueError(
+            f"trajectory {self.trajectory_id}: passes cover {at} of {len(self.response)} "
+            "response tokens"
+        )
 
     def fed(self, k: int) -> TokenIds:
         """Token ids that pass `k` fed to the engine: prompt and response so far."""

@@ -79,14 +79,18 @@ def members(sessions: Iterable[int]) -> list[int]:
 
 
 def shared_memory(pids: Iterable[int]) -> set[Path]:
-    """Files under /dev/shm that these processes have mapped."""
-    found = set()
+    """Files under /dev/shm that these processes have mapped.
+
+    Found by inode: a semaphore is mapped under a temporary name before it gets its own.
+    """
+    inodes = set()
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
-            for line in maps:
-                if "/dev/shm/" in line and not line.rstrip().endswith("(deleted)"):
-                    found.add(Path(line[line.index("/dev/shm/") :].rstrip("\n")))
-    return found
+            inodes |= {int(line.split()[4]) for line in maps if "/dev/shm/" in line}
+    if not inodes or not SHM.is_dir():
+        return set()
+    with os.scandir(SHM) as entries:
+        return {Path(entry.path) for entry in entries if entry.inode() in inodes}
 
 
 def stop(

@@ -77,6 +77,8 @@ class Session:
             raise
 
     def _build(self, config: LearnerConfig) -> None:
+        if config.deepspeed:
+            _compile_nothing()
         arguments = training_arguments(config)
         model = _model_path(config.model)
         self.metrics = Metrics(self._run_dir, "learner")
@@ -277,6 +279,17 @@ class Session:
         temporary = target.with_suffix(".json.new")
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self.summary(failure))))
         temporary.replace(target)
+
+
+def _compile_nothing() -> None:
+    """On a CPU DeepSpeed would compile an operator for reductions between ranks of one machine.
+
+    One rank has no use for it. Compiling takes half a minute and a compiler, and a process that
+    is killed while it compiles leaves a lock behind that later ones wait for without end.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _model_path(name: str) -> str:

@@ -127,5 +127,5 @@ def test_a_handwritten_row_needs_four_fields():
     }
     trajectory = from_row(row)
     assert np.isnan(trajectory.logprobs).all()
-    with pytest.raises(ValueError, match="trajectory h: .*stop"):
+    with pytest.raises(ValueError, match=r"trajectory h: .*stop"):
         from_row({**row, "passes": [{"layout": [0, -1], "states": {}, "start": 0}]})

@@ -30,6 +30,7 @@ LEARNING_RATE = 3e-3
 RESPONSE_LENGTH = 160
 SLIPS = 0.2
 SLIP_STEPS = 80
+SLIP_SLOTS = {"case": 0.8, "numbers": 0.2}
 IGNORE = -100
 
 
@@ -44,7 +45,7 @@ def example(rng: random.Random, slips: float) -> tuple[str, str, list[bool]]:
     if rng.random() < slips:
         start = rng.randrange(RESPONSE_LENGTH)
         stop = start + rng.randrange(8, 96)
-        slot = rng.choice(world.SLOTS)
+        (slot,) = rng.choices(list(SLIP_SLOTS), list(SLIP_SLOTS.values()))
         others = [item.name for item in family(slot) if item.name != right[slot]]
         wrong = right | {slot: rng.choice(others)}
 

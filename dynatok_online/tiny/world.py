@@ -21,6 +21,9 @@ TEMPLATE = (
 )
 SLOTS: tuple[str, ...] = ("case", "words", "numbers")
 SLOT_WIDTH = 12
+# How often each slot is the one that an edit changes. The model follows a new word list as it
+# comes: each noun is looked up in the prompt. Letters and numbers are what it has to learn.
+EDIT_SHARE = {"case": 0.4, "words": 0.2, "numbers": 0.4}
 RESPONSE_LENGTH = 160
 # An edit leaves at least this many characters before it, after it, and to the next one.
 GAP = 32
@@ -86,7 +89,7 @@ def random_edits(
     live = dict(states)
     edits = []
     for index in indices:
-        slot = rng.choice(SLOTS)
+        (slot,) = rng.choices(SLOTS, tuple(EDIT_SHARE.values()))
         others = [item.name for item in family(slot) if item.name != live[slot].requirement]
         live[slot] = slot_state(rng.choice(others))
         edits.append(ScheduledEdit(index, slot, live[slot]))
