@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,38 @@ from learner.stream import LearnerFailed, Stream
 
 
 class PublishCallback(TrainerCallback):
-    """Publishes every `every` steps; a version that found no free buffer is due at the next."""
+    """Publishes every `every` steps; a version that found no free buffer is due at the next.
 
-    def __init__(self, publisher: Publisher, stream: Stream, every: int, last_wait: float) -> None:
+    The last step, after which the weights must go out, is `max_steps` or the first one to end
+    later than `max_seconds` after the first batch came.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        stream: Stream,
+        every: int,
+        last_wait: float,
+        max_seconds: float = math.inf,
+    ) -> None:
         self._publisher = publisher
         self._stream = stream
         self._every = every
         self._last_wait = last_wait
+        self._max_seconds = max_seconds
+        self._began: float | None = None
         self._due = False
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Its batch is here."""
+        if self._began is None:
+            self._began = time.monotonic()
 
     def on_step_end(
         self,
@@ -30,12 +55,15 @@ class PublishCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """After the optimizer moved."""
-        last = state.global_step >= state.max_steps
+        assert self._began is not None, "a step ends after it began"
+        spent = time.monotonic() - self._began
+        last = state.global_step >= state.max_steps or spent >= self._max_seconds
         self._due = self._due or last or state.global_step % self._every == 0
         if self._stream.stopped is not None:
             control.should_training_stop = True
         elif self._due and self._publisher.publish(self._last_wait if last else 0.0):
             self._due = False
+            control.should_training_stop = control.should_training_stop or last
         elif last:
             raise LearnerFailed(
                 f"the final weights could not be published within {self._last_wait:g} s: every "

@@ -35,6 +35,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     share of them."""
     objective: str = "reward"
     """What a token counts: `reward` (the verifiers' score of its pass) or `sft` (1)."""
+    max_seconds: float = 0.0
+    """Training ends with the first step that is over later than this many seconds after the first
+    batch came, if `training.max_steps` has not ended it before; 0: no such limit."""
     publish_every: int = 1
     """Optimizer steps between two versions of the weights."""
     max_policy_lag: int = 4
@@ -79,6 +82,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(f"learner.{name} must be above 0, got {getattr(self, name)}")
         for name in (
             "max_policy_lag",
+            "max_seconds",
             "threads",
             "logprob_gap_trajectories",
             "audit_mismatch_threshold",

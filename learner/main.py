@@ -34,11 +34,8 @@ def run(config: LearnerConfig) -> int:
     over = threading.Event()
     code, last_words = 0, ""
     try:
-        from learner import communication_op
         from learner.session import Session  # imports torch: only after the environment is set
 
-        if os.environ.get("DS_ACCELERATOR") == "cpu":
-            communication_op.build()
         session = Session(config)
         _obey_signals(session, over)
         session.train()

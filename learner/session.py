@@ -8,6 +8,7 @@ until the last actor has gone, because it may still be reading.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -120,7 +121,11 @@ class Session:
         )
         self.trainer.add_callback(
             PublishCallback(
-                self.publisher, self.stream, config.publish_every, config.publish_deadline
+                self.publisher,
+                self.stream,
+                config.publish_every,
+                config.publish_deadline,
+                config.max_seconds or math.inf,
             )
         )
         self.trainer.add_callback(StepLog(self._stages, self._write_step))

@@ -23,7 +23,7 @@ SLOTS: tuple[str, ...] = ("case", "words", "numbers")
 SLOT_WIDTH = 12
 # How often each slot is the one that an edit changes. The model follows a new word list as it
 # comes: each noun is looked up in the prompt. Letters and numbers are what it has to learn.
-EDIT_SHARE = {"case": 0.4, "words": 0.2, "numbers": 0.4}
+EDIT_SHARE = {"case": 0.45, "words": 0.1, "numbers": 0.45}
 RESPONSE_LENGTH = 160
 # An edit leaves at least this many characters before it, after it, and to the next one.
 GAP = 32

@@ -32,8 +32,8 @@ def settings(tmp_path, model_dir, endpoint, monkeypatch):
         "training": {"max_steps": 4, "learning_rate": 1e-3},
         "deepspeed": {},
         "trajectories_per_step": 8,
-        "batch_deadline": 20.0,
-        "finish_deadline": 20.0,
+        "batch_deadline": 90.0,
+        "finish_deadline": 90.0,
         "threads": 1,
     }
     for number, handler in before.items():
