@@ -76,7 +76,7 @@ class DynamicSFTConfig(SFTConfig):
         default=1.0, metadata={"help": "`reward`: the lowest score of a pass, to this power."}
     )
     reward_threshold: float = field(
-        default=0.0, metadata={"help": "`reward`: passes with a lower mean score count 0."}
+        default=0.0, metadata={"help": "`reward`: passes with a lower score count 0."}
     )
 
     def __post_init__(self) -> None:

@@ -89,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
         bench.add_argument("benchmark", nargs="?", choices=names, help="what to measure")
         bench.set_defaults(parser=bench)
 
+    keys = _verb(
+        verbs,
+        "keys",
+        _keys,
+        "make the CURVE keys that actors and learner on different machines need",
+        "dynatok keys keys/",
+        "The learner's machine needs learner.key_secret and actor.key, an actor's machine\n"
+        "actor.key_secret and learner.key; set protocol.keys to their folder on both.",
+    )
+    keys.add_argument("folder", type=Path, help="folder to make them in")
+
     doctor = _verb(
         verbs,
         "doctor",
@@ -159,6 +170,19 @@ def _bench(known: argparse.Namespace, rest: list[str]) -> int:
     module = importlib.import_module(f"benchmarks.{known.benchmark}")
     code: int | None = module.main(rest)
     return code or 0
+
+
+def _keys(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"keys takes no '{rest[0]}'; see dynatok keys --help")
+    from protocol.keys import make_keys
+
+    try:
+        for path in make_keys(known.folder):
+            print(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    return 0
 
 
 def _doctor(known: argparse.Namespace, rest: list[str]) -> int:

@@ -21,7 +21,7 @@ HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib")
 
 
 def verbs():
-    return [[], ["launch"], ["actor"], ["learner"], ["doctor"]] + (
+    return [[], ["launch"], ["actor"], ["learner"], ["keys"], ["doctor"]] + (
         [["bench"]] if any((ROOT / "benchmarks").glob("[a-z]*.py")) else []
     )
 
@@ -131,3 +131,12 @@ def test_doctor_takes_no_flags(capsys):
     code, _, err = run(capsys, "doctor", "--sed", "3")
     assert code == 2
     assert "doctor takes no '--sed'" in err
+
+
+def test_keys_are_made_once(capsys, tmp_path):
+    code, out, _ = run(capsys, "keys", str(tmp_path / "keys"))
+    assert code == 0
+    assert len(out.splitlines()) == 4
+    code, _, err = run(capsys, "keys", str(tmp_path / "keys"))
+    assert code == 2
+    assert "already holds" in err
