@@ -158,7 +158,6 @@ def test_lora_trains_the_adapters_only(whole, tmp_path):
     assert model.model.embed_tokens.weight.equal(before.model.embed_tokens.weight)
 
 
-@pytest.mark.xfail(reason="concat attention gets q and k in float32 but v in bfloat16")
 def test_bf16_stays_near(whole, tmp_path):
     half = train(tmp_path, bf16=True, per_device_train_batch_size=8)
     assert curve(half) == pytest.approx(curve(whole), rel=0.02)
@@ -223,7 +222,7 @@ def run_ranks(tmp_path, ranks, **options):
     ]
     try:
         for process in started:
-            text, _ = process.communicate(timeout=250)
+            text, _ = process.communicate(timeout=280)
             assert process.returncode == 0, text[-3000:]
     finally:
         for process in started:
@@ -249,4 +248,4 @@ def test_ranks_stages_and_accumulation_agree(tmp_path, lora):
         difference = np.abs(np.array(got["loss"]) / np.array(reference["loss"]) - 1)
         worst[json.dumps(way)] = float(difference.max())
     print(json.dumps(worst, indent=1))
-    assert max(worst.values()) < 1e-4, worst
+    assert max(worst.values()) < 5e-6, worst
