@@ -156,6 +156,7 @@ class VllmEngine:
         arguments = dict(arguments or {})
         prepare_environment(environment or {}, eager=bool(arguments.get("enforce_eager", True)))
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         merged = _default_arguments() | {"model": model, "seed": seed} | arguments
@@ -167,6 +168,11 @@ class VllmEngine:
             raise ValueError(
                 f"actor.engine.logprobs_mode is {merged['logprobs_mode']!r}; the learner compares "
                 "raw log-probabilities: leave it out"
+            )
+        if merged.get("enable_chunked_prefill") and current_platform.is_cpu():
+            raise ValueError(
+                "actor.engine.enable_chunked_prefill: vLLM's CPU worker dies when it splits the "
+                "prompt of a seeded request; leave it out"
             )
         return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**merged)), run_id)
 

@@ -190,6 +190,16 @@ def test_an_unknown_engine_argument_is_named() -> None:
         VllmEngine.start("nothing", {"max_model_length": 5})
 
 
+@pytest.mark.parametrize(
+    "argument", [{"logprobs_mode": "processed_logprobs"}, {"enable_chunked_prefill": True}]
+)
+def test_an_argument_that_we_cannot_work_with_is_refused(argument: dict[str, Any]) -> None:
+    from actor.engine import VllmEngine
+
+    with pytest.raises(ValueError, match=f"{next(iter(argument))}.*leave it out"):
+        VllmEngine.start("nothing", argument)
+
+
 # Weights.
 
 
