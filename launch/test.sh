@@ -34,7 +34,8 @@ step format ruff format --check .
 step lint ruff check .
 step layers lint-imports
 step types mypy
-step "fast tests" python -m pytest -m "not engine and not slow" --durations 5 --durations-min 2
+# Two workers: most of the time is importing torch, transformers and TRL.
+step "fast tests" python -m pytest -n 2 -m "not engine and not slow" --durations 5 --durations-min 2
 fast=$SECONDS
 [ "$engine" = yes ] && step "engine tests" python -m pytest -m "engine and not slow" --timeout 900 --durations 5
 

@@ -53,6 +53,7 @@ def go(settings, actor_class, **options):
     return code, actor
 
 
+@pytest.mark.engine
 def test_trains_and_publishes_under_deepspeed(settings, fake_actor):
     """In a process of its own, as it runs for real: DeepSpeed keeps state until a process ends."""
     settings["deepspeed"] = {"zero_optimization": {"stage": 2}}
