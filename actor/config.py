@@ -61,6 +61,8 @@ class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         _positive("actor.evaluation", tasks=self.tasks)
         if self.temperature < 0:
             raise ValueError(f"actor.evaluation.temperature is {self.temperature}; write 0 or more")
+        if self.seed < 0:
+            raise ValueError(f"actor.evaluation.seed is {self.seed}; write 0 or more")
 
 
 class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

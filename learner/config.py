@@ -8,6 +8,13 @@ import msgspec
 
 from protocol.config import ProtocolConfig
 
+_NEVER_NEGATIVE = (
+    *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio"),
+    *("max_steps", "gradient_accumulation_steps", "num_train_epochs", "logging_steps"),
+    *("max_row_tokens", "reward_power", "reward_threshold"),
+)
+"""Arguments of `training` that are checked before anything heavy is imported."""
+
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One learner process. `training` and `deepspeed` pass through to TRL and DeepSpeed."""
@@ -89,6 +96,10 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
+        for name in _NEVER_NEGATIVE:
+            value = self.training.get(name)
+            if isinstance(value, (int, float)) and value < 0:
+                raise ValueError(f"learner.training.{name} must be at least 0, got {value}")
         if self.canary_tokens < 2:
             raise ValueError(
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "

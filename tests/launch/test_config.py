@@ -53,6 +53,8 @@ def test_flags_go_over_the_file_and_keep_the_rest_of_it(tmp_path):
         ("seed: -3", "seed is -3; write 0 or more"),
         ("time_limit: -1", "time_limit is -1.0; write 0 (none) or more"),
         ("name: a/b", "name is 'a/b'"),
+        ("learner: {training: {learning_rate: -1}}", "learning_rate must be at least 0, got -1"),
+        ("actor: {evaluation: {seed: -1}}", "actor.evaluation.seed is -1"),
         ("actor: {seed: 3}", "'actor.seed' is filled in for each run; write 'seed' instead"),
         (
             "learner: {protocol: {credits: 3}}",
