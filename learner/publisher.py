@@ -9,34 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 import torch
 
 from learner.canary import Texts, canary
 from learner.shadow import Shadow
-from protocol.messages import Canary, WeightManifest
-from protocol.weights import NoFreeSlot, Tensor, aligned, as_tensor
+from protocol.messages import WeightManifest
+from protocol.weights import NoFreeSlot, Tensor, WeightSender, aligned, as_tensor
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 Weights = Mapping[str, torch.Tensor]
-
-
-class Ring(Protocol):
-    """What the publisher needs of a weight transport."""
-
-    def wait_free(self, timeout: float) -> None:
-        """Wait for a free buffer. Raises `NoFreeSlot`."""
-
-    def publish(
-        self,
-        version: int,
-        tensors: Iterable[tuple[str, Tensor]],
-        canary: Canary,
-        readers: Iterable[str] = (),
-    ) -> WeightManifest:
-        """Write a set and describe it. Raises `NoFreeSlot`."""
 
 
 class Publisher:
@@ -45,7 +28,7 @@ class Publisher:
     def __init__(
         self,
         *,
-        ring: Ring,
+        ring: WeightSender,
         shadow: Shadow,
         texts: Texts,
         tolerance: float,

@@ -32,10 +32,9 @@ from protocol.weights import (
     WeightReceiver,
     WeightSender,
     WeightsError,
-    aligned,
     check_layout,
     slice_verified,
-    write_hashed,
+    write_all,
 )
 
 PREFIX: Final = "dynatok-"
@@ -144,22 +143,12 @@ class ShmSender(WeightSender):
         def put(at: int, piece: memoryview) -> None:
             place[at : at + piece.nbytes] = piece
 
-        specs = []
-        end = 0
-        for name, tensor in tensors:
-            offset = aligned(end)
-            end = offset + tensor.data.nbytes
-            if end > self._slot_bytes:
-                raise WeightsError(
-                    f"weights {version}: tensor '{name}' ends at byte {end}, but a slot has "
-                    f"{self._slot_bytes}; size the ring with weights.payload_bytes of the model"
-                )
-            specs.append(write_hashed(name, tensor, offset, put))
+        specs, end = write_all(version, tensors, put, self._slot_bytes)
         place.release()
         self._mark(slot, version)
         with self._changed:
             self._ledger.commit(slot, version, readers)
-        return WeightManifest(version, "shm", slot, end, tuple(specs), canary)
+        return WeightManifest(version, "shm", slot, end, specs, canary)
 
     def wait_free(self, timeout: float) -> None:
         """Wait until a version can be published. Raises `NoFreeSlot` after `timeout` seconds."""

@@ -35,10 +35,9 @@ from protocol.weights import (
     WeightReceiver,
     WeightSender,
     WeightsError,
-    aligned,
     check_layout,
     slice_verified,
-    write_hashed,
+    write_all,
 )
 
 _ASK: Final = struct.Struct("<4sQQQ")
@@ -95,21 +94,11 @@ class StreamSender(WeightSender):
         def put(at: int, piece: memoryview) -> None:
             buffer[at : at + piece.nbytes] = piece
 
-        specs = []
-        end = 0
-        for name, tensor in tensors:
-            offset = aligned(end)
-            end = offset + tensor.data.nbytes
-            if end > buffer.nbytes:
-                raise WeightsError(
-                    f"weights {version}: tensor '{name}' ends at byte {end}, but there is room "
-                    f"for {buffer.nbytes}"
-                )
-            specs.append(write_hashed(name, tensor, offset, put))
+        specs, end = write_all(version, tensors, put, buffer.nbytes)
         with self._lock:
             self._ledger.commit(slot, version, readers)
             self._places[version] = (slot, end)
-        return WeightManifest(version, "stream", slot, end, tuple(specs), canary, port=self.port)
+        return WeightManifest(version, "stream", slot, end, specs, canary, port=self.port)
 
     def joined(self, reader: str) -> None:
         with self._lock:

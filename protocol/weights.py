@@ -70,7 +70,13 @@ class WeightSender(ABC):
         canary: Canary,
         readers: Iterable[str] = (),
     ) -> WeightManifest:
-        """Write a complete set, then describe it. `tensors` is consumed one at a time."""
+        """Write a complete set, then describe it. `tensors` is consumed one at a time.
+
+        Raises `NoFreeSlot` while readers hold every buffer.
+        """
+
+    def wait_free(self, timeout: float) -> None:  # noqa: B027 (some are never full)
+        """Wait until a version can be published. Raises `NoFreeSlot` after `timeout` seconds."""
 
     @abstractmethod
     def joined(self, reader: str) -> None:
@@ -226,6 +232,30 @@ def slice_verified(
                 f"weights {manifest.version}, tensor '{spec.name}': its bytes do not match its hash"
             )
     return out
+
+
+def write_all(
+    version: int,
+    tensors: Iterable[tuple[str, Tensor]],
+    put: Callable[[int, memoryview], None],
+    room: int,
+) -> tuple[tuple[TensorSpec, ...], int]:
+    """Write a set through `put(offset, bytes)`; returns what was written and the bytes it takes.
+
+    Raises WeightsError for a tensor that ends beyond `room` bytes, before writing it.
+    """
+    specs = []
+    end = 0
+    for name, tensor in tensors:
+        offset = aligned(end)
+        end = offset + tensor.data.nbytes
+        if end > room:
+            raise WeightsError(
+                f"weights {version}: tensor '{name}' ends at byte {end}, but there is room for "
+                f"{room}; size the ring with weights.payload_bytes of the model"
+            )
+        specs.append(write_hashed(name, tensor, offset, put))
+    return tuple(specs), end
 
 
 def write_hashed(
