@@ -29,6 +29,7 @@ from actor.serving import Serving
 from actor.session import LiveSession
 from actor.task_source import tasks
 from actor.weight_receiver import Fenced, WeightReceiver
+from dynatok_online import tiny
 from dynatok_online.metrics import Metrics
 from dynatok_online.tasks import Task
 from dynatok_online.trajectory import Trajectory
@@ -65,7 +66,7 @@ def run(config: ActorConfig) -> int:
     engine: VllmEngine | None = None
     try:
         begun = time.monotonic()
-        model = model_path(config.model)
+        model = tiny.resolve(config.model)
         engine = VllmEngine.start(
             model,
             config.engine,
@@ -88,15 +89,6 @@ def run(config: ActorConfig) -> int:
             engine.shutdown()
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def model_path(model: str) -> str:
-    """What vLLM loads: a folder or a name on the hub."""
-    if model != "tiny":
-        return model
-    from dynatok_online.tiny import model_path as tiny_path
-
-    return str(tiny_path())
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, set_seed
 
+from dynatok_online import tiny
 from dynatok_online.metrics import Metrics
 from dynatok_online.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
@@ -81,7 +82,7 @@ class Session:
         if config.deepspeed:
             _compile_nothing()
         arguments = training_arguments(config)
-        model = _model_path(config.model)
+        model = tiny.resolve(config.model)
         self.metrics = Metrics(self._run_dir, "learner")
         self._opened.append(self.metrics)
         self.channel = LearnerChannel(config.protocol, config.run_id)
