@@ -7,26 +7,21 @@ the machine does hits all of them alike. All methods use the same kernels and co
 loss positions only.
 
 Beside each measured ratio stands its bound: the ratio of FLOPs of linear layers, logits at loss
-positions and attention pairs. Prints a card for people, then one line of JSON for machines.
+positions and attention pairs. `exact, by pass` is `exact` in parts that bound its memory (see
+`dynatok_online.parts`). Prints a card for people, then one line of JSON for machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from dynatok_online.plan import Row, plan_rows
-from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory
+from benchmarks.edited import edited_response
+from dynatok_online.plan import plan_rows
 
 DEFAULT_SHAPES = (
     (256, 32, 512, 8),
@@ -37,83 +32,15 @@ DEFAULT_SHAPES = (
 )
 """(static, slot, response, states)"""
 
-METHODS = ("snapshot", "truncated", "exact", "sticky", "static")
-
-
-def edited_response(
-    policy: str, static: int, slot: int, response: int, states: int, vocabulary: int, seed: int = 0
-) -> Trajectory:
-    """A response in equal segments, each under its own state of a slot before it."""
-    rng = np.random.default_rng(seed)
-
-    def words(count: int) -> np.ndarray:
-        return rng.integers(0, vocabulary, count).astype(np.int32)
-
-    edges = np.linspace(0, response, states + 1).astype(int).tolist()
-    head = static + slot
-    passes = []
-    for k, (start, stop) in enumerate(pairwise(edges)):
-        reuse = [Reuse(0, 0, static)] if k and static else []
-        if policy == "sticky":
-            # The last token of a segment gets its KV in the next pass.
-            ends = [head, *(head + edge - 1 for edge in edges[1:])]
-            reuse += [Reuse(o, ends[o], ends[o + 1]) for o in range(k) if ends[o] < ends[o + 1]]
-        passes.append(
-            Pass(
-                layout=(0, k + 1, RESPONSE),
-                states={"slot": str(k)},
-                start=start,
-                stop=stop,
-                num_cached_tokens=sum(run.stop - run.start for run in reuse),
-                reuse=tuple(reuse),
-            )
-        )
-    pieces = (words(static), *(words(slot) for _ in range(states)))
-    # Every state differs in its first token, or prefixes of states would be shared by chance.
-    for k, piece in enumerate(pieces[1:]):
-        piece[:1] = k
-    return Trajectory(
-        trajectory_id=policy,
-        pieces=pieces,
-        response=words(response),
-        logprobs=np.zeros(response, np.float32),
-        passes=tuple(passes),
-        policy=policy,
-    )
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Forward and backward of one method."""
-
-    linear: float
-    logits: float
-    pairs: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.linear + self.logits + self.pairs
-
-
-def count_flops(rows: Iterable[Row], model: Any) -> Flops:
-    """Two per multiply-add; backward costs twice the forward."""
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    head = model.get_output_embeddings().weight.numel()
-    embedding = model.get_input_embeddings().weight
-    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1) - embedding.numel()
-    if model.get_output_embeddings().weight is not embedding:
-        weights -= head
-    rows = list(rows)
-    width = config.num_attention_heads * head_dim * config.num_hidden_layers
-    return Flops(
-        linear=6.0 * weights * sum(row.tokens for row in rows),
-        logits=6.0 * head * sum(len(row.targets) for row in rows),
-        pairs=12.0 * width * sum(row.pairs for row in rows),
-    )
+METHODS = {
+    "snapshot": ("exact", "snapshot"),
+    "truncated": ("exact", "truncated"),
+    "exact": ("exact", "packed"),
+    "exact_by_pass": ("exact", "packed"),
+    "sticky": ("sticky", "packed"),
+    "static": ("exact", "static"),
+}
+"""Name -> how the response was generated, and the strategy that lays it out."""
 
 
 def small_model() -> Any:
@@ -158,52 +85,40 @@ def load(model: str, device: str, dtype: str) -> Any:
     return loaded
 
 
-def step(model: Any, rows: Sequence[Row]) -> float:
-    """Forward and backward of all rows; seconds."""
-    import torch
-    import torch.nn.functional as F
-
-    from dynatok_online import attention
-
-    model.zero_grad(set_to_none=True)
-    device = model.device
-    count = sum(len(row.targets) for row in rows)
-    _synchronize(device)
-    began = time.perf_counter()
-    for row in rows:
-        logits = model(**attention.inputs(row, device), use_cache=False).logits[0]
-        targets = torch.as_tensor(row.targets, dtype=torch.long, device=device)
-        (F.cross_entropy(logits.float(), targets, reduction="sum") / count).backward()
-    _synchronize(device)
-    return time.perf_counter() - began
-
-
 def measure(
-    shape: tuple[int, int, int, int], model: Any, rounds: int, max_tokens: int
+    shape: tuple[int, int, int, int],
+    model: Any,
+    rounds: int,
+    max_tokens: int,
+    profiled: bool = False,
 ) -> list[dict[str, Any]]:
     """One row of results per method."""
+    from benchmarks.measure import count_flops, peak_mb, profile, step
+    from dynatok_online.parts import Part, cut_row
+
     static, slot, response, states = shape
-    vocabulary = model.config.vocab_size
-    exact = [edited_response("exact", *shape, vocabulary)]
-    sticky = [edited_response("sticky", *shape, vocabulary)]
     longest = max(max_tokens, static + slot + response)
-    plans = {
-        method: plan_rows(
-            sticky if method == "sticky" else exact,
-            max_tokens=longest,
-            strategy="packed" if method in ("exact", "sticky") else method,
-        )
-        for method in METHODS
-    }
+    plans = {}
+    for method, (policy, strategy) in METHODS.items():
+        many = [edited_response(policy, *shape, model.config.vocab_size)]
+        plans[method] = plan_rows(many, max_tokens=longest, strategy=strategy)
     flops = {method: count_flops(rows, model) for method, rows in plans.items()}
+    parts = {
+        method: [
+            part
+            for row in rows
+            for part in (cut_row(row) if method == "exact_by_pass" else [Part(row)])
+        ]
+        for method, rows in plans.items()
+    }
     peaks = {}
-    for method, rows in plans.items():
-        step(model, rows)  # warm up: memory from the system, threads
-        peaks[method] = _peak_mb(model, rows)
+    for method in METHODS:
+        step(model, parts[method])  # warm up
+        peaks[method] = peak_mb(model, parts[method])
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for _ in range(rounds):
-        for method, rows in plans.items():
-            seconds[method].append(step(model, rows))
+        for method in METHODS:
+            seconds[method].append(step(model, parts[method]))
 
     def speedup(over: str, method: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[over], seconds[method], strict=True))
@@ -229,9 +144,35 @@ def measure(
                 )
             },
             "peak_mb": peaks[method],
+            **({"profile_ms": profile(model, parts[method])} if profiled else {}),
         }
         for method, rows in plans.items()
     ]
+
+
+def time_planning(model: Any) -> dict[str, float]:
+    """Seconds to plan a row of 16384 tokens from 64 trajectories, and to run it forward."""
+    import torch
+
+    from dynatok_online import attention
+    from dynatok_online.attention.pieces import cut_pieces
+
+    vocabulary = model.config.vocab_size
+    many = [edited_response("exact", 28, 8, 80, 4, vocabulary, seed) for seed in range(64)]
+    planning, forward = [], []
+    for _ in range(3):
+        began = time.perf_counter()
+        (row,) = plan_rows(many, max_tokens=16384)
+        cut_pieces(attention.Layout(row), None)
+        planning.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        with torch.no_grad():
+            model(**attention.inputs(row, model.device), use_cache=False).logits.sum().item()
+        forward.append(time.perf_counter() - began)
+    return {
+        "plan_16k_seconds": round(statistics.median(planning), 5),
+        "forward_16k_seconds": round(statistics.median(forward), 5),
+    }
 
 
 def run(
@@ -244,6 +185,8 @@ def run(
     dtype: str = "float32",
     rounds: int = 7,
     max_tokens: int = 16384,
+    profiled: bool = False,
+    planning: bool = True,
 ) -> list[dict[str, Any]]:
     """Measures one shape (where `static` is given) or the default table; prints card and JSON."""
     shapes = DEFAULT_SHAPES if static is None else ((static, slot, response, states),)
@@ -256,73 +199,63 @@ def run(
     loaded = load(model, device, dtype)
     results: list[dict[str, Any]] = []
     for shape in shapes:
-        found = measure(shape, loaded, rounds, max_tokens)
+        found = measure(shape, loaded, rounds, max_tokens, profiled)
         _print_card(shape, found)
         results += found
+    if planning:
+        times = time_planning(loaded)
+        for row in results:
+            row.update(times)
+        plan, forward = times["plan_16k_seconds"], times["forward_16k_seconds"]
+        print(
+            f"planning 64 trajectories (16384 tokens) takes {plan * 1e3:.0f} ms, "
+            f"{plan / forward:.1%} of their forward\n"
+        )
     print(json.dumps(results))
     return results
 
 
 def _print_card(shape: tuple[int, int, int, int], rows: Sequence[dict[str, Any]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
     title = "static {} · slot {} · response {} · states {}".format(*shape)
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("method")
-    for name in ("ms", "tokens", "GFLOP linear + logits + pairs"):
-        table.add_column(name, justify="right")
-    for over in ("snapshot", "truncated", "static"):
-        table.add_column(f"× {over}\nbound · found · share", justify="right")
-    table.add_column("peak MB", justify="right")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("method", no_wrap=True)
+    for name in ("ms", "tokens", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("speed /\nsnapshot", "speed /\ntruncated", "time /\nstatic"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = []
-        for over in ("snapshot", "truncated", "static"):
-            bound, found = row[f"bound_vs_{over}"], row[f"speedup_vs_{over}"]
-            cells.append(f"{bound:.2f} · {found:.2f} · {found / bound:.2f}")
+        cells = [
+            f"{row[f'speedup_vs_{over}']:.2f} ({row[f'bound_vs_{over}']:.2f})"
+            for over in ("snapshot", "truncated")
+        ]
+        cells.append(f"{1 / row['speedup_vs_static']:.2f} ({1 / row['bound_vs_static']:.2f})")
         table.add_row(
-            row["strategy"],
-            f"{row['seconds'] * 1e3:.1f}",
+            row["strategy"].replace("_by_", ", by "),
+            f"{row['seconds'] * 1e3:.0f}",
             str(row["tokens"]),
-            " + ".join(f"{row[f'gflops_{part}']:.1f}" for part in ("linear", "logits", "pairs")),
+            "?" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
             *cells,
-            "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
         )
-    Console().print(table)
-
-
-def _synchronize(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
-
-
-def _peak_mb(model: Any, rows: Sequence[Row]) -> float | None:
-    """Peak memory of one step beyond what was in use before it; None where nobody tells."""
-    gc.collect()
-    if model.device.type == "cuda":
-        import torch
-
-        model.zero_grad(set_to_none=True)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(model, rows)
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
-    model.zero_grad(set_to_none=True)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        step(model, rows)
-        return (_status("VmHWM") - before) / 1024
-    except (OSError, KeyError):
-        return None
-
-
-def _status(name: str) -> int:
-    """KiB of one line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(dict(line.split(":", 1) for line in lines)[name].split()[0])
+    console.print(table)
+    exact = next(row for row in rows if row["strategy"] == "exact")
+    shares = [
+        f"{exact[f'speedup_vs_{over}'] / exact[f'bound_vs_{over}']:.2f} ({over})"
+        for over in ("snapshot", "truncated")
+    ]
+    print(f"in brackets the bound; exact reaches {' and '.join(shares)} of it\n")
+    if "profile_ms" in exact:
+        profile = Table(title="profile: ms of one step", title_justify="left", box=box.SIMPLE_HEAD)
+        for name in ("method", *exact["profile_ms"]):
+            profile.add_column(name, justify="left" if name == "method" else "right")
+        for row in rows:
+            name = row["strategy"].replace("_by_", ", by ")
+            profile.add_row(name, *(f"{ms:.1f}" for ms in row["profile_ms"].values()))
+        console.print(profile)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -341,6 +274,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=7, help="how often every method is timed")
     parser.add_argument("--max-tokens", type=int, default=16384, help="tokens per row")
+    parser.add_argument(
+        "--profile", dest="profiled", action="store_true", help="show where the time goes, too"
+    )
     try:
         run(**vars(parser.parse_args(argv)))
     except ValueError as error:

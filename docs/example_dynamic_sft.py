@@ -3,7 +3,7 @@
     python docs/example_dynamic_sft.py MODEL TRAJECTORIES.jsonl OUTPUT_DIR
 
 Each line of the file is one trajectory. `pieces` are token ids; each pass lists the pieces that
-its prompt was made of, -1 standing for the response so far. Two prompt states look like this:
+its prompt was made of, -1 standing for the response so far. Two prompt states:
 
     {"trajectory_id": "0", "pieces": [[5, 6], [7], [8]], "response": [1, 2, 3, 4], "passes": [
       {"layout": [0, 1, -1], "states": {"case": "upper"}, "start": 0, "stop": 2},
@@ -27,7 +27,6 @@ def main(model: str, file: str, output_dir: str) -> None:
             output_dir=output_dir,
             per_device_train_batch_size=8,  # trajectories; they are packed into rows
             max_row_tokens=8192,
-            learning_rate=1e-3,
             num_train_epochs=3,
             logging_steps=1,
         ),

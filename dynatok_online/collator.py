@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dynatok_online.audit import audit
 from dynatok_online.objectives import token_weights
 from dynatok_online.plan import plan_rows
-from dynatok_online.spans import audit
 from dynatok_online.trajectory import Trajectory, from_row
 
 

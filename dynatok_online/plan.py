@@ -16,11 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dynatok_online.arrays import Flags, Ints, ranges
 from dynatok_online.baselines import snapshot_spans, static_spans, truncated_spans
-from dynatok_online.spans import Flags, Ints, Spans, build_spans, ranges
+from dynatok_online.packing import Unit, fill_bins, union
+from dynatok_online.row import Row, empty_row
+from dynatok_online.spans import Spans, build_spans
 from dynatok_online.trajectory import Trajectory
 
-Floats = npt.NDArray[np.float64]
+__all__ = ["PAIR_COST", "STRATEGIES", "Row", "empty_row", "plan_ranks", "plan_rows"]
 
 STRATEGIES: dict[str, Callable[[Sequence[Trajectory]], Spans]] = {
     "packed": build_spans,
@@ -34,76 +37,6 @@ PAIR_COST = 1 / 6144
 
 A layer of width h spends about 24 h^2 FLOPs on a token and 4 h on a pair: 1 / (6 h), h = 1024.
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one forward and backward runs: the spans of some passes, and their targets.
-
-    Worked example, one character per token: the prompt "ab" was answered "xy", then (state "c"
-    instead of "b") "z". Pass 0 computed "abx", pass 1 reused "a" and computed "cxy":
-
-        input_ids       a  b  x  c  x  y
-        position_ids    0  1  2  1  2  3
-        bounds          0  1     3        6        spans "a", "bx", "cxy"
-        visible         [[1 0 0], [1 1 0], [1 0 1]]
-        loss_positions  1  2  5                    after "ab", "abx", "acxy"
-        targets         x  y  z
-    """
-
-    input_ids: npt.NDArray[np.int32]
-    """[N]"""
-    position_ids: npt.NDArray[np.int32]
-    """[N] the engine's positions."""
-    bounds: Ints
-    """[S+1] span s holds tokens `bounds[s] .. bounds[s+1]`."""
-    visible: Flags
-    """[S, S] which spans (second axis) a span sees; itself always."""
-    loss_positions: Ints
-    """[M] index of the token whose hidden state predicts the target. May repeat: two
-    continuations of one text are predicted from one hidden state."""
-    targets: npt.NDArray[np.int32]
-    """[M] the sampled tokens."""
-    weights: npt.NDArray[np.float32]
-    """[M]"""
-    logprobs: npt.NDArray[np.float32]
-    """[M] the actor's log-probability of each target (NaN where not recorded)."""
-    versions: Ints
-    """[M] weight version that sampled each target (-1 where not recorded)."""
-    trajectory: Ints
-    """[M] which trajectory of the batch each target belongs to."""
-    response_index: Ints
-    """[M] and which of its response tokens it is."""
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the row computes (N)."""
-        return len(self.input_ids)
-
-    @property
-    def pairs(self) -> int:
-        """How many (query, key) pairs its attention computes."""
-        lengths = np.diff(self.bounds)
-        before = self.visible.astype(np.float64) @ lengths - lengths
-        return int(lengths @ before + (lengths * (lengths + 1) // 2).sum())
-
-
-def empty_row() -> Row:
-    """A row of one token and no targets: what a rank runs when it has nothing to do."""
-    one, none = np.zeros(1, np.int32), np.zeros(0, np.int64)
-    return Row(
-        input_ids=one,
-        position_ids=one,
-        bounds=np.array([0, 1]),
-        visible=np.ones((1, 1), bool),
-        loss_positions=none,
-        targets=none.astype(np.int32),
-        weights=none.astype(np.float32),
-        logprobs=none.astype(np.float32),
-        versions=none,
-        trajectory=none,
-        response_index=none,
-    )
 
 
 def plan_rows(
@@ -145,7 +78,7 @@ def plan_ranks(
     if weights is not None:
         _check_weights(trajectories, weights)
     spans = STRATEGIES[strategy](trajectories)
-    bins = _fill(spans, trajectories, max_tokens, ranks, pair_cost)
+    bins = fill_bins(spans, trajectories, max_tokens, ranks, pair_cost)
     aligned = _align(spans, trajectories, weights)
     rows = [_row(spans, units, aligned) for units in bins]
     rows.sort(key=lambda row: row.tokens + pair_cost * row.pairs, reverse=True)
@@ -169,122 +102,6 @@ def _check_weights(
                 f"trajectory {trajectory.trajectory_id}: {len(trajectory.response)} response "
                 f"tokens but {len(one)} weights; they must be aligned"
             )
-
-
-def _fill(
-    spans: Spans,
-    trajectories: Sequence[Trajectory],
-    max_tokens: int,
-    ranks: int,
-    pair_cost: float,
-) -> list[list[_Unit]]:
-    """Units per row. For several ranks: a multiple of them, as even as can be."""
-    units = _units(spans, trajectories, max_tokens)
-    lengths = spans.lengths
-    costs = lengths + pair_cost * spans.pairs()
-    bins = _pack(units, lengths, costs, max_tokens, np.inf)
-    if ranks == 1 or not bins:
-        return bins
-    wanted = -(-len(bins) // ranks) * ranks
-    low = max(float(costs[unit.spans].sum()) for unit in units)
-    high = max(float(costs[_union(one)].sum()) for one in bins)
-    for _ in range(12):
-        middle = (low + high) / 2
-        trial = _pack(units, lengths, costs, max_tokens, middle)
-        if len(trial) <= wanted:
-            bins, high = trial, middle
-        else:
-            low = middle
-    return bins
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Readers that are not parted: a trajectory, or a part of one that is too large."""
-
-    readers: Ints
-    spans: Ints
-    """Every span that they need, ascending."""
-
-
-def _closure(spans: Spans, readers: Ints) -> Ints:
-    """The spans that readers hold, and all that those were computed on; ascending."""
-    need = np.unique(spans.reader_spans[ranges(spans.reader_bounds, readers)])
-    while True:
-        seen = spans.seen[ranges(spans.seen_bounds, need)]
-        more = np.union1d(need, seen)
-        if len(more) == len(need):
-            return need
-        need = more
-
-
-def _units(spans: Spans, trajectories: Sequence[Trajectory], max_tokens: int) -> list[_Unit]:
-    units = []
-    edges = np.flatnonzero(np.diff(spans.reader_trajectory, prepend=-1, append=-1))
-    for first, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        readers = np.arange(first, stop)
-        need = _closure(spans, readers)
-        if int(spans.lengths[need].sum()) <= max_tokens:
-            units.append(_Unit(readers, need))
-        else:
-            units += _split(spans, readers, trajectories, max_tokens)
-    units.sort(key=lambda unit: unit.spans.tolist())
-    return units
-
-
-def _split(
-    spans: Spans, readers: Ints, trajectories: Sequence[Trajectory], max_tokens: int
-) -> list[_Unit]:
-    """The passes of one trajectory in as few units as fit the budget, in order."""
-    lengths = spans.lengths
-    units: list[_Unit] = []
-    for p in readers:
-        alone = _closure(spans, np.array([p]))
-        if (size := int(lengths[alone].sum())) > max_tokens:
-            name = trajectories[spans.reader_trajectory[p]].trajectory_id
-            raise ValueError(
-                f"trajectory {name}, pass {spans.reader_pass[p]} needs {size} tokens, but a row "
-                f"holds {max_tokens}; raise the budget to at least {size} tokens, or leave "
-                "longer trajectories out"
-            )
-        if units:
-            joint = np.union1d(units[-1].spans, alone)
-            if int(lengths[joint].sum()) <= max_tokens:
-                units[-1] = _Unit(np.append(units[-1].readers, p), joint)
-                continue
-        units.append(_Unit(np.array([p]), alone))
-    return units
-
-
-def _pack(
-    units: Sequence[_Unit], lengths: Ints, costs: Floats, max_tokens: int, max_cost: float
-) -> list[list[_Unit]]:
-    """First the bin that already holds most of a unit's spans, then the fullest that has room."""
-    bins: list[list[_Unit]] = []
-    held = np.zeros((len(units), len(lengths)), bool)
-    tokens = np.zeros(len(units), np.int64)
-    spent = np.zeros(len(units))
-    for unit in units:
-        n = len(bins)
-        new = ~held[:n, unit.spans]
-        add_tokens, add_cost = new @ lengths[unit.spans], new @ costs[unit.spans]
-        fits = (tokens[:n] + add_tokens <= max_tokens) & (spent[:n] + add_cost <= max_cost)
-        if fits.any():
-            at = int(np.lexsort((-tokens[:n], add_tokens, ~fits))[0])
-            tokens[at] += add_tokens[at]
-            spent[at] += add_cost[at]
-            bins[at].append(unit)
-        else:
-            at = n
-            tokens[at] = lengths[unit.spans].sum()
-            spent[at] = costs[unit.spans].sum()
-            bins.append([unit])
-        held[at, unit.spans] = True
-    return bins
-
-
-def _union(units: Sequence[_Unit]) -> Ints:
-    return np.unique(np.concatenate([unit.spans for unit in units]))
 
 
 @dataclass(frozen=True)
@@ -321,8 +138,8 @@ def _align(
     )
 
 
-def _row(spans: Spans, units: Sequence[_Unit], aligned: _Aligned) -> Row:
-    need = _union(units)
+def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
+    need = union(units)
     visible = _visible(spans, need)
     order = _order(spans, need, visible)
     need, visible = need[order], visible[order][:, order]

@@ -6,7 +6,8 @@ gradient accumulation, nor the number of ranks, nor the way trajectories are pac
 changes it.
 
 A *micro batch* (`per_device_train_batch_size` trajectories) becomes one or more rows of at most
-`max_row_tokens`. Each row runs forward and backward alone, so a row's length bounds the memory.
+`max_row_tokens`. Each row runs forward and backward alone, so a row's length bounds the memory;
+with `memory="pass"` its longest pass does, whatever else is in the row: see `parts`.
 
     trainer = DynamicSFTTrainer(
         model="Qwen/Qwen3-0.6B",
@@ -21,94 +22,30 @@ iterable, of `Trajectory` objects does as well.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
-from trl.trainer.utils import get_config_model_id
+from torch.nn.parallel import DistributedDataParallel
+from trl import SFTTrainer
 
 from dynatok_online import attention
 from dynatok_online.collator import TrajectoryCollator
-from dynatok_online.plan import Row, empty_row
+from dynatok_online.parts import Part, cut_row
+from dynatok_online.row import Row, empty_row
+from dynatok_online.sources import as_dataset, no_tokenizer, placeholder, tokenizer_of
+from dynatok_online.trainer_config import DynamicSFTConfig
+
+__all__ = ["DynamicSFTConfig", "DynamicSFTTrainer"]
 
 Batch = dict[str, Any]
 
 _SUMS = ("loss_tokens", "weight", "drift", "drift_tokens", "tokens", "truncated_tokens", "rows")
-
-
-@dataclass
-class DynamicSFTConfig(SFTConfig):
-    """`trl.SFTConfig`, and how trajectories become rows.
-
-    Options of SFTConfig about text (packing, `max_length`, chat templates) do not apply: a
-    trajectory is token ids already. bf16 is off by default where there is no accelerator.
-    """
-
-    strategy: str = field(
-        default="packed",
-        metadata={
-            "help": "`packed`: spans, each computed once. `truncated`: one pass per prompt state. "
-            "`snapshot`: the whole text per prompt state, other states' tokens masked."
-        },
-    )
-    attention: str = field(
-        default="concat",
-        metadata={"help": "`concat` (default), `dense` (explicit mask) or `flex` (GPU)."},
-    )
-    max_row_tokens: int = field(
-        default=16384,
-        metadata={"help": "Token budget of one row: one forward and backward pass."},
-    )
-    objective: str = field(
-        default="sft",
-        metadata={"help": "What a token counts: `sft` (1) or `reward` (its pass's scores)."},
-    )
-    reward_power: float = field(
-        default=1.0, metadata={"help": "`reward`: the lowest score of a pass, to this power."}
-    )
-    reward_threshold: float = field(
-        default=0.0, metadata={"help": "`reward`: passes with a lower score count 0."}
-    )
-
-    def __post_init__(self) -> None:
-        given: Any = vars(self)
-        if given["bf16"] is None and not torch.accelerator.is_available():
-            self.bf16 = False
-        # Ours are trajectories, not text: TRL must neither tokenize nor drop columns.
-        self.remove_unused_columns = False
-        self.dataset_kwargs = {**(given["dataset_kwargs"] or {}), "skip_prepare_dataset": True}
-        super().__post_init__()
-        for name, allowed in (
-            ("strategy", ("packed", "truncated", "snapshot")),
-            ("attention", ("concat", "dense", "flex")),
-            ("objective", ("sft", "reward")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        if self.max_row_tokens < 1:
-            raise ValueError(f"max_row_tokens must be at least 1, got {self.max_row_tokens}")
-        for name, neutral, instead in (
-            ("packing", False, "rows are always packed: see strategy and max_row_tokens"),
-            ("padding_free", False, "rows are never padded"),
-            ("assistant_only_loss", False, "the loss is on sampled tokens, always"),
-            ("label_smoothing_factor", 0.0, "leave it at 0"),
-            ("loss_type", "nll", "only nll has per-token weights"),
-            ("use_liger_kernel", False, "leave it off"),
-            ("average_tokens_across_devices", True, "the loss is always normalised globally"),
-        ):
-            if getattr(self, name) != neutral:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}")
 
 
 class DynamicSFTTrainer(SFTTrainer):
@@ -144,11 +81,9 @@ class DynamicSFTTrainer(SFTTrainer):
                 f"args must be a DynamicSFTConfig, got {type(args).__name__}; it takes every "
                 "argument of SFTConfig"
             )
-        no_tokenizer = False
         if processing_class is None:
-            processing_class = _tokenizer_of(model)
-            no_tokenizer = processing_class is None
-        train = _as_dataset(train_dataset, "train_dataset")
+            processing_class = tokenizer_of(model)
+        train = as_dataset(train_dataset, "train_dataset")
         if not hasattr(train, "__len__") and args.max_steps <= 0:
             raise ValueError(
                 "train_dataset has no length, so the trainer cannot know when to stop; set "
@@ -167,15 +102,15 @@ class DynamicSFTTrainer(SFTTrainer):
                 args.reward_threshold,
             ),
             # TRL looks at the first row before training. A stream may have none yet.
-            train_dataset=train if isinstance(train, datasets.Dataset) else _placeholder(),
+            train_dataset=train if isinstance(train, datasets.Dataset) else placeholder(),
             eval_dataset=None,
-            processing_class=processing_class or _nothing_to_tokenize(),
+            processing_class=processing_class or no_tokenizer(),
             **kwargs,
         )
         self.train_dataset = train
         if eval_dataset is not None:
-            self.eval_dataset = _as_dataset(eval_dataset, "eval_dataset")
-        if no_tokenizer:
+            self.eval_dataset = as_dataset(eval_dataset, "eval_dataset")
+        if processing_class is None:
             self.processing_class = None  # nothing to save beside the model
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
@@ -186,6 +121,14 @@ class DynamicSFTTrainer(SFTTrainer):
                 "that does"
             )
         attention.prepare(base, args.attention)
+        plugin = self.accelerator.state.deepspeed_plugin
+        sharded = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        if args.memory == "pass" and sharded:
+            raise ValueError(
+                "memory='pass' cannot be combined with weights that are sharded over ranks (ZeRO 3 "
+                "or FSDP): ranks would gather them in different orders, and wait for each other "
+                "for ever; use ZeRO 2, or leave memory at row and lower max_row_tokens"
+            )
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
         self.timings = {"plan": 0.0, "forward_backward": 0.0}
         """Seconds spent on each since the trainer was made."""
@@ -198,17 +141,17 @@ class DynamicSFTTrainer(SFTTrainer):
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The micro batches of one optimizer step, and their number of loss tokens, globally.
 
-        Under ZeRO every row is a round of collectives, so all ranks must run equally many: ranks
-        with fewer add rows of one token and no target.
+        Under ZeRO every backward is a round of collectives, so all ranks must run equally many:
+        ranks with fewer add rows of one token and no target.
         """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:  # or transformers asks again, up to max_steps times
             self.control.should_epoch_stop = True
         elif self.args.world_size > 1:
-            counts = torch.tensor([len(batch["rows"]) for batch in batches], device=device)
+            counts = torch.tensor([self._backwards(batch) for batch in batches], device=device)
             most = self.accelerator.gather(counts[None]).amax(0).tolist()
             for batch, want in zip(batches, most, strict=True):
-                batch["rows"] += [empty_row()] * (want - len(batch["rows"]))
+                batch["rows"] += [empty_row()] * (want - self._backwards(batch))
         return batches, count
 
     def _get_num_items_in_batch(
@@ -221,6 +164,15 @@ class DynamicSFTTrainer(SFTTrainer):
             count = self.accelerator.gather(count).sum()
         return count
 
+    def _parts(self, batch: Batch) -> list[Part]:
+        rows = batch["rows"]
+        if self.args.memory == "row":
+            return [Part(row) for row in rows]
+        return [part for row in rows for part in cut_row(row)]
+
+    def _backwards(self, batch: Batch) -> int:
+        return sum(part.count for part in self._parts(batch))
+
     # ---- loss ----
 
     def training_step(
@@ -229,18 +181,32 @@ class DynamicSFTTrainer(SFTTrainer):
         inputs: Batch,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of every row of one micro batch; gradients meet at the last."""
+        """Forward and backward of every part of one micro batch; gradients meet at the last."""
         began = time.perf_counter()
         model.train()
-        rows = inputs["rows"]
+        parts = self._parts(inputs)
+        nested = self.args.memory == "pass"
         total = torch.zeros((), device=self.args.device)
+
+        def forward(part: Part, layout: attention.Layout) -> torch.Tensor:
+            with self._gradients_stay_here(model, nested or part is not parts[-1]):
+                loss = self._row_loss(model, part.row, num_items_in_batch, layout)
+            total.add_(loss.detach())
+            return loss
+
+        def backward(part: Part, loss: torch.Tensor) -> None:
+            last = part is parts[-1]
+            meet = nested and last and self.accelerator.sync_gradients
+            if meet and isinstance(model, DistributedDataParallel):
+                # DDP expects that gradients meet in the backward right after a forward.
+                model.reducer.prepare_for_backward([loss])
+            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            with self._gradients_stay_here(model, not last):
+                self.accelerator.backward(loss, **scale)
+
         with self.maybe_activation_offload_context:
-            for index, row in enumerate(rows):
-                with self._gradients_stay_here(model, index + 1 < len(rows)):
-                    loss = self._row_loss(model, row, num_items_in_batch)
-                    scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-                    self.accelerator.backward(loss, **scale)
-                total += loss.detach()
+            for part in parts:
+                attention.run_part(part, forward, backward)
         self._count(inputs)
         self.timings["plan"] += inputs["plan_seconds"]
         self.timings["forward_backward"] += time.perf_counter() - began
@@ -268,13 +234,14 @@ class DynamicSFTTrainer(SFTTrainer):
         model: torch.nn.Module,
         row: Row,
         count: torch.Tensor | int | None,
+        layout: attention.Layout | None = None,
         *,
         globally: bool = True,
     ) -> torch.Tensor:
         """Weighted cross-entropy of one row over `count`, scaled for the average over ranks."""
         device = self.args.device
         # One forward, logits at the M loss positions only: [1, N] -> [1, M, V].
-        logits = model(**attention.inputs(row, device), use_cache=False).logits[0]
+        logits = model(**attention.inputs(row, device, layout), use_cache=False).logits[0]
         targets = torch.as_tensor(row.targets, dtype=torch.long, device=device)
         weights = torch.as_tensor(row.weights, device=device)
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -287,7 +254,7 @@ class DynamicSFTTrainer(SFTTrainer):
         # DDP and DeepSpeed average gradients over ranks; the count is already the global one.
         return loss * self.accelerator.num_processes if globally else loss
 
-    @contextlib.contextmanager
+    @contextmanager
     def _gradients_stay_here(self, model: torch.nn.Module, stay: bool) -> Iterator[None]:
         """While `stay`, backward adds to the gradients, and ranks exchange nothing they can
         exchange later; DeepSpeed takes no step."""
@@ -351,69 +318,3 @@ class DynamicSFTTrainer(SFTTrainer):
             self._sums.zero_()
             self._logged_at += seconds
         super().log(logs, start_time)
-
-
-class _Listed(torch.utils.data.Dataset):
-    def __init__(self, trajectories: Sequence[Any]) -> None:
-        self._trajectories = trajectories
-
-    def __len__(self) -> int:
-        return len(self._trajectories)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._trajectories[index]
-
-
-class _Streamed(torch.utils.data.IterableDataset):
-    def __init__(self, trajectories: Iterable[Any]) -> None:
-        self._trajectories = trajectories
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._trajectories)
-
-
-def _as_dataset(given: Any, name: str) -> Any:
-    """A dataset that torch can load: rows of `datasets`, or trajectories from any iterable."""
-    if given is None:
-        raise ValueError(f"{name} is missing; give a datasets.Dataset, or a list of trajectories")
-    if isinstance(given, (datasets.Dataset, datasets.IterableDataset)):
-        columns = given.column_names
-        missing = {"pieces", "response", "passes"} - set(columns or ())
-        if columns is not None and missing:
-            raise ValueError(
-                f"{name} lacks the columns {sorted(missing)} (it has {columns}); its rows must be "
-                "trajectories: write them with dynatok_online.trajectory.to_row"
-            )
-        return given
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise ValueError(
-            f"{name} must be a datasets.Dataset or an iterable of trajectories, got "
-            f"{type(given).__name__}; load a file with datasets.load_dataset('json', "
-            "data_files=..., split='train')"
-        )
-    return _Listed(given) if isinstance(given, Sequence) else _Streamed(given)
-
-
-def _placeholder() -> datasets.Dataset:
-    return datasets.Dataset.from_list([{"trajectory_id": "placeholder"}])
-
-
-def _tokenizer_of(model: Any) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer where it has one. Training does not need it; saving takes it along."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    folder = Path(name or "")
-    # For a folder without one, transformers makes one up, and puts its ids into the model's config.
-    if not name or (folder.is_dir() and not any(folder.glob("*token*"))):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        return None
-
-
-def _nothing_to_tokenize() -> PreTrainedTokenizerBase:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    words = Tokenizer(WordLevel({"": 0}, unk_token=""))
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="", pad_token="")

@@ -56,7 +56,7 @@ def test_pairs_are_the_mask() -> None:
     from dynatok_online.attention.layout import Layout
 
     for row in plan_rows(batch(1), max_tokens=150):
-        assert row.pairs == Layout.of(row).mask(None).sum()
+        assert row.pairs == Layout(row).mask(None).sum()
 
 
 def test_a_trajectory_over_budget_is_split_between_passes() -> None:

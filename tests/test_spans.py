@@ -1,55 +1,15 @@
-"""Spans of hand-made passes, their merging, and the audit."""
+"""Spans of hand-made passes, and their merging."""
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import pytest
 
 from dynatok_online.plan import Row, plan_rows
-from dynatok_online.spans import audit, build_spans
-from dynatok_online.trajectory import OUTSIDE, RESPONSE, Pass, Reuse, Trajectory
+from dynatok_online.spans import build_spans
+from dynatok_online.trajectory import OUTSIDE, RESPONSE, Reuse, Trajectory
 from tests.simulate import simulate
-
-
-def ids(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-
-def text(array: np.ndarray) -> str:
-    return bytes(array.astype(np.uint8)).decode()
-
-
-def make(
-    pieces: list[str],
-    passes: list[tuple[tuple[int, ...], str, tuple[Reuse, ...]]],
-    policy: str = "exact",
-    name: str = "t",
-) -> Trajectory:
-    """Passes as (layout, sampled text, reuse)."""
-    at, out = 0, []
-    for layout, sampled, reuse in passes:
-        cached = sum(run.stop - run.start for run in reuse)
-        out.append(
-            Pass(
-                layout=layout,
-                states={},
-                start=at,
-                stop=at + len(sampled),
-                num_cached_tokens=cached,
-                reuse=reuse,
-            )
-        )
-        at += len(sampled)
-    response = ids("".join(sampled for _, sampled, _ in passes))
-    return Trajectory(
-        trajectory_id=name,
-        pieces=tuple(ids(piece) for piece in pieces),
-        response=response,
-        logprobs=np.zeros(len(response), np.float32),
-        passes=tuple(out),
-        policy=policy,
-    )
+from tests.written import make, text
 
 
 def spans_of(row: Row) -> list[tuple[str, int, str]]:
@@ -225,43 +185,6 @@ def test_spans_never_hold_the_same_twice(policy: str) -> None:
             assert (seen < s).all()
             keys.add((*spans.input_ids[a:b], -1, *spans.position_ids[a:b], -1, *sorted(seen)))
         assert len(keys) == len(spans.bounds) - 1
-
-
-def test_random_trajectories_pass_the_audit() -> None:
-    for seed in range(30):
-        rng = np.random.default_rng(seed)
-        policy = "sticky" if seed % 2 else "exact"
-        one = simulate(rng, policy, block_size=1 + seed % 3)
-        assert audit(one) == []
-
-
-GOOD = ((0, 1, RESPONSE), "xyz", ())
-
-
-@pytest.mark.parametrize(
-    ("reuse", "cached", "says"),
-    [
-        ((Reuse(0, 0, 4),), 5, "computed 4 positions, but the engine computed 3"),
-        ((Reuse(0, 0, 3), Reuse(0, 2, 4)), 5, "overlaps or precedes"),
-        ((Reuse(0, 0, 8),), 8, "leaves no fed token"),
-        ((Reuse(1, 0, 4),), 4, "names pass 1 as its origin, but only 1 passes"),
-        ((Reuse(0, 0, 5),), 5, "at position 4 this pass has token 66 and pass 0 token 65"),
-        ((Reuse(0, 5, 6),), 1, "(policy exact reuses unchanged prefixes)"),
-    ],
-)
-def test_audit_names_both_numbers(reuse: tuple[Reuse, ...], cached: int, says: str) -> None:
-    one = make(["abcd", "A", "B"], [GOOD, ((0, 2, RESPONSE), "u", reuse)])
-    passes = list(one.passes)
-    passes[1] = msgspec.structs.replace(passes[1], num_cached_tokens=cached)
-    found = audit(msgspec.structs.replace(one, passes=tuple(passes)))
-    assert any(says in str(mismatch) for mismatch in found), [str(m) for m in found]
-    assert all("trajectory t, pass 1: " in str(mismatch) for mismatch in found)
-
-
-def test_audit_checks_blocks() -> None:
-    one = make(["abcd", "A", "B"], [GOOD, ((0, 2, RESPONSE), "u", (Reuse(0, 0, 3),))])
-    found = audit(msgspec.structs.replace(one, block_size=2))
-    assert [m.what for m in found] == ["reuse 0 .. 3 does not fall on blocks of 2 tokens"]
 
 
 def test_records_that_cannot_be_followed_are_errors() -> None:

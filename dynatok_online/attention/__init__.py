@@ -13,18 +13,20 @@ cuts branches off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from dynatok_online.attention import concat, dense, flex
+from dynatok_online.attention.held import HeldKV
 from dynatok_online.attention.layout import LayerMask, Layout
 from dynatok_online.attention.support import check_call, check_model
-from dynatok_online.plan import Row
+from dynatok_online.parts import Part
+from dynatok_online.row import Row
 
-__all__ = ["ATTENTIONS", "Layout", "check_model", "inputs", "prepare", "register"]
+__all__ = ["ATTENTIONS", "Layout", "check_model", "inputs", "prepare", "register", "run_part"]
 
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, float, Layout, int | None], torch.Tensor
@@ -58,14 +60,37 @@ def prepare(model: torch.nn.Module, attention: str = "concat") -> None:
     model.set_attn_implementation(f"dynatok_{attention}")
 
 
-def inputs(row: Row, device: torch.device | str) -> dict[str, Any]:
-    """Keywords for the forward of a prepared model: [1, N] in, logits [1, M, V] out."""
+def inputs(row: Row, device: torch.device | str, layout: Layout | None = None) -> dict[str, Any]:
+    """Keywords for the forward of a prepared model: [1, N] in, logits [1, M, V] out.
+
+    `layout`: what `run_part` gives, for a row that sees tokens of other forwards.
+    """
     return {
         "input_ids": torch.as_tensor(row.input_ids, dtype=torch.long, device=device)[None],
         "position_ids": torch.as_tensor(row.position_ids, dtype=torch.long, device=device)[None],
-        "attention_mask": Layout.of(row),
+        "attention_mask": layout or Layout(row),
         "logits_to_keep": torch.as_tensor(row.loss_positions, dtype=torch.long, device=device),
     }
+
+
+def run_part(
+    part: Part,
+    forward: Callable[[Part, Layout], torch.Tensor],
+    backward: Callable[[Part, torch.Tensor], None],
+    above: Sequence[HeldKV] = (),
+) -> None:
+    """Forward and backward of a part of a row and all parts below it (see `parts`).
+
+    `forward` runs `part.row` with a layout and returns its loss, which may be of no targets;
+    `backward` is called once for each part, after all parts below it.
+    """
+    held = HeldKV() if part.below else None
+    loss = forward(part, Layout(part.row, above, held))
+    if held is not None:
+        for one in part.below:
+            run_part(one, forward, backward, (*above, held))
+        loss = held.attach(loss)
+    backward(part, loss)
 
 
 def _mask(**asked: Any) -> LayerMask:
@@ -111,6 +136,7 @@ def _attention(
         )
     if sliding_window is not None and sliding_window != window:
         raise ValueError(f"{name} has a window of {sliding_window}, but its mask has {window}")
+    key, value = layout.keys(module, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = kernel(query, key, value, scale, layout, layout.window(window))
     return out.transpose(1, 2).contiguous(), None

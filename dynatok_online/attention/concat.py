@@ -26,7 +26,10 @@ _forward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attentio
 _backward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 SMALL = 128
-"""Pieces with at most this many queries are run several at a time."""
+"""Pieces with at most this many queries are run several at a time,"""
+
+FEW = 3
+"""unless there are so few of them that gathering costs more than calls do."""
 
 
 def attend(
@@ -37,7 +40,7 @@ def attend(
     layout: Layout,
     window: int | None,
 ) -> torch.Tensor:
-    """query [1, H, N, D], key and value [1, G, N, D] -> [1, H, N, D]; H is a multiple of G."""
+    """query [1, H, N, D], key and value [1, G, A + N, D] -> [1, H, N, D]; H is a multiple of G."""
     if query.device.type != "cpu":
         return varlen.attend(query, key, value, scale, layout, window)
     batches = layout.once(("batches", window), lambda: _batch(cut_pieces(layout, window), layout))
@@ -50,7 +53,7 @@ class _Batch:
 
     count: int
     queries: slice | torch.Tensor
-    """Token indices: a slice for one piece, else [count * queries per piece]."""
+    """Indices of queries: a slice for one piece, else [count * queries per piece]."""
     keys: slice | torch.Tensor
     causal: bool
     bias: torch.Tensor | None
@@ -78,7 +81,10 @@ def _batch(pieces: list[Piece], layout: Layout) -> list[_Batch]:
         else:
             same.append([piece])
     for group in (group for same in groups.values() for group in same):
-        out.append(_joint(group) if len(group) > 1 else _single(group[0], layout))
+        if len(group) > FEW:
+            out.append(_joint(group, layout))
+        else:
+            out += [_single(piece, layout) for piece in group]
     return sorted(out, key=lambda one: not one.causal)
 
 
@@ -89,11 +95,12 @@ def _single(piece: Piece, layout: Layout) -> _Batch:
         ahead = positions[piece.q0 : piece.q1, None] - positions[None, piece.k0 : piece.k1]
         bias = torch.zeros(ahead.shape)
         bias.masked_fill_(torch.from_numpy(ahead >= piece.window), -torch.inf)
-    queries, keys = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
+    queries = slice(piece.q0 - layout.above, piece.q1 - layout.above)
+    keys = slice(piece.k0, piece.k1)
     return _Batch(1, queries, keys, piece.causal, bias, None)
 
 
-def _joint(group: list[Piece]) -> _Batch:
+def _joint(group: list[Piece], layout: Layout) -> _Batch:
     """Pieces of nearly one shape. Shorter ones repeat their last query, and, in triangles, their
     last key, which no earlier query sees; what repeats is dropped and receives no gradient."""
     longest = max(piece.q1 - piece.q0 for piece in group)
@@ -109,7 +116,7 @@ def _joint(group: list[Piece]) -> _Batch:
         width = np.arange(group[0].k1 - group[0].k0)
         keys = torch.from_numpy((np.array([p.k0 for p in group])[:, None] + width).ravel())
     mask = None if valid is None else torch.from_numpy(valid.ravel())
-    return _Batch(len(group), queries, keys, causal, None, mask)
+    return _Batch(len(group), queries - layout.above, keys, causal, None, mask)
 
 
 class _Joined(torch.autograd.Function):

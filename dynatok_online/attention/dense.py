@@ -1,4 +1,4 @@
-"""Attention with the whole [N, N] mask written out: slow, simple, the oracle of the others."""
+"""Attention with the whole [N, A + N] mask written out: slow, simple, the oracle of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def attend(
     layout: Layout,
     window: int | None,
 ) -> torch.Tensor:
-    """query [1, H, N, D], key and value [1, G, N, D] -> [1, H, N, D]; H is a multiple of G."""
+    """query [1, H, N, D], key and value [1, G, A + N, D] -> [1, H, N, D]; H is a multiple of G."""
     mask = layout.once(
         ("mask", window, query.device),
         lambda: torch.from_numpy(layout.mask(window)).to(query.device),

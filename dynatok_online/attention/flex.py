@@ -1,6 +1,6 @@
 """FlexAttention (GPU): the rule of `layout` as a mask function, its blocks in closed form.
 
-Whether a block of the [N, N] mask is empty, whole or mixed follows from which spans it touches
+Whether a block of the [N, A + N] mask is empty, whole or mixed follows from which spans it touches
 and which see which, without evaluating the mask.
 """
 
@@ -10,8 +10,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from dynatok_online.arrays import Ints
 from dynatok_online.attention.layout import Layout
 
 BLOCK = 128
@@ -25,7 +27,7 @@ def attend(
     layout: Layout,
     window: int | None,
 ) -> torch.Tensor:
-    """query [1, H, N, D], key and value [1, G, N, D] -> [1, H, N, D]."""
+    """query [1, H, N, D], key and value [1, G, A + N, D] -> [1, H, N, D]."""
     if query.device.type == "cpu" and (query.requires_grad or key.requires_grad):
         raise ValueError("flex attention has no backward on CPU; use attention: concat there")
     block_mask = layout.once(
@@ -53,27 +55,27 @@ def make_block_mask(layout: Layout, window: int | None, device: torch.device) ->
     """The `BlockMask` of a row; only mixed blocks evaluate the mask function."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    tokens = layout.tokens
     span = np.repeat(np.arange(len(layout.bounds) - 1), np.diff(layout.bounds))
-    block = np.arange(tokens) // BLOCK
-    count = int(block[-1]) + 1
-    touches = np.zeros((count, len(layout.visible)), np.float32)
-    touches[block, span] = 1
-    visible = np.tril(layout.visible).astype(np.float32)
-    some = np.tril(touches @ visible @ touches.T > 0)
-    whole = np.tril(touches @ (1 - visible) @ touches.T == 0, -1)
+    keys = np.arange(len(layout.positions))
+    queries = keys[layout.above :]
+    touching, touched = (_touches(span[at], len(layout.visible)) for at in (queries, keys))
+    seen = np.tril(layout.visible).astype(np.float32)
+    (first, last), (first_key, last_key) = _extremes(queries), _extremes(keys)
+    some = (touching @ seen @ touched.T > 0) & (last[:, None] >= first_key)
+    whole = (touching @ (1 - seen) @ touched.T == 0) & (first[:, None] >= last_key)
     if window is not None:
-        starts = np.arange(0, tokens, BLOCK)
-        low = np.minimum.reduceat(layout.positions, starts)
-        high = np.maximum.reduceat(layout.positions, starts)
-        some &= low[:, None] - high[None, :] < window
-        whole &= high[:, None] - low[None, :] < window
+        (low, high), (low_key, high_key) = (
+            _extremes(layout.positions[at]) for at in (queries, keys)
+        )
+        some &= low[:, None] - high_key < window
+        whole &= high[:, None] - low_key < window
     mixed = some & ~whole
     span_t = torch.from_numpy(span).to(device)
     visible_t = torch.from_numpy(layout.visible).to(device)
     positions = torch.from_numpy(layout.positions).to(device)
 
     def allowed(b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        q = q + layout.above
         mask = (k <= q) & visible_t[span_t[q], span_t[k]]
         if window is not None:
             mask = mask & (positions[q] - positions[k] < window)
@@ -84,8 +86,21 @@ def make_block_mask(layout: Layout, window: int | None, device: torch.device) ->
         *_listed(whole, device),
         BLOCK_SIZE=BLOCK,
         mask_mod=allowed,
-        seq_lengths=(tokens, tokens),
+        seq_lengths=(len(queries), len(keys)),
     )
+
+
+def _touches(span: Ints, spans: int) -> npt.NDArray[np.float32]:
+    """[blocks, spans] 1 where a block of tokens holds some of a span."""
+    out = np.zeros((-(-len(span) // BLOCK), spans), np.float32)
+    out[np.arange(len(span)) // BLOCK, span] = 1
+    return out
+
+
+def _extremes(values: Ints) -> tuple[Ints, Ints]:
+    """[blocks] the lowest and the highest of each block of tokens."""
+    starts = np.arange(0, len(values), BLOCK)
+    return np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
 
 
 def _listed(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,36 +11,56 @@ get, and a model that is not prepared for it stops at once instead of computing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import numpy as np
+import torch
 
-from dynatok_online.plan import Row
-from dynatok_online.spans import Flags, Ints
+from dynatok_online.arrays import Flags, Ints
+from dynatok_online.attention.held import HeldKV
+from dynatok_online.row import Row
 
 T = TypeVar("T")
 
 
 class Layout:
-    """Spans of one row, with a memory for what kernels derive from them."""
+    """Spans of one row, with a memory for what kernels derive from them.
 
-    def __init__(self, bounds: Ints, visible: Flags, positions: Ints) -> None:
-        self.bounds = np.asarray(bounds, np.int64)
-        self.visible = np.asarray(visible, bool)
-        self.positions = np.asarray(positions, np.int64)
+    Keys are the A tokens that were run before (see `parts`), then the row's N; queries the N.
+    """
+
+    def __init__(self, row: Row, above: Sequence[HeldKV] = (), holds: HeldKV | None = None) -> None:
+        self.bounds: Ints = np.asarray(row.bounds, np.int64)
+        self.visible: Flags = np.asarray(row.visible, bool)
+        self.positions: Ints = np.concatenate([row.above, row.position_ids]).astype(np.int64)
+        self.above = len(row.above)
+        """A"""
+        self._read = above
+        self._holds = holds
         self._derived: dict[Hashable, object] = {}
-
-    @classmethod
-    def of(cls, row: Row) -> Layout:
-        """The layout of a row."""
-        return cls(row.bounds, row.visible, row.position_ids.astype(np.int64))
 
     @property
     def tokens(self) -> int:
         """N"""
-        return len(self.positions)
+        return len(self.positions) - self.above
+
+    @property
+    def first(self) -> int:
+        """Index of the first span of the row itself."""
+        return int(np.searchsorted(self.bounds[:-1], self.above))
+
+    def keys(
+        self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the queries meet in `layer`, given the row's own: [1, G, A + N, D] both."""
+        if self._holds is not None:
+            self._holds.hold(layer, key, value)
+        if not self._read:
+            return key, value
+        pairs = [*(held.read(layer) for held in self._read), (key, value)]
+        return torch.cat([one for one, _ in pairs], 2), torch.cat([one for _, one in pairs], 2)
 
     def once(self, key: Hashable, derive: Callable[[], T]) -> T:
         """What `derive` returns; computed at the first call with this key."""
@@ -50,18 +70,18 @@ class Layout:
 
     def window(self, window: int | None) -> int | None:
         """`window`, or None where it hides nothing in this row."""
-        if window is None or not self.tokens:
+        if window is None or not len(self.positions):
             return None
         reach = self.once("reach", lambda: int(self.positions.max() - self.positions.min()))
         return window if window <= reach else None
 
     def mask(self, window: int | None) -> Flags:
-        """[N, N] which tokens (second axis) a token attends to: the definition itself."""
+        """[N, A + N] which tokens (second axis) a token attends to: the definition itself."""
         span = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
         mask = np.tril(self.visible[span][:, span])
         if window is not None:
             mask &= self.positions[:, None] - self.positions[None, :] < window
-        return mask
+        return mask[self.above :]
 
     # What transformers reads of an attention mask before it asks our mask function.
 

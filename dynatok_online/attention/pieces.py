@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynatok_online.arrays import Flags, Ints
 from dynatok_online.attention.layout import Layout
-from dynatok_online.spans import Flags, Ints
 
 MIN_PART = 64
 """Windows shorter than this split spans into parts of this length all the same."""
@@ -26,7 +26,7 @@ MIN_PART = 64
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries `q0 .. q1` against keys `k0 .. k1` (token indices of the row)."""
+    """Queries `q0 .. q1` against keys `k0 .. k1` (indices of keys, for queries too)."""
 
     q0: int
     q1: int
@@ -42,13 +42,15 @@ def cut_pieces(layout: Layout, window: int | None) -> list[Piece]:
     """Pieces that cover every visible pair once: triangles (every token in one), then others."""
     bounds, visible = layout.bounds, np.tril(layout.visible)
     if window is None:
-        return _cover(bounds, visible)
+        return _cover(bounds, visible, layout.first)
     bounds, owner = _split(bounds, min(window, max(window // 2, MIN_PART)))
     visible = np.tril(visible[owner][:, owner])
+    own = int(np.searchsorted(owner, layout.first))
+    visible[:own] = False
     first = layout.positions[bounds[:-1]]
     last = layout.positions[bounds[1:] - 1]
     inside = visible & (last[:, None] - first[None, :] < window)
-    pieces = _cover(bounds, inside)
+    pieces = _cover(bounds, inside, own)
     edge = visible & ~inside & (first[:, None] - last[None, :] < window)
     for q, k in np.argwhere(edge).tolist():
         # Positions within a part are consecutive: what sees or is seen is a stretch of each.
@@ -71,11 +73,13 @@ def _split(bounds: Ints, longest: int) -> tuple[Ints, Ints]:
     return np.concatenate([starts, bounds[-1:]]), owner
 
 
-def _cover(bounds: Ints, visible: Flags) -> list[Piece]:
+def _cover(bounds: Ints, visible: Flags, own: int) -> list[Piece]:
+    """`own`: the first span with queries."""
     rest = visible.copy()
+    rest[:own] = False
     pieces = []
-    low = 0
-    for high in range(1, len(visible) + 1):
+    low = own
+    for high in range(own + 1, len(visible) + 1):
         if high == len(visible) or not visible[high, low:high].all():
             rest[low:high, low:high] = False
             start, stop = int(bounds[low]), int(bounds[high])

@@ -23,7 +23,7 @@ def attend(
     layout: Layout,
     window: int | None,
 ) -> torch.Tensor:
-    """query [1, H, N, D], key and value [1, G, N, D] -> [1, H, N, D]."""
+    """query [1, H, N, D], key and value [1, G, A + N, D] -> [1, H, N, D]."""
     half = query.dtype in (torch.bfloat16, torch.float16)
     if not half or (window is not None and not _consecutive(layout)):
         return dense.attend(query, key, value, scale, layout, window)
@@ -48,10 +48,10 @@ def attend(
 
 
 def _keys(layout: Layout) -> list[np.ndarray]:
-    """Per span the token indices of its keys, by ascending position, itself last."""
+    """Per span of the row the indices of its keys, by ascending position, itself last."""
     out = []
-    for s, row in enumerate(layout.visible):
-        seen = np.flatnonzero(row[:s])
+    for s in range(layout.first, len(layout.visible)):
+        seen = np.flatnonzero(layout.visible[s, :s])
         seen = seen[np.argsort(layout.positions[layout.bounds[seen]], kind="stable")]
         out.append(
             np.concatenate([np.arange(layout.bounds[j], layout.bounds[j + 1]) for j in (*seen, s)])
@@ -70,12 +70,13 @@ def _gathering(
     layout: Layout, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
     keys = _keys(layout)
+    bounds = layout.bounds[layout.first :] - layout.above
     lengths = np.array([len(one) for one in keys])
     key_bounds = np.concatenate([[0], np.cumsum(lengths)])
     return (
         torch.from_numpy(np.concatenate(keys)).to(device),
-        torch.from_numpy(layout.bounds.astype(np.int32)).to(device),
+        torch.from_numpy(bounds.astype(np.int32)).to(device),
         torch.from_numpy(key_bounds.astype(np.int32)).to(device),
-        int(np.diff(layout.bounds).max()),
+        int(np.diff(bounds).max()),
         int(lengths.max()),
     )

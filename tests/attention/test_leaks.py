@@ -22,7 +22,7 @@ def logits_of(model: Any, row: Row) -> torch.Tensor:
 
 def reach(row: Row, windows: list[int | None]) -> np.ndarray:
     """[N, N] which tokens each token depends on through all layers, from the row's mask."""
-    layout = attention.Layout.of(row)
+    layout = attention.Layout(row)
     out = np.eye(row.tokens, dtype=bool)
     for window in windows:
         out = layout.mask(window) @ out

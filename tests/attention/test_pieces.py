@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from dynatok_online.attention.layout import Layout
 from dynatok_online.attention.pieces import cut_pieces
-from dynatok_online.plan import plan_rows
+from dynatok_online.parts import Part, cut_row
+from dynatok_online.plan import Row, plan_rows
 from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory
 from tests.simulate import World, simulate
 
 
 def covered(layout: Layout, window: int | None) -> np.ndarray:
-    count = np.zeros((layout.tokens, layout.tokens), int)
+    above = layout.above
+    count = np.zeros((layout.tokens, above + layout.tokens), int)
     for piece in cut_pieces(layout, window):
         block = np.ones((piece.q1 - piece.q0, piece.k1 - piece.k0), int)
         if piece.causal:
@@ -25,7 +29,7 @@ def covered(layout: Layout, window: int | None) -> np.ndarray:
             )
             block *= ahead < piece.window
             assert block.any(1).all(), "a query without keys has no softmax"
-        count[piece.q0 : piece.q1, piece.k0 : piece.k1] += block
+        count[piece.q0 - above : piece.q1 - above, piece.k0 : piece.k1] += block
     return count
 
 
@@ -37,8 +41,12 @@ def test_every_pair_once(policy: str, window: int | None) -> None:
         world = World(text=(1, 80), sampled=(0, 60)) if seed % 2 else World()
         many = [simulate(rng, policy, world=world, late=policy == "exact") for _ in range(2)]
         for row in plan_rows(many):
-            layout = Layout.of(row)
-            assert (covered(layout, window) == layout.mask(window)).all()
+            for layout in (Layout(row), *map(Layout, rows_of(cut_row(row)))):
+                assert (covered(layout, window) == layout.mask(window)).all()
+
+
+def rows_of(parts: Sequence[Part]) -> list[Row]:
+    return [row for part in parts for row in (part.row, *rows_of(part.below))]
 
 
 def test_few_pieces_for_an_edited_response() -> None:
@@ -78,7 +86,7 @@ def test_few_pieces_for_an_edited_response() -> None:
                 )
             ]
         )
-        return Layout.of(row)
+        return Layout(row)
 
     exact = cut_pieces(edited("exact"), None)
     assert sum(not piece.causal for piece in exact) == 1

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dynatok_online import attention
+from dynatok_online.parts import Part, cut_row
 from dynatok_online.plan import Row, plan_rows
 from tests.models import COMMON, make
-from tests.simulate import simulate
+from tests.simulate import World, simulate
 
 
 def a_row() -> Row:
@@ -113,3 +114,24 @@ def test_flex_forward_equals_dense(name: str) -> None:
         with torch.no_grad():
             logits[kind] = model(**attention.inputs(row, "cpu"), use_cache=False).logits
     assert (logits["flex"] - logits["dense"]).abs().max() < 1e-4
+
+
+def test_flex_forward_of_parts_equals_dense() -> None:
+    rng = np.random.default_rng(1)
+    world = World(text=(60, 90), sampled=(30, 60))
+    (row,) = plan_rows([simulate(rng, world=world) for _ in range(2)])
+    assert any(part.below for part in cut_row(row))
+    logits: dict[str, list[torch.Tensor]] = {"dense": [], "flex": []}
+    for kind, found in logits.items():
+        model = make("mistral", torch.float32, sliding_window=70, max_position_embeddings=1024)
+        attention.prepare(model, kind)
+
+        def forward(part: Part, layout: attention.Layout) -> torch.Tensor:
+            found.append(model(**attention.inputs(part.row, "cpu", layout), use_cache=False).logits)  # noqa: B023
+            return torch.zeros(())
+
+        with torch.no_grad():
+            for part in cut_row(row):
+                attention.run_part(part, forward, lambda _, loss: None)
+    for dense, flex in zip(logits["dense"], logits["flex"], strict=True):
+        assert torch.allclose(flex, dense, rtol=0, atol=1e-4)

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
-from benchmarks.pack import edited_response, main, run
+from benchmarks.edited import edited_response
+from benchmarks.measure import profile
+from benchmarks.pack import load, main, measure, run
+from dynatok_online.audit import audit
+from dynatok_online.parts import Part
 from dynatok_online.plan import plan_rows
-from dynatok_online.spans import audit
 
 
 def test_tokens_are_the_theory() -> None:
@@ -24,13 +27,14 @@ def test_tokens_are_the_theory() -> None:
 
 
 def test_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(12, 2, 8, 2, rounds=1)
+    found = run(12, 2, 8, 2, rounds=1, planning=False)
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == found
     assert [row["strategy"] for row in found] == [
         "snapshot",
         "truncated",
         "exact",
+        "exact_by_pass",
         "sticky",
         "static",
     ]
@@ -43,6 +47,31 @@ def test_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         "speedup_vs_truncated", "peak_mb",
     }  # fmt: skip
     assert all(keys <= row.keys() for row in found)
+
+
+def test_a_profile_accounts_for_the_step() -> None:
+    one = edited_response("sticky", 12, 2, 8, 2, vocabulary=100)
+    parts = [Part(row) for row in plan_rows([one])]
+    found = profile(load("small", "cpu", "float32"), parts, repeats=1)
+    assert found.keys() == {"linear", "attention", "joining", "other"}
+    assert all(ms > 0 for ms in found.values())
+
+
+@pytest.mark.slow
+def test_by_pass_needs_one_snapshot_and_the_kv_of_the_prefix() -> None:
+    """Peak memory beyond the weights; `static` is one snapshot pass."""
+    static, *_ = shape = (512, 32, 512, 8)
+    model = load("small", "cpu", "float32")
+    peaks = {
+        row["strategy"]: row["peak_mb"] for row in measure(shape, model, rounds=1, max_tokens=16384)
+    }
+    config = model.config
+    per_token = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers * 4
+    print({name: round(peak) for name, peak in peaks.items()}, static * per_token / 2**20)
+    # The KV itself, its gradient, and the copy that stands before each branch's own keys.
+    assert peaks["exact_by_pass"] <= 1.1 * peaks["static"] + 3 * static * per_token / 2**20
+    assert peaks["exact_by_pass"] <= 0.5 * peaks["exact"]
+    assert peaks["exact_by_pass"] <= 0.25 * peaks["snapshot"]
 
 
 def test_impossible_shapes_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
