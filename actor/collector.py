@@ -1,12 +1,14 @@
 """Runs live sessions without end and hands every finished trajectory to the learner.
 
 A session starts only with a credit, and each credit ends in exactly one of two ways: its
-trajectory was sent, or it was given back and the reason counted.
+trajectory was sent, or it was given back and the reason counted. Tasks are numbered, and each
+number goes out with a trajectory, so that an actor that starts again knows which are done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Protocol
@@ -34,8 +36,8 @@ class Outlet(Protocol):
         """Return a credit that was not used."""
         ...
 
-    def send_trajectory(self, trajectory: Trajectory) -> None:
-        """Send a trajectory; uses up a credit."""
+    def send_trajectory(self, trajectory: Trajectory, tasks: tuple[int, ...]) -> None:
+        """Send a trajectory, with the tasks that are done with it; uses up a credit."""
         ...
 
 
@@ -43,15 +45,20 @@ class Collector:
     """`sessions` live sessions at once; run it as a task and cancel it to stop."""
 
     def __init__(
-        self, tasks: Iterator[Task], sessions: int, make: MakeSession, outlet: Outlet
+        self, tasks: Iterator[tuple[int, Task]], sessions: int, make: MakeSession, outlet: Outlet
     ) -> None:
         self._tasks = tasks
+        self._empty_tasks: list[int] = []
         self._sessions = sessions
         self._make = make
         self._outlet = outlet
         self.counts = Counts()
         self.trajectories = 0
         """Finished and sent."""
+        self.seconds_waiting = 0.0
+        """Waited for credits, over all sessions."""
+        self.seconds_generating = 0.0
+        """Spent in sessions that came to their end, over all of them."""
         self.dropped: Counter[str] = Counter()
         """Started and not sent, by cause."""
         self.problems: list[str] = []
@@ -73,8 +80,12 @@ class Collector:
     async def _work(self) -> None:
         while True:
             await asyncio.sleep(0)  # a session without a pass never waits
+            began = time.monotonic()
             await self._outlet.acquire()
-            session = self._make(next(self._tasks))
+            started = time.monotonic()
+            self.seconds_waiting += started - began
+            number, task = next(self._tasks)
+            session = self._make(task)
             try:
                 finished = await session.run()
             except BaseException as error:
@@ -82,13 +93,15 @@ class Collector:
                 self.dropped["unfinished" if cancelled else "failed"] += 1
                 self._outlet.give_back()
                 raise
-            self._take(finished)
+            self.seconds_generating += time.monotonic() - started
+            self._take(number, finished)
 
-    def _take(self, finished: Finished) -> None:
+    def _take(self, number: int, finished: Finished) -> None:
         self.counts.add(finished.counts)
         self.problems += finished.problems[: max(0, 20 - len(self.problems))]
         if len(finished.trajectory.response) == 0:
             self.dropped["empty"] += 1
+            self._empty_tasks.append(number)
             self._outlet.give_back()
             self._empty += 1
             if self._empty == EMPTY_IN_A_ROW:
@@ -100,5 +113,6 @@ class Collector:
             return
         self._empty = 0
         self._recent.extend(score for _, score in edited_scores(finished.trajectory))
-        self._outlet.send_trajectory(finished.trajectory)
+        self._outlet.send_trajectory(finished.trajectory, (number, *self._empty_tasks))
+        self._empty_tasks.clear()
         self.trajectories += 1

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from protocol.config import ProtocolConfig
+from protocol.envelope import check_name
+
+ReusePolicy = Literal["exact", "sticky", "none"]
+"""What a pass takes from the cache. `exact`: an unchanged prefix. `sticky`: besides, everything
+behind an edited slot, as it was computed under the old state. `none`: every pass starts over."""
+OnWeights = Literal["restart", "continue"]
+"""What becomes of passes under way when weights change. `restart`: they end, and go on as new
+passes. `continue`: they go on, on the KV that the old weights computed."""
 
 
 def _positive(where: str, **values: float) -> None:
@@ -72,6 +80,9 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Run folder; the supervisor fills it in."""
     run_id: str = ""
     """Name of the run; actor and learner must agree on it. The supervisor fills it in."""
+    name: str = "actor"
+    """Name of this actor in the run: no two have the same. Another one may join at any time:
+    `dynatok actor RUN/actor.yaml --name actor-7 --seed 7`."""
     model: str = "tiny"
     """`tiny` (the embedded model), a folder, or a name on the model hub."""
     seed: int = 0
@@ -84,6 +95,14 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where tasks come from: `tiny` (the embedded world)."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn."""
+    reuse: ReusePolicy = "exact"
+    """What a pass takes from the cache after an edit: `exact` (an unchanged prefix), `sticky` (all
+    but the edited slot) or `none`. A sticky edit takes a second place in the engine for one step:
+    where `engine.max_num_seqs` is set, let it be above `sessions`."""
+    placement: Literal["head", "late"] = "head"
+    """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
+    on_weights: OnWeights = "restart"
+    """New weights make passes under way `restart` or `continue` on the KV of the old ones."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation before and after."""
     engine: dict[str, Any] = {}
@@ -96,13 +115,21 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds for one weight update, from pausing to the canary's answer."""
     finish_timeout: float = 60.0
     """Seconds to wait for the learner's last weights, and for what is still to be sent."""
+    journal_bytes: int = 2**30
+    """Most that the journal of trajectories, kept until the learner holds them, may take on disk.
+    When it is full, the actor starts nothing more until there is room."""
+    prometheus_port: int = 0
+    """Port of this machine that serves the numbers to Prometheus; 0 takes a free one (see
+    `RUN/prometheus`), -1 none."""
     report_every: float = 2.0
     """Seconds between two records of the actor's numbers."""
 
     def __post_init__(self) -> None:
+        check_name("actor.name", self.name)
         _positive(
             "actor",
             sessions=self.sessions,
+            journal_bytes=self.journal_bytes,
             weights_timeout=self.weights_timeout,
             finish_timeout=self.finish_timeout,
             report_every=self.report_every,

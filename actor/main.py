@@ -1,8 +1,12 @@
 """One actor process: `dynatok actor RUN/actor.yaml`.
 
-Start the engine, say hello, take weights 0, evaluate, then collect until the learner says
-`Finish`: take its last weights, evaluate again, say good-bye. SIGTERM and SIGINT end it cleanly
-at any point of this.
+Start the engine, say hello, take weights, evaluate, then collect until the learner says `Finish`:
+take its last weights, evaluate again, say good-bye. SIGTERM and SIGINT end it cleanly at any point
+of this. One that was killed and is started again sends what its journal still holds, and goes on
+in its script of tasks where its trajectories end.
+
+Exit codes: 0 done or told to stop, 1 it failed (starting it again may help), 2 what was asked for
+cannot be run.
 """
 
 from __future__ import annotations
@@ -15,14 +19,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
+
 from actor.collector import Collector
 from actor.config import ActorConfig, SamplingConfig
+from actor.demo.door import door
+from actor.demo.lane import Tokenizer
 from actor.engine import VllmEngine
 from actor.evaluation import evaluate, write_json
 from actor.serving import Serving
@@ -34,6 +42,8 @@ from dynatok_online.metrics import Metrics
 from dynatok_online.tasks import Task
 from dynatok_online.trajectory import Trajectory
 from protocol.actor_channel import ActorChannel, Disconnected
+from protocol.durable import JournaledOutbox
+from protocol.exporter import open_exporter
 from protocol.messages import (
     Bye,
     Finish,
@@ -41,10 +51,12 @@ from protocol.messages import (
     TrajectoryMessage,
     WeightManifest,
     WeightsApplied,
+    WeightsComing,
     WeightsReady,
     WeightsRejected,
 )
-from protocol.shm import ShmReceiver
+from protocol.trace import KEY, Traces
+from protocol.transports import FollowingReceiver
 
 GRACE = 4.0
 """Seconds between a signal and the end of the process, whatever it is doing."""
@@ -79,9 +91,12 @@ def run(config: ActorConfig) -> int:
     except Stopped as error:
         say(f"stopped by {error}")
         return 0
-    except (Disconnected, Fenced, ValueError) as error:
+    except (Disconnected, Fenced) as error:
         say(f"{type(error).__name__}: {error}")
         return 1
+    except ValueError as error:
+        say(f"{error}")
+        return 2
     finally:
         for number in previous:
             signal.signal(number, signal.SIG_IGN)  # already on the way out
@@ -103,26 +118,42 @@ class Actor:
         self._config = config
         self._engine = engine
         self._run_dir = Path(config.run_dir)
-        self._serving = Serving(engine, config.run_id)
-        self._transport = ShmReceiver(config.run_id)
+        self._serving = Serving(engine, config.run_id, config.on_weights)
+        self._transport = FollowingReceiver(config.protocol, config.run_id, self._run_dir)
         self._weights = WeightReceiver(
             engine, self._serving, self._transport, timeout=config.weights_timeout
         )
         self._encode, self._decode = load_tokenizer(model)
+        self._outbox = JournaledOutbox(
+            self._run_dir / "journal" / config.name,
+            config.run_id,
+            config.name,
+            max_bytes=config.journal_bytes,
+            max_message_bytes=config.protocol.max_message_bytes,
+        )
         self._channel = ActorChannel(
             config.protocol,
             config.run_id,
-            "actor-0",
+            config.name,
             Hello(model=config.model, block_size=engine.block_size, pid=os.getpid()),
+            outbox=self._outbox,
         )
+        self._script = tasks(config.tasks, "train", config.seed)
         self._collector = Collector(
-            tasks(config.tasks, "train", config.seed),
+            self._tasks(),
             config.sessions,
             lambda task: self._session(task, config.sampling),
             self,
         )
-        self._metrics = Metrics(config.run_dir, "actor")
+        self._metrics = Metrics(config.run_dir, config.name)
+        self._traces = Traces(config.run_dir, config.name)
+        self._exporter = open_exporter(
+            self._run_dir, config.run_id, config.name, config.prometheus_port
+        )
+        self._summary_path = self._run_dir / f"{config.name}.json"
+        self._before = _read_json(self._summary_path)
         self._syncs = 0
+        self._seconds_paused = 0.0
         self._rejected = 0
         self._updated = asyncio.Event()
         self._final: asyncio.Future[int] | None = None
@@ -143,6 +174,8 @@ class Actor:
             say(f"stopped by {stopped.result()}")
             work.cancel()
             await asyncio.wait({work}, timeout=3)
+            if self._channel.connected:
+                self._channel.send(Bye(f"stopped by {stopped.result()}"))
             return 0
         except BaseExceptionGroup as group:
             raise _first(group) from group
@@ -150,8 +183,12 @@ class Actor:
             with contextlib.suppress(Exception):
                 self._report()
             self._metrics.close()
+            self._traces.close()
+            if self._exporter is not None:
+                self._exporter.close()
             self._transport.close()
             await self._channel.close()
+            self._outbox.close()
 
     # The collector's outlet.
 
@@ -163,9 +200,26 @@ class Actor:
         """Return a credit that was not used."""
         self._channel.give_back()
 
-    def send_trajectory(self, trajectory: Trajectory) -> None:
-        """Send a finished trajectory."""
-        self._channel.send(TrajectoryMessage(trajectory))
+    def send_trajectory(self, trajectory: Trajectory, tasks: tuple[int, ...]) -> None:
+        """Send a finished trajectory; it is in the journal when this returns."""
+        trace = f"{self._config.name}.{self._outbox.epoch}.{tasks[0]}"
+        trajectory = msgspec.structs.replace(trajectory, info={**trajectory.info, KEY: trace})
+        self._channel.send(TrajectoryMessage(trajectory, tasks))
+        if self._channel.paused is None:
+            self._traces.write(
+                "sent",
+                trace=trace,
+                task=trajectory.trajectory_id,
+                edits=[(one.slot, one.requested_at, one.effective_at) for one in trajectory.edits],
+                tokens=len(trajectory.response),
+                oldest_version=trajectory.oldest_version,
+            )
+
+    def _tasks(self) -> Iterator[tuple[int, Task]]:
+        """The script of this actor, without what is done. Asked for once it is connected."""
+        for number, task in enumerate(self._script):
+            if number not in self._channel.tasks:
+                yield number, task
 
     async def _work(self) -> None:
         await self._channel.start()
@@ -173,9 +227,11 @@ class Actor:
         async with asyncio.TaskGroup() as group:
             listen = group.create_task(self._listen())
             report = group.create_task(self._report_often())
+            visitors = group.create_task(self._receive_visitors())
             await self._serving.ready()
             say(f"serving weights {self._serving.version}")
-            await self._evaluate("before")
+            if not (self._run_dir / "evaluation" / "before.json").exists():
+                await self._evaluate("before")
             collect = group.create_task(self._collector.run())
             await self._final
             await _cancel(collect)
@@ -184,8 +240,21 @@ class Actor:
             await self._evaluate("after")
             self._report()
             self._channel.send(Bye("finished"))
+            await _cancel(visitors)
             await _cancel(listen)
             await _cancel(report)
+
+    async def _receive_visitors(self) -> None:
+        """Let `dynatok demo --run` in."""
+
+        async def send(trajectory: Trajectory) -> None:
+            await self._channel.acquire()
+            self._channel.send(TrajectoryMessage(trajectory))
+
+        tokenizer = Tokenizer(self._encode, self._decode)
+        config = self._config
+        async with door(self._run_dir, config.name, config.model, self._serving, tokenizer, send):
+            await asyncio.Future()  # until cancelled
 
     async def _listen(self) -> None:
         """Apply weights as they are announced, until `Finish`."""
@@ -193,6 +262,8 @@ class Actor:
             message = await self._channel.receive()
             if isinstance(message, WeightsReady):
                 await self._update(message.manifest)
+            elif isinstance(message, WeightsComing):
+                self._transport.expect(message)
             elif isinstance(message, Finish):
                 assert self._final is not None
                 if not self._final.done():
@@ -203,6 +274,7 @@ class Actor:
         self._channel.send(answer)
         if isinstance(answer, WeightsApplied):
             self._syncs += manifest.version > 0
+            self._seconds_paused += answer.pause_seconds
             self._metrics.log(
                 manifest.version,
                 weight_version=manifest.version,
@@ -263,27 +335,36 @@ class Actor:
             decode=self._decode,
             sampling=sampling,
             seeded=self._config.seeded if seeded is None else seeded,
+            reuse=self._config.reuse,
+            placement=self._config.placement,
         )
 
     async def _report_often(self) -> None:
         tokens, at = 0, time.monotonic()
+        paused: str | None = None
         while True:
             await asyncio.sleep(self._config.report_every)
+            if self._channel.paused != paused:
+                paused = self._channel.paused
+                say("there is room again" if paused is None else f"pausing: {paused}")
             now, generated = time.monotonic(), self._collector.counts.generated_tokens
             self._report(tokens_per_second=(generated - tokens) / (now - at))
             tokens, at = generated, now
 
     def _report(self, **numbers: float) -> None:
         summary = self.summary()
-        write_json(self._run_dir / "actor.json", summary)
+        write_json(self._summary_path, summary)
         plain = {k: v for k, v in summary.items() if isinstance(v, int | float)}
-        self._metrics.log(None, **plain, **numbers, free_credits=self._channel.free_credits)
+        numbers["free_credits"] = self._channel.free_credits
+        self._metrics.log(None, **plain, **numbers)
+        if self._exporter is not None:
+            self._exporter.set(plain | numbers)
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far."""
         collector = self._collector
         counts = collector.counts
-        return {
+        now: dict[str, Any] = {
             "trajectories": collector.trajectories,
             "edits": counts.edits,
             "passes": counts.passes,
@@ -293,11 +374,18 @@ class Actor:
             "reused_tokens": counts.reused_tokens,
             "audit_mismatches": counts.audit_mismatches,
             "problems": collector.problems,
-            "weight_version": self._serving.version,
+            "seconds_wait_for_credit": collector.seconds_waiting,
+            "seconds_generate": collector.seconds_generating,
+            "seconds_weights": self._seconds_paused,
             "weight_syncs": self._syncs,
             "weights_rejected": self._rejected,
             "dropped": dict(collector.dropped),
+        }
+        # What a process of this name counted before it was killed stays counted.
+        return _added(self._before, now) | {
+            "weight_version": self._serving.version,
             "adherence": collector.adherence,
+            "paused": self._channel.paused,
         }
 
 
@@ -352,6 +440,21 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    return {}
+
+
+def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Numbers are added up, lists put together, and so on inside."""
+    out = before | now
+    for name in before.keys() & now.keys():
+        old, new = before[name], now[name]
+        out[name] = _added(old, new) if isinstance(new, dict) else old + new
+    return out
 
 
 def _number(value: float | None) -> float:

@@ -1,7 +1,9 @@
-"""vLLM's weight-transfer engine that reads a complete set of weights from shared memory.
+"""vLLM's weight-transfer engine that reads a complete set of weights from a file of this machine.
 
-Runs inside vLLM's worker process. Everything that arrives is applied or nothing is: a payload
-that fails half-way leaves the model loadable, so that the last good weights can be put back.
+Whatever way they came, the actor has put them into one file (often one in memory) and verified
+them there. Runs inside vLLM's worker process. Everything that arrives is applied or nothing is: a
+payload that fails half-way leaves the model loadable, so that the last good weights can be put
+back.
 
 vLLM repacks linear weights after loading, so a plain `load_weights` into a live model fails; the
 layerwise reload restores the checkpoint layout, loads, and packs again into the same storage.
@@ -10,6 +12,7 @@ layerwise reload restores the checkpoint layout, loads, and packs again into the
 from __future__ import annotations
 
 import logging
+import mmap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +26,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from protocol.messages import WeightManifest
-from protocol.shm import ShmReceiver
+from protocol.messages import PlacedWeights
 
 DTYPES: Final = {
     "F64": torch.float64,
@@ -40,7 +42,7 @@ class InitInfo(WeightTransferInitInfo):
     """Said once, by the actor that started this engine."""
 
     run_id: str
-    """Names the ring of weights in shared memory."""
+    """For messages."""
 
 
 @dataclass
@@ -48,21 +50,18 @@ class UpdateInfo(WeightTransferUpdateInfo):
     """One update."""
 
     manifest: dict[str, Any]
-    """A `protocol.messages.WeightManifest` as plain data."""
+    """A `protocol.messages.PlacedWeights` as plain data."""
 
 
 class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads weights in checkpoint format from one shared-memory file."""
+    """Loads weights in checkpoint format from one file."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
 
-    _receiver: ShmReceiver | None = None
-
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Remember which ring is ours; it is attached to when first read."""
-        self._receiver = ShmReceiver(init_info.run_id)
+        """Nothing to set up: every update says where its file is."""
         # vLLM warns of a tied output layer and of rotary tables at every update; what is really
         # missing we find ourselves.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(
@@ -105,26 +104,26 @@ class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         _repack_tied(self.model)
 
     def shutdown(self) -> None:
-        """Let go of the ring."""
-        if self._receiver is not None:
-            self._receiver.close()
+        """Nothing is held."""
 
     def _tensors(self, info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
-        if self._receiver is None:
-            raise ValueError("no run id yet: init_weight_transfer_engine comes first")
-        manifest = msgspec.convert(info.manifest, WeightManifest)
-        # The actor has checked every hash while we were generating; the ring keeps a slot as it
-        # is until the actor has answered.
-        for name, tensor in self._receiver.read(manifest, verify=False).items():
-            if tensor.dtype not in DTYPES:
+        # The actor has checked every hash while we were generating, and keeps the file as it is
+        # until it has answered.
+        manifest = msgspec.convert(info.manifest, PlacedWeights)
+        with open(manifest.path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        payload = memoryview(mapped)[manifest.start : manifest.start + manifest.nbytes]
+        for spec in manifest.tensors:
+            if spec.dtype not in DTYPES:
                 raise ValueError(
-                    f"tensor {name!r} has dtype {tensor.dtype}; weights may be {list(DTYPES)}"
+                    f"tensor {spec.name!r} has dtype {spec.dtype}; weights may be {list(DTYPES)}"
                 )
+            data = payload[spec.offset : spec.offset + spec.nbytes]
             with warnings.catch_warnings():
-                # The ring is mapped read-only, and loading only reads.
+                # It is mapped read-only, and loading only reads.
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
-                flat = torch.frombuffer(tensor.data, dtype=DTYPES[tensor.dtype])
-            yield name, flat.view(tensor.shape)
+                flat = torch.frombuffer(data, dtype=DTYPES[spec.dtype])
+            yield spec.name, flat.view(spec.shape)
 
 
 def _repack_tied(model: torch.nn.Module) -> None:

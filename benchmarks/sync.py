@@ -1,9 +1,9 @@
 """What it takes to bring new weights to a reader: `dynatok bench sync`.
 
 A learner publishes, a reader in another process fetches, verifies and applies (copies every
-tensor into buffers of its own, as an engine does). Only applying pauses generation. Beside
-each transport stands the machine's own floor: the same bytes copied twice, by memcpy alone,
-once by the writer and once by the reader.
+tensor into buffers of its own with torch, as an engine does). Only applying pauses generation.
+Beside each transport stands the machine's own floor: the same bytes copied twice, by memcpy alone
+in one thread, once by the writer and once by the reader.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from protocol.config import ProtocolConfig
-from protocol.folder import FolderReceiver, FolderSender
-from protocol.messages import Canary, WeightManifest
-from protocol.shm import ShmReceiver, ShmSender
-from protocol.stream import StreamReceiver, StreamSender
-from protocol.weights import Tensor, WeightReceiver, WeightSender, as_tensor, payload_bytes
+from protocol.messages import Canary, WeightsComing, WeightsReady
+from protocol.transports import TRANSPORTS, FollowingReceiver, open_sender
+from protocol.weights import Tensor, as_tensor
 
-TRANSPORTS = ("shm", "folder", "stream")
 _CANARY = Canary((), (), 0.0)
 
 
@@ -46,8 +44,9 @@ class SyncResult(msgspec.Struct):
     pause_seconds: float
     """Applying."""
     hash_seconds: float
-    """Verifying at the reader (part of `fetch_seconds`). The writer hashes each piece while it is
-    in its cache to be copied: part of `publish_seconds`, and hardly anything."""
+    """What verifying adds at the reader: part of `fetch_seconds`. The writer hashes each piece
+    while it is in its cache to be copied, and over `shm` the reader hashes behind it while it
+    writes: both are part of `publish_seconds`."""
     hash_share: float
     """Of `seconds`."""
     gb_per_s: float
@@ -88,7 +87,7 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
         for name, (dtype, shape) in shapes.items()
     }
     run_id = f"bench-{uuid.uuid4().hex[:8]}"
-    sender = _sender(transport, run_id, shapes, folder)
+    sender = open_sender(transport, ProtocolConfig(), run_id, folder, shapes)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     reader = context.Process(target=_reader, args=(transport, run_id, folder, there))
@@ -97,9 +96,15 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
     try:
         for version in range(repeats + 1):
             start = time.perf_counter()
-            manifest = sender.publish(version, source.items(), _CANARY, ["reader"])
+            manifest = sender.publish(
+                version,
+                source.items(),
+                _CANARY,
+                ["reader"],
+                lambda coming: here.send(msgspec.msgpack.encode(coming)),
+            )
             published = time.perf_counter()
-            here.send(msgspec.msgpack.encode(manifest))
+            here.send(msgspec.msgpack.encode(WeightsReady(manifest)))
             if not here.poll(300):
                 raise TimeoutError("the reading process did not answer within 300 s")
             fetch, pause, hashing, extra = here.recv()
@@ -129,53 +134,51 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
     )
 
 
-def _sender(
-    transport: str, run_id: str, shapes: dict[str, tuple[str, tuple[int, ...]]], folder: Path
-) -> WeightSender:
-    if transport == "shm":
-        return ShmSender(run_id, payload_bytes(shapes))
-    if transport == "folder":
-        return FolderSender(folder, shapes)
-    return StreamSender(ProtocolConfig(), payload_bytes(shapes))
-
-
 def _reader(transport: str, run_id: str, folder: Path, pipe: Connection) -> None:
-    receiver: WeightReceiver = (
-        ShmReceiver(run_id)
-        if transport == "shm"
-        else FolderReceiver(folder)
-        if transport == "folder"
-        else StreamReceiver(ProtocolConfig())
-    )
-    model: dict[str, np.ndarray] = {}
+    receiver = FollowingReceiver(ProtocolConfig(), run_id, folder)
+    model: dict[str, torch.Tensor] = {}
     while (message := pipe.recv()) is not None:
-        manifest = msgspec.msgpack.decode(message, type=WeightManifest)
+        news = msgspec.msgpack.decode(message, type=WeightsComing | WeightsReady)
+        if isinstance(news, WeightsComing):
+            receiver.expect(news)
+            continue
+        manifest = news.manifest
         start = time.perf_counter()
         tensors = receiver.read(manifest)
         fetched = time.perf_counter()
-        _copy(tensors, model)
+        _apply(tensors, model)
         applied = time.perf_counter()
-        # Twice more, outside what is timed: with and without hashing what is here already.
-        receiver.read(manifest)
-        hashed = time.perf_counter()
+        # Once more, outside what is timed: without hashing what is here already.
         receiver.read(manifest, verify=False)
         end = time.perf_counter()
-        extra = end - applied
-        pipe.send((fetched - start, applied - fetched, 2 * hashed - applied - end, extra))
+        receiver.serves(manifest)
+        hashing = max(0.0, fetched - start - (end - applied)) if transport == "shm" else 0.0
+        if transport != "shm":  # fetching and hashing are one: hash again what is here
+            receiver.read(manifest)
+            again = time.perf_counter()
+            hashing = again - end - (end - applied)
+            end = again
+        pipe.send((fetched - start, applied - fetched, hashing, end - applied))
     receiver.close()
 
 
-def _copy(tensors: dict[str, Tensor], into: dict[str, np.ndarray]) -> None:
+def _apply(tensors: dict[str, Tensor], model: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
-        if name not in into:
-            into[name] = np.empty(tensor.data.nbytes, np.uint8)
-        into[name][:] = np.frombuffer(tensor.data, np.uint8)
+        flat = torch.frombuffer(tensor.data, dtype=torch.bfloat16)
+        if name not in model:
+            model[name] = torch.empty_like(flat)
+        model[name].copy_(flat)
 
 
 def _copy_seconds(source: dict[str, Tensor]) -> float:
-    into: dict[str, np.ndarray] = {}
-    _copy(source, into)
-    return min(_timed(lambda: _copy(source, into)) for _ in range(3))
+    into = {name: np.zeros(tensor.data.nbytes, np.uint8) for name, tensor in source.items()}
+
+    def copy() -> None:
+        for name, tensor in source.items():
+            into[name][:] = np.frombuffer(tensor.data, np.uint8)
+
+    copy()
+    return min(_timed(copy) for _ in range(3))
 
 
 def _timed(call: Callable[[], None]) -> float:

@@ -33,9 +33,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def for_child(name: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of the child `name` (`actor` or `learner`)."""
-    threads = max(1, cores() // 2)
+def for_child(
+    name: str, environment: Mapping[str, str] = os.environ, *, actors: int = 1
+) -> dict[str, str]:
+    """The environment of the child `name` (`actor` or `learner`) of a run with so many actors."""
+    threads = max(1, cores() // (1 + actors))
     own = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

@@ -38,7 +38,11 @@ class History:
         for name, value in record.items():
             if name not in ("time", "process", "step") and isinstance(value, int | float):
                 self.latest[process, name] = value
-                self.curves.setdefault((process, name), []).append((at, step, value))
+                curve = self.curves.setdefault((process, name), [])
+                # A learner that went on from a checkpoint makes some steps again: the last counts.
+                while step is not None and curve and (curve[-1][1] or -1) >= step:
+                    curve.pop()
+                curve.append((at, step, value))
 
     def number(self, process: str, name: str) -> float | None:
         """The last number of this name; None where none was logged."""

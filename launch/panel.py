@@ -116,10 +116,10 @@ def draw(
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(ratio=1)
-    facts = dict(zip(("actor", "learner"), summaries(history, max_steps), strict=True))
+    facts = dict(line.split(": ", 1) for line in summaries(history, max_steps) if line)
     for name, how in state.items():
         style = "green" if how in ("running", "exited with code 0") else "red"
-        said = facts.get(name, "").partition(": ")[2]
+        said = facts.get(name, "")
         if not said:
             said = last_line(run_dir / "logs" / f"{name}.log", 100)
         line = Text(said or "starting", overflow="ellipsis", no_wrap=True)
@@ -142,16 +142,8 @@ def draw(
 
 def summaries(history: History, max_steps: int | None = None) -> list[str]:
     """One line per process, `name: facts`; empty where a process has logged nothing yet."""
-    actor = _facts(
-        history,
-        "actor",
-        ("weights {:.0f}", "weight_version"),
-        ("{:.0f} trajectories", "trajectories"),
-        ("{:.0f} edits", "edits"),
-        ("{:.0f} tokens/s", "tokens_per_second"),
-        ("{:.0f} tokens reused", "reused_tokens"),
-        ("adherence after edit {:.2f}", ADHERENCE),
-    )
+    others = {name for name, _ in history.latest if name.startswith("actor-")}
+    actors = [(name, _actor_facts(history, name)) for name in ("actor", *sorted(others))]
     step = _last_step(history)
     of = f"/{max_steps}" if max_steps else ""
     learner = _facts(
@@ -167,8 +159,21 @@ def summaries(history: History, max_steps: int | None = None) -> list[str]:
         learner = [f"step {step}{of}", *learner]
     return [
         f"{name}: {', '.join(facts)}" if facts else ""
-        for name, facts in (("actor", actor), ("learner", learner))
+        for name, facts in (*actors, ("learner", learner))
     ]
+
+
+def _actor_facts(history: History, name: str) -> list[str]:
+    return _facts(
+        history,
+        name,
+        ("weights {:.0f}", "weight_version"),
+        ("{:.0f} trajectories", "trajectories"),
+        ("{:.0f} edits", "edits"),
+        ("{:.0f} tokens/s", "tokens_per_second"),
+        ("{:.0f} tokens reused", "reused_tokens"),
+        ("adherence after edit {:.2f}", ADHERENCE),
+    )
 
 
 def _facts(history: History, process: str, *wanted: tuple[str, str]) -> list[str]:

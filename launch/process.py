@@ -98,12 +98,14 @@ def stop(
     patience: float,
     segments: Iterable[Path] = (),
     hurry: Callable[[], bool] = lambda: False,
+    keep: Iterable[Path] = (),
 ) -> bool:
     """End every process of these sessions: SIGTERM, `patience` seconds or `hurry`, SIGKILL.
 
     The leader is asked first, so that it can end its workers in its own order; workers that have
     lost their leader are asked themselves. Removes the shared memory that they had mapped, and
-    `segments`. Returns whether all went without being killed. A zombie counts as gone.
+    `segments`, but not what is to `keep`. Returns whether all went without being killed. A zombie
+    counts as gone.
     """
     sessions = set(sessions)
     asked: set[int] = set()
@@ -123,7 +125,7 @@ def stop(
         for pid in left:
             _signal(pid, signal.SIGKILL)
         time.sleep(0.02)
-    for path in doomed:
+    for path in doomed - set(keep):
         if path.parent == SHM:
             path.unlink(missing_ok=True)
     return gentle

@@ -1,4 +1,4 @@
-"""`RUN/result.json`: what both processes wrote about themselves, in one object.
+"""`RUN/result.json`: what the processes wrote about themselves, in one object; actors added up.
 
 Missing pieces (a run that was stopped, an evaluation that is off) leave their field out of the
 inputs and null in the result; nothing is made up.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ FROM_LEARNER = ("learner_steps", "logprob_gap", "policy_lag_max", "dropped_stale
 
 def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
     """The result of a run. `status`: `finished`, `interrupted` or `failed`."""
-    actor = read_json(run_dir / "actor.json")
+    actors = [read_json(path) for path in sorted(run_dir.glob("actor*.json"))]
     learner = read_json(run_dir / "learner.json")
     before = read_json(run_dir / "evaluation" / "before.json")
     after = read_json(run_dir / "evaluation" / "after.json")
-    audits = [one["audit_mismatches"] for one in (actor, learner) if "audit_mismatches" in one]
+    audits = [one["audit_mismatches"] for one in (*actors, learner) if "audit_mismatches" in one]
     return {
         "run_dir": str(run_dir),
         "status": status,
         **{name: learner.get(name) for name in FROM_LEARNER},
-        **{name: actor.get(name) for name in FROM_ACTOR},
+        **{name: _sum(one.get(name) for one in actors) for name in FROM_ACTOR},
         # Both sides audit the same trajectories; the worse one counts.
         "audit_mismatches": max(audits, default=None),
         "adherence_after_edit_before": before.get("adherence_after_edit"),
@@ -45,6 +46,12 @@ def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
         "adherence_static_after": after.get("adherence_static"),
         "seconds": round(seconds, 1),
     }
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """Over the actors that said something."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
 
 
 def write(run_dir: Path, result: dict[str, Any]) -> None:

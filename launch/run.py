@@ -8,23 +8,55 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch import environment, picture, result
-from launch.config import RunConfig, new_run_dir, resolve, write_configs
+from launch.config import (
+    RunConfig,
+    actor_configs,
+    load_run,
+    new_run_dir,
+    resolve,
+    write_configs,
+)
+from launch.decode import ConfigError
 from launch.panel import display
 from launch.supervisor import Command, supervise
 
 
 def launch(config: RunConfig, *, dry_run: bool = False) -> int:
-    """Start actor and learner, watch them to the end, print the result; returns the exit code.
+    """Start a new run, watch it to the end, print the result; returns the exit code.
 
     Raises ConfigError before anything is started.
     """
     resolve(config, Path(config.dir))  # a busy port is no reason to leave a run folder
-    run_dir = new_run_dir(config)
+    return _run(config, new_run_dir(config), dry_run)
+
+
+def resume(run_dir: Path, flags: Sequence[str] = (), *, dry_run: bool = False) -> int:
+    """Go on with a run that was stopped or given up, from its last checkpoint and its journals.
+
+    Raises ConfigError where there is none, or where it has finished.
+    """
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"--resume: {run_dir} is no run folder: it has no config.yaml")
+    config = load_run(path, flags)
+    learner = result.read_json(run_dir / "learner.json")
+    done = learner.get("learner_steps", 0)
+    if learner.get("finished") and done >= (config.learner.training.get("max_steps") or 0):
+        raise ConfigError(
+            f"--resume: {run_dir} has finished its {done} steps; to go on, add "
+            "--learner.training.max-steps with a larger number"
+        )
+    return _run(config, run_dir.resolve(), dry_run)
+
+
+def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
     actor, learner = resolve(config, run_dir)
-    write_configs(run_dir, config, actor, learner)
+    actors = actor_configs(actor, config.actors)
+    write_configs(run_dir, config, actors, learner)
     if dry_run:
         _say(f"wrote {run_dir}; each process can be started alone from its own file")
         print(json.dumps({"run_dir": str(run_dir), "status": "dry-run"}))
@@ -32,19 +64,25 @@ def launch(config: RunConfig, *, dry_run: bool = False) -> int:
     commands = [
         Command(
             name,
-            [sys.executable, "-m", "launch.cli", name, str(run_dir / f"{name}.yaml")],
-            environment.for_child(name),
+            [sys.executable, "-m", "launch.cli", verb, str(run_dir / f"{name}.yaml")],
+            environment.for_child(verb, actors=config.actors),
         )
-        for name in ("learner", "actor")
+        for name, verb in (("learner", "learner"), *((one.name, "actor") for one in actors))
     ]
     _say(f"run folder {run_dir}")
     max_steps = config.learner.training.get("max_steps")
     outcome = supervise(
-        run_dir, commands, display(run_dir, max_steps), time_limit=config.time_limit
+        run_dir,
+        commands,
+        display(run_dir, max_steps),
+        restarts=config.restarts,
+        time_limit=config.time_limit,
     )
     drawn = picture.draw(run_dir)
     if outcome.message:
         _say(f"{outcome.status}: {outcome.message}")
+    if outcome.status != "finished":
+        _say(f"to go on from its last checkpoint: dynatok launch --resume {run_dir}")
     if drawn:
         _say(f"picture: {drawn}")
     print(json.dumps(result.read_json(run_dir / "result.json")), flush=True)

@@ -1,9 +1,14 @@
-"""Starts the processes of a run, watches them, and leaves nothing behind.
+"""Starts the processes of a run, watches them, starts one again that died, leaves nothing behind.
 
 A run ends in one of four ways: every child exits 0 (`finished`); a signal asks for the end
-(`interrupted`); a child fails, or the time limit is reached (`failed`). In each of them all
-processes of the run are gone within ten seconds, and `result.json` is written. Where the
+(`interrupted`); a child fails for good, or the time limit is reached (`failed`). In each of them
+all processes of the run are gone within ten seconds, and `result.json` is written. Where the
 supervisor itself is killed, the janitor does the clearing.
+
+A child that crashes is started again alone, with its own command: an actor sends what its journal
+holds and takes the weights anew, the learner goes on from its last checkpoint while the actors
+fill their journals and then wait. A child that says itself that going on makes no sense (exit
+codes 2 and 3) is not, nor one that has crashed more often than `restarts` allows.
 """
 
 from __future__ import annotations
@@ -26,6 +31,15 @@ ENDING = 900.0
 """Seconds that the others may take to finish once the first child has ended well."""
 INTERVAL = 0.2
 """Seconds between two looks at the children."""
+FINAL = (2, 3)
+"""Exit codes of a child that must not be started again: it was asked for what cannot be run, or
+found that the run must not go on."""
+BACK_OFF = (0.5, 8.0)
+"""Seconds before the first restart; doubled with every further one, up to the second number."""
+HEALTHY = 600.0
+"""A child that ran for so many seconds before it crashed begins to count anew."""
+LEARNER = "learner"
+"""Name of the child whose good end is the end of the run."""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -83,40 +97,89 @@ class _Signals:
         self.count += 1
 
 
+class _Member:
+    """One process of the run, through all of its starts."""
+
+    def __init__(self, command: Command, run_dir: Path, janitor: Janitor) -> None:
+        self.name = command.name
+        self.log = run_dir / "logs" / f"{command.name}.log"
+        self.segments: set[Path] = set()
+        """Shared memory that it was seen to use since its last start."""
+        self.crashes = 0
+        self.restart_at: float | None = None
+        self._command = command
+        self._janitor = janitor
+
+    def start(self, now: float) -> None:
+        """Start it, or start it again."""
+        command = self._command
+        self.child = process.Child(command.name, command.argv, command.env, self.log)
+        self._janitor.watch(self.child.pid)
+        self._began = now
+        self.restart_at = None
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs or is about to be started again."""
+        return None if self.restart_at is not None else self.child.poll()
+
+    def crashed(self, now: float) -> float:
+        """Count a crash; seconds until it is started again."""
+        self.crashes = 1 if now - self._began > HEALTHY else self.crashes + 1
+        wait = min(BACK_OFF[0] * 2 ** (self.crashes - 1), BACK_OFF[1])
+        self.restart_at = now + wait
+        return wait
+
+    def look(self) -> set[Path]:
+        """What it maps now is remembered: after a kill -9 it must be removed."""
+        mapped = process.shared_memory(process.members([self.child.pid]))
+        self.segments |= mapped
+        return mapped
+
+    def describe(self, now: float) -> str:
+        """`running`, or how it ended."""
+        if self.restart_at is not None:
+            return f"starting again in {max(0.0, self.restart_at - now):.0f} s"
+        code = self.child.poll()
+        return "running" if code is None else process.describe_exit(code)
+
+
 def supervise(
     run_dir: Path,
     commands: Sequence[Command],
     display: Display,
     *,
+    restarts: int = 0,
     time_limit: float = 0.0,
     patience: float = PATIENCE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Run `commands` until all have ended, one has failed, or a signal or the limit comes."""
+    """Run `commands` until all have ended, one has failed, or a signal or the limit comes.
+
+    `restarts`: how often in a row each of them may crash and be started again.
+    """
     started = clock()
-    segments: set[Path] = set()
-    children: list[process.Child] = []
+    members: list[_Member] = []
     with _Signals() as signals:
         janitor = Janitor()
         try:
             for command in commands:
-                log = run_dir / "logs" / f"{command.name}.log"
-                child = process.Child(command.name, command.argv, command.env, log)
-                janitor.watch(child.pid)
-                children.append(child)
-            end = _watch(children, signals, display, janitor, segments, started, time_limit, clock)
+                member = _Member(command, run_dir, janitor)
+                member.start(clock())
+                members.append(member)
+            watch = _Watch(members, signals, display, janitor, restarts, time_limit, clock)
+            end = watch.run()
         finally:
             if signals.received is not None:
                 display.say("stopping; Ctrl-C again kills")
             begun = signals.count
             process.stop(
-                [child.pid for child in children],
+                [member.child.pid for member in members],
                 patience,
-                segments,
+                set().union(*(member.segments for member in members)),
                 hurry=lambda: signals.count > begun,
             )
-            for child in children:
-                child.poll()
+            for member in members:
+                member.child.poll()
             janitor.dismiss()
             display.close()
     status, code, message = end
@@ -124,65 +187,110 @@ def supervise(
         log = run_dir / "logs" / "learner.log"
         status, code, message = "failed", 1, f"the learner ended before its last step; log: {log}"
     seconds = clock() - started
-    result.write(run_dir, result.collect(run_dir, status, seconds))
+    crashes = {member.name: member.crashes for member in members if member.crashes}
+    result.write(run_dir, result.collect(run_dir, status, seconds) | {"crashes": crashes})
     return Outcome(status, code, message, seconds)
 
 
-def _watch(
-    children: Sequence[process.Child],
-    signals: _Signals,
-    display: Display,
-    janitor: Janitor,
-    segments: set[Path],
-    started: float,
-    time_limit: float,
-    clock: Callable[[], float],
-) -> tuple[str, int, str]:
-    """(status, exit code, message) once the run is over; the children may still be alive."""
-    ending: float | None = None
-    next_scan = started
-    while True:
-        now = clock()
-        codes = {child.name: child.poll() for child in children}
-        for child in children:
-            code = codes[child.name]
-            if code:
+_End = tuple[str, int, str]
+"""Status, exit code, message."""
+
+
+class _Watch:
+    """Looks at the members until the run is over; they may still be alive then."""
+
+    def __init__(
+        self,
+        members: Sequence[_Member],
+        signals: _Signals,
+        display: Display,
+        janitor: Janitor,
+        restarts: int,
+        time_limit: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._members = members
+        self._signals = signals
+        self._display = display
+        self._janitor = janitor
+        self._restarts = restarts
+        self._time_limit = time_limit
+        self._clock = clock
+        self._started = clock()
+        self._next_scan = self._started
+        self._ending: float | None = None
+
+    def run(self) -> _End:
+        """How it ended."""
+        while True:
+            now = self._clock()
+            end = self._crashes(now) or self._ends(now)
+            if end is not None:
+                return end
+            for member in self._members:
+                if member.restart_at is not None and now >= member.restart_at:
+                    member.start(now)
+            if now >= self._next_scan:
+                for member in self._members:
+                    self._janitor.remember(member.look())
+                self._next_scan = now + 2.0
+            state = {member.name: member.describe(now) for member in self._members}
+            self._display.update(state, now - self._started)
+            time.sleep(INTERVAL)
+
+    def _crashes(self, now: float) -> _End | None:
+        for member in self._members:
+            code = member.poll()
+            if not code:
+                continue
+            alone = any(one.name == LEARNER and one.poll() == 0 for one in self._members)
+            if code in FINAL or alone or member.crashes >= self._restarts:
+                again = f" {member.crashes + 1} times" if member.crashes else ""
                 # 2: the child refused what it was asked to do, and its last line says why.
-                return "failed", 2 if code == 2 else 1, _epitaph(child, code)
-        running = [child for child in children if codes[child.name] is None]
+                return "failed", 2 if code == 2 else 1, _epitaph(member, code, again)
+            how = process.describe_exit(code)
+            wait = member.crashed(now)
+            self._clear(member)
+            self._display.say(
+                f"{member.name} {how}; starting it again in {wait:g} s "
+                f"(restart {member.crashes} of {self._restarts}; log: {member.log})"
+            )
+        return None
+
+    def _clear(self, member: _Member) -> None:
+        """Remove what a dead member left, except for memory that others use, too."""
+        others = [one.child.pid for one in self._members if one is not member]
+        used = process.shared_memory(process.members(others))
+        process.stop([member.child.pid], 1.0, member.segments - used, keep=used)
+        member.segments = set()
+
+    def _ends(self, now: float) -> _End | None:
+        running = [member for member in self._members if member.poll() is None]
         if not running:
             return "finished", 0, ""
-        if signals.received is not None:
-            name = signals.received.name
-            return "interrupted", 128 + signals.received, f"stopped by {name}"
-        if time_limit and now - started > time_limit:
-            return "failed", 1, f"time limit of {time_limit:g} s reached" + _logs(running)
-        if len(running) < len(children):
-            ending = ending or now + ENDING
-            if now > ending:
+        if self._signals.received is not None:
+            name = self._signals.received.name
+            return "interrupted", 128 + self._signals.received, f"stopped by {name}"
+        if self._time_limit and now - self._started > self._time_limit:
+            return "failed", 1, f"time limit of {self._time_limit:g} s reached" + _logs(running)
+        if not any(member.name == LEARNER for member in running):
+            self._ending = self._ending or now + ENDING
+            if now > self._ending:
                 return "failed", 1, "the others have ended, but " + _logs(running).lstrip("; ")
-        if now >= next_scan:  # what is mapped now can be removed after a kill -9
-            segments |= process.shared_memory(process.members([child.pid for child in children]))
-            janitor.remember(segments)
-            next_scan = now + 2.0
-        state = {
-            name: "running" if code is None else process.describe_exit(code)
-            for name, code in codes.items()
-        }
-        display.update(state, now - started)
-        time.sleep(INTERVAL)
+        return None
 
 
-def _epitaph(child: process.Child, code: int) -> str:
-    words = child.last_words(1 if code == 2 else 12)
-    end = f"{child.name} (pid {child.pid}) {process.describe_exit(code)}; log: {child.log}"
+def _epitaph(member: _Member, code: int, again: str) -> str:
+    child = member.child
+    words = child.last_words(1 if code in FINAL else 12)
+    end = f"{child.name} (pid {child.pid}) {process.describe_exit(code)}{again}; log: {child.log}"
     if not words:
         return f"{end} (empty)"
-    if code == 2:
+    if code in FINAL:
         return f"{words} (log: {child.log})"
     quoted = "\n".join(f"  | {line}" for line in words.splitlines())
     return f"{end}; its last words:\n{quoted}"
 
 
-def _logs(running: Sequence[process.Child]) -> str:
-    return "; still running: " + ", ".join(f"{c.name} (log: {c.log})" for c in running)
+def _logs(running: Sequence[_Member]) -> str:
+    return "; still running: " + ", ".join(f"{m.name} (log: {m.log})" for m in running)

@@ -14,10 +14,11 @@ from learner.stream import LearnerFailed, Stream
 
 
 class PublishCallback(TrainerCallback):
-    """Publishes every `every` steps; a version that found no free buffer is due at the next.
+    """Publishes at the start and every `every` steps.
 
-    The last step, after which the weights must go out, is `max_steps` or the first one to end
-    later than `max_seconds` after the first batch came.
+    A version that found no free buffer is due at the next step, unless actors may start nothing
+    more until it is out: then it waits. The last step, after which the weights must go out, is
+    `max_steps` or the first one to end later than `max_seconds` after the first batch came.
     """
 
     def __init__(
@@ -27,14 +28,35 @@ class PublishCallback(TrainerCallback):
         every: int,
         last_wait: float,
         max_seconds: float = math.inf,
+        *,
+        max_policy_lag: int = 4,
+        seconds_before: float = 0.0,
     ) -> None:
+        self._patience = every * max_policy_lag
+        self._before = seconds_before
+        self._due_since: int | None = None
         self._publisher = publisher
         self._stream = stream
         self._every = every
         self._last_wait = last_wait
         self._max_seconds = max_seconds
         self._began: float | None = None
-        self._due = False
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, from the first batch on, in this process and those before it."""
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """The weights are those that training starts from, a checkpoint's where there is one."""
+        if not self._publisher.publish(self._last_wait):
+            raise LearnerFailed("the first weights could not be published: no free buffer")
 
     def on_step_begin(
         self,
@@ -55,19 +77,24 @@ class PublishCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """After the optimizer moved."""
-        assert self._began is not None, "a step ends after it began"
-        spent = time.monotonic() - self._began
-        last = state.global_step >= state.max_steps or spent >= self._max_seconds
-        self._due = self._due or last or state.global_step % self._every == 0
+        step = state.global_step
+        last = step >= state.max_steps or self.seconds >= self._max_seconds
+        if self._due_since is None and (last or step % self._every == 0):
+            self._due_since = step
         if self._stream.stopped is not None:
             control.should_training_stop = True
-        elif self._due and self._publisher.publish(self._last_wait if last else 0.0):
-            self._due = False
+            return
+        if self._due_since is None:
+            return
+        insist = last or step - self._due_since >= self._patience
+        if self._publisher.publish(self._last_wait if insist else 0.0):
+            self._due_since = None
             control.should_training_stop = control.should_training_stop or last
-        elif last:
+            control.should_save = control.should_save or (last and step < state.max_steps)
+        elif insist:
             raise LearnerFailed(
-                f"the final weights could not be published within {self._last_wait:g} s: every "
-                "buffer is still being read; see the actor's log"
+                f"weights could not be published within {self._last_wait:g} s: every "
+                "buffer is still being read; see the actors' logs"
             )
 
 

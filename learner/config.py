@@ -29,6 +29,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seed of everything that the learner draws."""
     protocol: ProtocolConfig = msgspec.field(default_factory=ProtocolConfig)
     """Where to listen, and how long to wait for an answer."""
+    lora: dict[str, Any] = {}
+    """Arguments of peft's `LoraConfig`, such as `{r: 8, lora_alpha: 16}`: adapters are trained, and
+    published merged into the weights. Empty: the whole model is trained."""
     training: dict[str, Any] = {}
     """Arguments of `DynamicSFTConfig`, which are those of TRL's `SFTConfig` and the four that say
     how trajectories become rows. `max_steps` ends the run. What is not written here has the
@@ -52,6 +55,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     many versions behind the newest published ones."""
     weight_dtype: str = "float32"
     """What weights are published as: the engine's dtype (`float32`, `bfloat16`, `float16`)."""
+    weight_transport: str = "shm"
+    """How weights travel: `shm` (one machine), `folder` (a run folder on a file system that actors
+    and learner share) or `zmq` (neither). Actors follow."""
+    weight_full_every: int = 0
+    """`zmq`: send one of so many versions whole and the others as compressed differences, where
+    that saves something; 0: all whole."""
     canary_texts: int = 2
     """Fixed texts whose log-probabilities the actor must reproduce before it serves weights."""
     canary_tokens: int = 24
@@ -65,6 +74,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Trajectories compared per weight version; 0 turns the comparison off."""
     audit_mismatch_threshold: int = 0
     """The run fails when more trajectories than this contradict what the engine reported."""
+    journal_bytes: int = 8 * 2**30
+    """Most that the journal of received trajectories may take on disk. What a checkpoint includes
+    is deleted from it; when it is full, nothing more is taken in until there is room."""
+    prometheus_port: int = 0
+    """Port of this machine that serves the numbers to Prometheus; 0 takes a free one (see
+    `RUN/prometheus`), -1 none."""
     threads: int = 0
     """CPU threads of the training step; 0 takes half of the cores."""
     batch_deadline: float = 300.0
@@ -78,6 +93,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in (
             "trajectories_per_step",
             "publish_every",
+            "journal_bytes",
             "canary_texts",
             "batch_deadline",
             "publish_deadline",
@@ -89,6 +105,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(f"learner.{name} must be above 0, got {getattr(self, name)}")
         for name in (
             "max_policy_lag",
+            "weight_full_every",
             "max_seconds",
             "threads",
             "logprob_gap_trajectories",
@@ -107,6 +124,16 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
         if self.objective not in ("reward", "sft"):
             raise ValueError(f"learner.objective must be reward or sft, got {self.objective!r}")
+        if self.weight_transport in ("nccl", "ipc"):
+            raise ValueError(
+                f"learner.weight_transport {self.weight_transport} is vLLM's own transport between "
+                "GPUs, which this learner does not drive; write shm, folder or zmq"
+            )
+        if self.weight_transport not in ("shm", "folder", "zmq"):
+            raise ValueError(
+                "learner.weight_transport must be shm, folder or zmq, "
+                f"got {self.weight_transport!r}"
+            )
         if self.weight_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(
                 "learner.weight_dtype must be float32, bfloat16 or float16, "

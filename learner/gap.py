@@ -56,7 +56,8 @@ class GapProbe:
     def observe(self, batch: Sequence[Trajectory]) -> list[Gap]:
         """Compare what `batch` brings of versions that wait."""
         out = []
-        sampled = [one.versions() for one in batch]
+        # -1: sampled from KV of two versions (`Trajectory.rebuildable`), which nothing equals.
+        sampled = [np.where(one.rebuildable(), one.versions(), -1) for one in batch]
         for version in sorted(self._waiting):
             counts = [int((versions == version).sum()) for versions in sampled]
             most = np.argsort(counts, kind="stable")[::-1][: self._count]
@@ -70,7 +71,7 @@ class GapProbe:
         differences = []
         logprobs = self._shadow.trajectory_logprobs(trajectories)
         for one, values in zip(trajectories, logprobs, strict=True):
-            mine = one.versions() == version
+            mine = (one.versions() == version) & one.rebuildable()
             differences.append(np.abs(values[mine] - one.logprobs[mine]))
         every = np.concatenate(differences)
         gap = Gap(version, float(every.mean()), float(every.max()), len(every))

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from dynatok_online.spans import audit
 from dynatok_online.trajectory import Trajectory
+from learner.staleness import ARRIVED_STALE
 from learner.stream import Stream
 from protocol.learner_channel import LearnerChannel, PeerLost, Received
 from protocol.messages import (
@@ -57,7 +59,13 @@ class Inbox:
         stream: Stream,
         readers: Readers,
         audit_mismatch_threshold: int = 0,
+        *,
+        done: Callable[[Received], None] = lambda event: None,
+        dropped: Callable[[Trajectory, str], None] = lambda trajectory, cause: None,
     ) -> None:
+        """`done`: a trajectory was taken for training, or dropped. `dropped`: which, and why."""
+        self._done = done
+        self._dropped = dropped
         self._channel = channel
         self._stream = stream
         self._readers = readers
@@ -67,7 +75,7 @@ class Inbox:
         self._closing = False
         self._finishing = False
         self.gone = threading.Event()
-        """Every actor that was here has said good-bye, or was lost."""
+        """Training is over, and every actor has said good-bye."""
         self.audit_mismatches = 0
         self.rejected: Counter[str] = Counter()
         """Trajectories that were not handed on, by cause."""
@@ -76,6 +84,24 @@ class Inbox:
         self.weight_syncs = 0
         """Versions above 0 that an actor put into service."""
         self.weights_rejected = 0
+
+    def counts(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {
+            "audit_mismatches": self.audit_mismatches,
+            "weight_syncs": self.weight_syncs,
+            "weights_rejected": self.weights_rejected,
+            **{f"rejected_{cause}": n for cause, n in self.rejected.items()},
+        }
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Go on counting from a checkpoint."""
+        self.audit_mismatches = counts.get("audit_mismatches", 0)
+        self.weight_syncs = counts.get("weight_syncs", 0)
+        self.weights_rejected = counts.get("weights_rejected", 0)
+        for name, number in counts.items():
+            if name.startswith("rejected_"):
+                self.rejected[name.removeprefix("rejected_")] = number
 
     def start(self) -> None:
         """Begin to read."""
@@ -108,7 +134,7 @@ class Inbox:
         elif isinstance(message, Skipped):
             self.rejected["lost_by_actor"] += 1
         elif isinstance(message, Hello):
-            self.gone.clear()
+            self._stream.note = ""
             self._readers.joined(actor)
             if message.serving >= 0:
                 self._readers.applied(actor, message.serving)
@@ -127,9 +153,14 @@ class Inbox:
         cause = "after_finish" if self._finishing else self._problem(trajectory)
         if cause is not None:
             self.rejected[cause] += 1
-            self._channel.accept(event)
-        elif not self._stream.offer(trajectory, lambda: self._channel.accept(event)):
-            self._channel.accept(event)
+        elif self._stream.offer(trajectory, lambda: self._accept(event)):
+            return
+        self._dropped(trajectory, cause or ARRIVED_STALE)
+        self._accept(event)
+
+    def _accept(self, event: Received) -> None:
+        self._done(event)
+        self._channel.accept(event)
 
     def _problem(self, trajectory: Trajectory) -> str | None:
         """Why a trajectory cannot be trained on; counts and reports what should never be."""
@@ -172,13 +203,10 @@ class Inbox:
             return
         if isinstance(message, PeerLost) and message.reason == "replaced":
             return
-        if not self._finishing:
-            self._stream.fail(
-                f"the last actor ({actor}) {left} before training ended: {message.reason}"
-            )
-        elif isinstance(message, PeerLost):
-            self._stream.fail(f"actor {actor} was lost after training: {message.reason}")
-        self.gone.set()
+        # Another may join, or this one be started again: who waits for it has a deadline.
+        self._stream.note = f"; the last actor ({actor}) {left}: {message.reason}"
+        if self._finishing and isinstance(message, Bye):
+            self.gone.set()
 
 
 def _say(text: str) -> None:

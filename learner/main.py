@@ -1,7 +1,8 @@
 """The learner process: waits for actors, trains on what they send, publishes weights.
 
-`run` returns the exit code: 0 where training reached its end or was told to stop, 1 where the
-run failed, 2 where the configuration is wrong. Its last line on stderr says why.
+`run` returns the exit code: 0 where training reached its end or was told to stop, 1 where it
+crashed (started again, it goes on from its last checkpoint), 2 where the configuration is wrong,
+3 where the run must not go on. Its last line on stderr says why.
 
 Threads: this one trains. The channel's thread answers the actors, so nobody looks dead during a
 long step; the inbox's thread audits what came. They meet in `Stream`.
@@ -40,7 +41,7 @@ def run(config: LearnerConfig) -> int:
         _obey_signals(session, over)
         session.train()
     except LearnerFailed as error:
-        code, last_words = 1, str(error)
+        code, last_words = 3, str(error)
     except ValueError as error:
         code, last_words = 2 if session is None else 1, str(error)
     except Exception as error:  # a bug, or a library's: its trace is for the log

@@ -14,8 +14,8 @@ import torch
 
 from learner.canary import Texts, canary
 from learner.shadow import Shadow
-from protocol.messages import WeightManifest
-from protocol.weights import NoFreeSlot, Tensor, WeightSender, aligned, as_tensor
+from protocol.messages import WeightManifest, WeightsComing
+from protocol.weights import NoFreeSlot, Tensor, WeightSender, as_tensor
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -36,7 +36,12 @@ class Publisher:
         readers: Callable[[], Iterable[str]],
         announce: Callable[[WeightManifest], None],
         published: Callable[[int, Weights], None],
+        version: int = -1,
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> None:
+        """`version`: the newest one that was ever published in this run. `coming`: told of each
+        before it is written."""
+        self._coming = coming
         self._ring = ring
         self._shadow = shadow
         self._texts = texts
@@ -45,7 +50,7 @@ class Publisher:
         self._readers = readers
         self._announce = announce
         self._published = published
-        self.version = -1
+        self.version = version
         """The newest published version; -1: none yet."""
         self.postponed = 0
         """How often every buffer was still being read."""
@@ -64,6 +69,7 @@ class Publisher:
                 ((name, to_bytes(tensor)) for name, tensor in weights.items()),
                 canary(self._shadow, self._texts, self._tolerance),
                 self._readers(),
+                self._coming,
             )
         except NoFreeSlot:
             self.postponed += 1
@@ -83,6 +89,6 @@ def to_bytes(tensor: torch.Tensor) -> Tensor:
     return as_tensor(DTYPES[tensor.dtype], tuple(tensor.shape), data)
 
 
-def ring_bytes(weights: Weights) -> int:
-    """Room that one set of these weights needs in a ring."""
-    return sum(aligned(one.numel() * one.element_size()) for one in weights.values())
+def shapes(weights: Weights) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (dtype, shape), as a weight transport wants to know them."""
+    return {name: (DTYPES[one.dtype], tuple(one.shape)) for name, one in weights.items()}

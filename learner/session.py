@@ -1,8 +1,11 @@
 """One run of the learner: everything that it is made of, from the model to the good-bye.
 
 Order matters: the socket is bound first, so that a busy port is known before a model is loaded
-(an actor that is early waits, and is told of version 0 when it is there); and the ring is kept
-until the last actor has gone, because it may still be reading.
+(an actor that is early waits, and is told of the first weights when they are there); and the ring
+is kept until the last actor has gone, because it may still be reading.
+
+A session that finds a checkpoint in its run folder goes on from there: trainer, offsets and
+counters come from the checkpoint, and what the journal holds beyond it is given out again.
 """
 
 from __future__ import annotations
@@ -26,17 +29,28 @@ from dynatok_online.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 from learner.callbacks import PublishCallback, StepLog
 from learner.canary import canary_texts
+from learner.checkpoint import (
+    CheckpointCallback,
+    Progress,
+    StreamState,
+    VersionFile,
+    latest,
+)
 from learner.config import LearnerConfig
-from learner.gap import GapProbe
+from learner.gap import Gap, GapProbe
 from learner.gather import gather_weights
 from learner.inbox import Inbox
-from learner.publisher import Publisher, Weights, ring_bytes
+from learner.publisher import Publisher, Weights, shapes
 from learner.shadow import Shadow
+from learner.staleness import WAITED_STALE
 from learner.stream import Batches, LearnerFailed, Stream
-from learner.training import training_arguments
+from learner.training import CHECKPOINTS, lora_arguments, training_arguments
+from protocol.durable import JournaledInbox
+from protocol.exporter import open_exporter
 from protocol.learner_channel import LearnerChannel
 from protocol.messages import Finish, WeightManifest, WeightsReady
-from protocol.shm import ShmSender
+from protocol.trace import Traces, trace_of
+from protocol.transports import open_sender
 
 _SUMMARY_SECONDS = 5.0
 
@@ -52,15 +66,17 @@ class OnlineTrainer(DynamicSFTTrainer):
             collate_fn=self.data_collator,
         )
 
+    def load(self, checkpoint: Path) -> None:
+        """Take a checkpoint's weights over, adapters included, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+
 
 class Session:
     """Built ready to train. `train` runs it, `stop` ends it early, `close` gives all back."""
 
     def __init__(self, config: LearnerConfig) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) != 1:
-            raise ValueError(
-                "the online learner runs as one process for now; start it with WORLD_SIZE=1"
-            )
+            raise ValueError("the online learner runs as one process; start it with WORLD_SIZE=1")
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2))
         set_seed(config.seed)
         self.config = config
@@ -71,6 +87,7 @@ class Session:
         self._last: dict[str, float] = {}
         self._steps = 0
         self._comparing = 0.0
+        self._no_room = 0
         self._finished = False
         try:
             self._build(config)
@@ -85,17 +102,29 @@ class Session:
         model = tiny.resolve(config.model)
         self.metrics = Metrics(self._run_dir, "learner")
         self._opened.append(self.metrics)
-        self.channel = LearnerChannel(config.protocol, config.run_id)
-        self.channel.start()
-        self._opened.append(self.channel)
-        self.stream = Stream(config.max_policy_lag)
+        self.traces = Traces(self._run_dir, "learner")
+        self._opened.append(self.traces)
+        self._exporter = open_exporter(
+            self._run_dir, config.run_id, "learner", config.prometheus_port
+        )
+        if self._exporter is not None:
+            self._opened.append(self._exporter)
+        self._checkpoint = latest(self._run_dir / CHECKPOINTS)
+        self._versions = VersionFile(self._run_dir)
+        before = self._versions.read()
+        self.stream = Stream(
+            config.max_policy_lag,
+            per_version=config.trajectories_per_step * config.publish_every,
+            first_version=before + 1,
+        )
+        self.channel = self._open_channel(config)
         self.batches = Batches(
             self.stream, config.trajectories_per_step, config.batch_deadline, self._on_batch
         )
-        self.trainer = OnlineTrainer(model, arguments, self.batches)
+        self.trainer = OnlineTrainer(model, arguments, self.batches, **lora_arguments(config.lora))
         self.trainer.remove_callback(PrinterCallback)
         base = self.trainer.model
-        shadow = Shadow(base.config)
+        shadow = Shadow(base)
         self.probe = GapProbe(
             shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
         )
@@ -104,9 +133,23 @@ class Session:
         def gather() -> Weights:
             return gather_weights(base, dtype)
 
-        ring = ShmSender(config.run_id, ring_bytes(gather()))
+        ring = open_sender(
+            config.weight_transport,
+            config.protocol,
+            config.run_id,
+            self._run_dir,
+            shapes(gather()),
+            config.weight_full_every,
+        )
         self._opened.append(ring)
-        self.inbox = Inbox(self.channel, self.stream, ring, config.audit_mismatch_threshold)
+        self.inbox = Inbox(
+            self.channel,
+            self.stream,
+            ring,
+            config.audit_mismatch_threshold,
+            done=self._progress.done,
+            dropped=self._dropped,
+        )
         self._opened.append(self.inbox)
         self.publisher = Publisher(
             ring=ring,
@@ -119,20 +162,62 @@ class Session:
             readers=lambda: [peer.actor for peer in self.channel.peers()],
             announce=self._announce,
             published=self._published,
+            version=before,
+            coming=self.channel.broadcast,
         )
-        self.trainer.add_callback(
-            PublishCallback(
-                self.publisher,
-                self.stream,
-                config.publish_every,
-                config.publish_deadline,
-                config.max_seconds or math.inf,
-            )
+        state = None if self._checkpoint is None else self._checkpoint.state
+        self._publishing = PublishCallback(
+            self.publisher,
+            self.stream,
+            config.publish_every,
+            config.publish_deadline,
+            config.max_seconds or math.inf,
+            max_policy_lag=config.max_policy_lag,
+            seconds_before=0.0 if state is None else state.seconds,
         )
+        self.trainer.add_callback(self._publishing)
         self.trainer.add_callback(StepLog(self._stages, self._write_step))
+        self.trainer.add_callback(CheckpointCallback(self._state, self._saved))
+        if state is not None:
+            self.stream.restore(state.counts)
+            self.inbox.restore(state.counts)
+            self.probe.worst = None if state.worst_gap is None else Gap(*state.worst_gap)
         self.inbox.start()
-        self.publisher.publish()
-        _say(f"listening on {self.channel.endpoint}, weights version 0 ready")
+
+    def _open_channel(self, config: LearnerConfig) -> LearnerChannel:
+        """Bind the socket, with what the journal holds and the checkpoint has not consumed."""
+        store = JournaledInbox(
+            self._run_dir / "journal" / "learner",
+            config.run_id,
+            max_bytes=config.journal_bytes,
+            max_message_bytes=config.protocol.max_message_bytes,
+        )
+        self._opened.append(store)
+        state = None if self._checkpoint is None else self._checkpoint.state
+        self._progress = Progress(state)
+        replay = list(store.replay(self._progress.consumed))
+        if state is not None:
+            self._steps = state.step
+            for actor, tasks in state.tasks.items():
+                store.inbox.tasks_of(actor).add_all(tasks)
+        if state is not None or replay:
+            self.traces.write("resumed", step=self._steps)
+            _say(
+                f"going on from step {self._steps}, with {len(replay)} trajectories that were held"
+                + (f"; {store.missing} are no longer in the journal" if store.missing else "")
+            )
+        channel = LearnerChannel(
+            config.protocol,
+            config.run_id,
+            store=store,
+            inbox=store.inbox,
+            replay=replay,
+            room=self.stream.room,
+        )
+        channel.start()
+        self._opened.append(channel)
+        _say(f"listening on {channel.endpoint}")
+        return channel
 
     # ---- the run ----
 
@@ -141,7 +226,14 @@ class Session:
 
         Raises LearnerFailed with the reason where the run cannot go on.
         """
-        self.trainer.train()
+        checkpoint = self._checkpoint
+        if checkpoint is None or checkpoint.state.step < self.trainer.args.max_steps:
+            self.trainer.train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path)
+            )
+        else:  # nothing is left to train, only to publish
+            self.trainer.load(checkpoint.path)
+            self.publisher.publish(self.config.publish_deadline)
         self._raise_failure()
         if self.stream.stopped is not None:
             _say(f"stopped by {self.stream.stopped} after {self._steps} steps")
@@ -183,7 +275,7 @@ class Session:
             if time.monotonic() > end:
                 raise LearnerFailed(
                     f"no good-bye from the actors within {self.config.finish_deadline:g} s of the "
-                    "last step; see their logs, or raise learner.finish_deadline"
+                    "last step; see their logs, or raise learner.finish_deadline" + self.stream.note
                 )
         self._raise_failure()
 
@@ -197,10 +289,34 @@ class Session:
         self.channel.announce(WeightsReady(manifest))
 
     def _published(self, version: int, weights: Weights) -> None:
+        self._versions.write(version)
         self.probe.published(version, weights)
-        self.stream.advance(version)
+        if dropped := self.stream.advance(version):
+            self.traces.write(
+                "dropped", cause=WAITED_STALE, traces=[trace_of(one) for one in dropped]
+            )
+
+    def _dropped(self, trajectory: Trajectory, cause: str) -> None:
+        self.traces.write("dropped", cause=cause, traces=[trace_of(trajectory)])
+
+    def _state(self, step: int) -> StreamState:
+        records, tasks = self._progress.offsets()
+        return StreamState(
+            step=step,
+            consumed=records,
+            tasks=tasks,
+            seconds=self._publishing.seconds,
+            counts=self.stream.counts() | self.inbox.counts(),
+            worst_gap=self.probe.worst,
+        )
+
+    def _saved(self, state: StreamState) -> None:
+        self.channel.checkpointed(state.consumed)
+        _say(f"checkpoint of step {state.step} is on disk")
 
     def _on_batch(self, batch: list[Trajectory]) -> None:
+        step = self.trainer.state.global_step + 1
+        self.traces.write("trained", step=step, traces=[trace_of(one) for one in batch])
         began = time.perf_counter()
         gaps = self.probe.observe(batch)
         self._comparing += time.perf_counter() - began
@@ -233,15 +349,21 @@ class Session:
         self._steps, self._last = step, numbers
         counts = self.stream.counts()
         applied = [one.version for one in self.inbox.applied.values()]
-        self.metrics.log(
-            step,
+        every = {
             **numbers,
             **counts,
-            version=self.publisher.version,
-            actor_version=min(applied, default=-1),
-            audit_mismatches=self.inbox.audit_mismatches,
-            publish_postponed=self.publisher.postponed,
-        )
+            "version": self.publisher.version,
+            "actor_version": min(applied, default=-1),
+            "audit_mismatches": self.inbox.audit_mismatches,
+            "publish_postponed": self.publisher.postponed,
+        }
+        self.metrics.log(step, **every)
+        if self._exporter is not None:
+            self._exporter.set({"step": step, **every})
+        refused = self.channel.refusals.counts.get("no_room", 0)
+        if refused > self._no_room:
+            self._no_room = refused
+            _say(f"trajectories wait at the actors: {self.channel.refusals.last['no_room']}")
         _say(
             f"step {step}: loss {numbers['loss']:.4f}, weights {self.publisher.version} "
             f"(actor {min(applied, default=-1)}), {counts['waiting']} waiting, "
@@ -296,14 +418,6 @@ def _compile_nothing() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _model_path(name: str) -> str:
-    if name != "tiny":
-        return name
-    from dynatok_online.tiny import model_path
-
-    return str(model_path())
 
 
 def _say(text: str) -> None:

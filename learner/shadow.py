@@ -23,14 +23,13 @@ from dynatok_online.trajectory import Trajectory
 class Shadow:
     """A model for looking back. `load` first, then ask."""
 
-    def __init__(self, config: Any) -> None:
-        from transformers import AutoModelForCausalLM
-
+    def __init__(self, model: Any) -> None:
+        """`model`: one of the same architecture, adapters or not; its weights are not looked at."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         with torch.random.fork_rng(devices=[]):  # making it must not move the run's seed
-            # A copy: choosing its attention must not choose that of the model in training.
-            self._model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=torch.float32
-            )
+            # A copy: choosing its attention must not choose that of the model in training. Made
+            # by its class, not by `from_config`, which would take it apart under ZeRO-3.
+            self._model = type(base)(copy.deepcopy(base.config)).float()
         self._model.eval().requires_grad_(False)
         attention.prepare(self._model, "concat")
 

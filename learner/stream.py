@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from dynatok_online.trajectory import Trajectory
@@ -28,11 +28,13 @@ class _Held(NamedTuple):
 class Stream:
     """A staleness buffer that one thread fills and another empties."""
 
-    def __init__(self, max_policy_lag: int) -> None:
-        self._buffer = StalenessBuffer[_Held](max_policy_lag)
+    def __init__(self, max_policy_lag: int, per_version: int = 1, first_version: int = 0) -> None:
+        self._buffer = StalenessBuffer[_Held](max_policy_lag, per_version, first_version)
         self._changed = threading.Condition()
         self._stopped: str | None = None
         self._failure: str | None = None
+        self.note = ""
+        """What else there is to say where no batch comes."""
 
     def offer(self, trajectory: Trajectory, release: Callable[[], None] = lambda: None) -> bool:
         """Hand over a trajectory; False: it is too old, and was dropped and counted.
@@ -45,13 +47,18 @@ class Stream:
             self._changed.notify_all()
         return taken_in
 
-    def advance(self, version: int) -> int:
-        """Weights of `version` were published. Returns how many waiting ones that dropped."""
+    def room(self, serving: int) -> int:
+        """How many trajectories may be under way or waiting; see `StalenessBuffer`."""
+        with self._changed:
+            return self._buffer.room(serving)
+
+    def advance(self, version: int) -> list[Trajectory]:
+        """Weights of `version` were published. Returns what waited and is too old for it."""
         with self._changed:
             dropped = self._buffer.advance(version)
         for one in dropped:
             one.release()
-        return len(dropped)
+        return [one.trajectory for one in dropped]
 
     def take(self, count: int, deadline: float) -> list[Trajectory] | None:
         """`count` trajectories, or None once the stream was stopped.
@@ -74,7 +81,7 @@ class Stream:
                         f"no batch of {count} trajectories within {deadline:g} s "
                         f"({len(self._buffer)} waiting, {self._buffer.offered} received, dropped "
                         f"{dict(self._buffer.dropped)}); see the actor's log, or raise "
-                        "learner.batch_deadline"
+                        f"learner.batch_deadline{self.note}"
                     )
                 # Short waits, so that a signal handler of this thread gets its turn.
                 self._changed.wait(min(left, 0.5))
@@ -105,6 +112,11 @@ class Stream:
     def failure(self) -> str | None:
         """Why it failed, or None."""
         return self._failure
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Go on counting from what `counts` returned before a restart."""
+        with self._changed:
+            self._buffer.restore(counts)
 
     def counts(self) -> dict[str, int]:
         """`waiting`, `received`, `taken`, `policy_lag_max`, and `dropped_<cause>`."""

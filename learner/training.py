@@ -21,12 +21,17 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "logging_steps": 1,
     "report_to": "none",
-    "save_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 100,
+    "save_total_limit": 2,
     "gradient_checkpointing": False,
     "disable_tqdm": True,
 }
 """Under the user's own `training` arguments: the rate stays, every step is logged to
-`metrics.jsonl`, and activations are kept."""
+`metrics.jsonl`, a checkpoint is written every hundred steps, and activations are kept."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds them."""
 
 _SET_ELSEWHERE = {
     "deepspeed": "learner.deepspeed",
@@ -56,6 +61,11 @@ def training_arguments(config: LearnerConfig, world_size: int = 1) -> DynamicSFT
             "learner.training.max_steps must be at least 1: a stream has no end of its own, got "
             f"{given.get('max_steps')!r}"
         )
+    if given.get("save_only_model") or given.get("save_total_limit", 2) == 1:
+        raise ValueError(
+            "learner.training must keep two whole checkpoints, or a crash while one is written "
+            "loses the run: leave out save_only_model, and let save_total_limit be 2 or more"
+        )
     shares = given.get("gradient_accumulation_steps", 1) * world_size
     if config.trajectories_per_step % shares:
         raise ValueError(
@@ -66,7 +76,8 @@ def training_arguments(config: LearnerConfig, world_size: int = 1) -> DynamicSFT
         **{
             **DEFAULTS,
             **given,
-            "output_dir": str(Path(config.run_dir) / "checkpoints"),
+            "output_dir": str(Path(config.run_dir) / CHECKPOINTS),
+            "ignore_data_skip": True,  # the stream itself knows where it was
             "seed": config.seed,
             "objective": config.objective,
             "per_device_train_batch_size": config.trajectories_per_step // shares,
@@ -101,3 +112,19 @@ def deepspeed_arguments(given: dict[str, Any] | str) -> dict[str, Any] | None:
         "auto",
     )
     return {**automatic, **given}
+
+
+def lora_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """What the trainer needs to train adapters. Raises ValueError for an unknown argument."""
+    if not given:
+        return {}
+    from peft import LoraConfig
+
+    known = [field.name for field in dataclasses.fields(LoraConfig) if field.init]
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise ValueError(
+                f"learner.lora.{name} is not an argument of LoraConfig; did you mean {nearest}?"
+            )
+    return {"peft_config": LoraConfig(**{"task_type": "CAUSAL_LM", **given})}

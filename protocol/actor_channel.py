@@ -5,7 +5,7 @@
     await channel.acquire()                     # a credit: one trajectory may start
     channel.send(TrajectoryMessage(...))        # finished: uses the credit, kept until acknowledged
     channel.give_back()                         # or dropped: the credit is free again
-    message = await channel.receive()           # WeightsReady | Finish
+    message = await channel.receive()           # WeightsComing | WeightsReady | Finish
     await channel.close()
 
 A trajectory is in the outbox from `send` until the learner holds it. After a reconnect, a
@@ -25,9 +25,9 @@ import msgspec
 import zmq
 
 from protocol.channel import Refusals, apply_options, new_epoch
-from protocol.codec import decode_learner, encode
+from protocol.codec import decode_actor, decode_learner, encode
 from protocol.config import ProtocolConfig
-from protocol.delivery import Credits, Outbox
+from protocol.delivery import Consumed, Credits, Outbox
 from protocol.envelope import Rejected, Sealer, unseal
 from protocol.keys import secure_client
 from protocol.messages import (
@@ -38,9 +38,11 @@ from protocol.messages import (
     Hello,
     Introduce,
     LearnerMessage,
+    Offsets,
     Refused,
     TrajectoryMessage,
     WeightsApplied,
+    WeightsComing,
     WeightsReady,
     Welcome,
 )
@@ -50,6 +52,10 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _POLLOUT: Final = int(zmq.POLLOUT)
+
+
+Announcement = WeightsComing | WeightsReady | Finish
+"""What `receive` gives."""
 
 
 class Disconnected(ConnectionError):
@@ -71,11 +77,17 @@ class ActorChannel:
         self.config = config
         self.outbox = Outbox(new_epoch()) if outbox is None else outbox
         self.credits = Credits()
+        self.tasks = Consumed()
+        """Tasks whose trajectories were journaled: an actor that starts again leaves them out."""
         self.refusals = Refusals()
         self.connected = False
         """Whether the learner has answered our last `Hello`, and is heard since."""
         self.serving = -1
         """Weight version told to the learner; follows the `WeightsApplied` that are sent."""
+        for _, _, frame in self.outbox.frames():
+            kept = decode_actor(unseal(frame, run_id, len(frame)).payload)
+            if isinstance(kept, TrajectoryMessage):
+                self.tasks.add_all(Offsets(0, kept.tasks))
         self._run_id = run_id
         self._actor_id = actor_id
         self._hello = hello
@@ -84,7 +96,7 @@ class ActorChannel:
         """Why finished trajectories wait to be written down (the disk is full), or None."""
         self._parked: deque[tuple[int, bytes]] = deque()
         self._uncommitted = asyncio.Event()
-        self._messages: asyncio.Queue[WeightsReady | Finish] = asyncio.Queue()
+        self._messages: asyncio.Queue[Announcement] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._seen = 0
         self._learner_epoch = 0
@@ -170,7 +182,7 @@ class ActorChannel:
         self.paused = None
         self._uncommitted.set()
 
-    async def receive(self) -> WeightsReady | Finish:
+    async def receive(self) -> Announcement:
         """The learner's next message, each announcement once. Raises `Disconnected`."""
         await self._wait(lambda: not self._messages.empty())
         return self._messages.get_nowait()
@@ -257,12 +269,15 @@ class ActorChannel:
         elif isinstance(message, Welcome):
             self.connected = True
             self.credits.granted = message.credits
+            self.tasks.add_all(message.tasks)
             self.outbox.acknowledge(self.outbox.epoch, message.acknowledged)
             self._resend()
         elif isinstance(message, WeightsReady | Finish):
             if number == 0 or number > self._seen:
                 self._seen = max(self._seen, number)
                 self._messages.put_nowait(message)
+        elif isinstance(message, WeightsComing):
+            self._messages.put_nowait(message)
         elif isinstance(message, Introduce):
             self.connected = False
             self._say_hello()

@@ -2,7 +2,7 @@
 
 Actor: a frame is written before it is sent, and forgotten when it is acknowledged. Learner: a
 frame is on disk before it is acknowledged, and forgotten when a checkpoint that includes its
-training is on disk. `Consumed` is what that checkpoint stores. Between the two, every
+training is on disk; that checkpoint stores which ones were consumed. Between the two, every
 trajectory is in at least one journal, and is trained on once relative to the checkpoint.
 """
 
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from protocol.channel import new_epoch
 from protocol.codec import decode_actor, encode
-from protocol.delivery import Inbox, Outbox
+from protocol.delivery import Consumed, Inbox, Outbox
 from protocol.envelope import Rejected, Sealer, unseal
 from protocol.journal import Journal
 from protocol.learner_channel import Received
-from protocol.messages import Skipped, TrajectoryMessage
+from protocol.messages import Offsets, Skipped, TrajectoryMessage
 
 
 class JournaledOutbox(Outbox):
@@ -87,30 +86,11 @@ class JournaledOutbox(Outbox):
         self.journal.close()
 
 
-class Consumed:
-    """Which records of the inbox were trained on (or dropped for good): all below `low`, and some.
+class _Head(msgspec.Struct, array_like=True):
+    """What a segment of the inbox says about everything before it."""
 
-    Batches are not drawn strictly in order, so a single number is not enough.
-    """
-
-    def __init__(self, low: int = 0, beyond: tuple[int, ...] | list[int] = ()) -> None:
-        self.low = low
-        self._beyond = set(beyond)
-
-    def add(self, index: int) -> None:
-        """This record is done with."""
-        if index >= self.low:
-            self._beyond.add(index)
-        while self.low in self._beyond:
-            self._beyond.remove(self.low)
-            self.low += 1
-
-    def __contains__(self, index: int) -> bool:
-        return index < self.low or index in self._beyond
-
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint: plain numbers."""
-        return {"low": self.low, "beyond": sorted(self._beyond)}
+    held: dict[str, dict[int, int]] = {}
+    tasks: dict[str, Offsets] = {}
 
 
 class JournaledInbox:
@@ -137,22 +117,29 @@ class JournaledInbox:
             max_bytes=max_bytes,
             segment_bytes=segment_bytes,
             max_record_bytes=self._limit,
-            head=lambda: msgspec.msgpack.encode(self.inbox.table()),
+            head=self._head,
         )
         try:
-            table = msgspec.msgpack.decode(
-                self.journal.head() or b"\x80", type=dict[str, dict[int, int]]
-            )
+            head = msgspec.msgpack.decode(self.journal.head() or b"\x90", type=_Head)
         except msgspec.MsgspecError:
-            table = {}
-        self.inbox.load(table)
+            head = _Head()
+        self.inbox.load(head.held)
+        for actor, tasks in head.tasks.items():
+            self.inbox.tasks_of(actor).add_all(tasks)
         for _, frame in self.journal.records():
             try:
                 envelope = unseal(frame, run_id, self._limit)
+                message = decode_actor(envelope.payload)
             except Rejected:
                 self.unreadable += 1
                 continue
-            self.inbox.hold(envelope.actor, envelope.epoch, envelope.sequence)
+            tasks_done = message.tasks if isinstance(message, TrajectoryMessage) else ()
+            self.inbox.hold(envelope.actor, envelope.epoch, envelope.sequence, tasks_done)
+
+    def _head(self) -> bytes:
+        inbox = self.inbox
+        tasks = {actor: done.state() for actor, done in inbox.tasks.items()}
+        return msgspec.msgpack.encode(_Head(inbox.table(), tasks))
 
     def append(self, frame: bytes) -> int:
         """Write a frame. Raises `JournalFull`; then it is not held."""
@@ -186,9 +173,9 @@ class JournaledInbox:
             else:
                 consumed.add(index)
 
-    def checkpointed(self, state: dict[str, Any]) -> int:
+    def checkpointed(self, consumed: Offsets) -> int:
         """A checkpoint with this `Consumed.state()` is on disk: bytes that came back."""
-        return self.journal.release(int(state["low"]))
+        return self.journal.release(consumed.low)
 
     def close(self) -> None:
         """Close the journal."""

@@ -12,11 +12,11 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from protocol.messages import Canary, WeightManifest
+from protocol.messages import Canary, WeightManifest, WeightsComing
 from protocol.weights import (
     DTYPE_BYTES,
     Tensor,
@@ -74,6 +74,7 @@ class FolderSender(WeightSender):
         tensors: Iterable[tuple[str, Tensor]],
         canary: Canary,
         readers: Iterable[str] = (),
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> WeightManifest:
         """Write a version. Raises `WeightsError` unless it has exactly the expected tensors."""
         path = weights_path(self._folder, version)
@@ -148,12 +149,12 @@ class FolderReceiver(WeightReceiver):
         path, start = self.locate(manifest)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            check_layout(manifest, size - start)
             if size != start + manifest.nbytes:
                 raise WeightsError(
                     f"weights {manifest.version}: {path} has {size} bytes instead of "
                     f"{start + manifest.nbytes}"
                 )
+            check_layout(manifest, size - start)
             view = memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
         return slice_verified(manifest, view[start:], verify=verify)
 

@@ -29,7 +29,7 @@ import zmq
 from protocol.channel import Refusals, apply_options, new_epoch
 from protocol.codec import decode_actor, encode
 from protocol.config import ProtocolConfig
-from protocol.delivery import Inbox, Verdict
+from protocol.delivery import Grants, Inbox, Verdict
 from protocol.envelope import Rejected, Sealer, unseal
 from protocol.keys import Authenticator, secure_server
 from protocol.messages import (
@@ -41,9 +41,11 @@ from protocol.messages import (
     Hello,
     Introduce,
     LearnerMessage,
+    Offsets,
     Refused,
     Skipped,
     TrajectoryMessage,
+    WeightsApplied,
     WeightsReady,
     Welcome,
 )
@@ -93,6 +95,9 @@ class Store(Protocol):
     def commit(self) -> None:
         """What was appended is on disk when this returns."""
 
+    def checkpointed(self, consumed: Offsets) -> int:
+        """A checkpoint that includes these records is on disk: they may go."""
+
 
 class _Peer:
     def __init__(self, identity: bytes, actor: str, epoch: int, sealer: Sealer) -> None:
@@ -117,8 +122,13 @@ class LearnerChannel:
         store: Store | None = None,
         inbox: Inbox | None = None,
         replay: Iterable[Received] = (),
+        room: Callable[[int], int] | None = None,
     ) -> None:
-        """`replay`: what was held before a restart; given out again before anything new."""
+        """`replay`: what was held before a restart; given out again before anything new.
+
+        `room`: weight version that an actor serves -> how many trajectories may be under way at
+        it and all others, or held; called from the channel's thread.
+        """
         self.config = config
         self.endpoint = config.endpoint
         self.refusals = Refusals()
@@ -130,10 +140,11 @@ class LearnerChannel:
         self._inbox = Inbox() if inbox is None else inbox
         self._peers: dict[bytes, _Peer] = {}
         self._current: dict[str, _Peer] = {}
-        self._waiting: dict[str, int] = {}
+        self._grants = Grants(config.credits)
+        self._room = room
         self._announced: dict[type, tuple[int, float, LearnerMessage]] = {}
         self._announcements = 0
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[Callable[[], object]] = deque()
         self._accepts: deque[str] = deque()
         self._woken = False
         self._events: queue.SimpleQueue[Received] = queue.SimpleQueue()
@@ -144,7 +155,7 @@ class LearnerChannel:
         self._lock = threading.Lock()
         for event in replay:
             self._events.put(event)
-            self._waiting[event.actor] = self._waiting.get(event.actor, 0) + 1
+            self._grants.held(event.actor)
         self._thread = threading.Thread(target=self._run, name="learner-channel", daemon=True)
 
     # --- for the learner's own threads
@@ -202,16 +213,26 @@ class LearnerChannel:
         """Send to one actor; forgotten where it is not connected."""
         self._command(lambda: self._send_to(actor, message))
 
+    def broadcast(self, message: LearnerMessage) -> None:
+        """Send to every actor that is connected, once."""
+        self._command(lambda: self._broadcast(message))
+
     def announce(self, message: WeightsReady | Finish) -> None:
         """Send to every actor, and to each that joins later until the next of the same type."""
         self._command(lambda: self._announce(message))
+
+    def checkpointed(self, consumed: Offsets) -> None:
+        """A checkpoint that includes these records is on disk: the store may forget them."""
+        store = self._store
+        if store is not None:
+            self._command(lambda: store.checkpointed(consumed))
 
     def peers(self) -> list[PeerInfo]:
         """The actors that are connected."""
         now = time.monotonic()
         with self._lock:
             return [
-                PeerInfo(p.actor, p.epoch, p.serving, now - p.heard, self._waiting.get(p.actor, 0))
+                PeerInfo(p.actor, p.epoch, p.serving, now - p.heard, self._grants.waiting(p.actor))
                 for p in self._current.values()
             ]
 
@@ -225,7 +246,7 @@ class LearnerChannel:
 
     # --- in the channel's thread
 
-    def _command(self, command: Callable[[], None]) -> None:
+    def _command(self, command: Callable[[], object]) -> None:
         self._commands.append(command)
         self._wake()
 
@@ -309,7 +330,10 @@ class LearnerChannel:
             self._announce_again(peer, message.seen)
         else:
             self._events.put(Received(peer.actor, peer.epoch, 0, message))
-            if isinstance(message, Bye):
+            if isinstance(message, WeightsApplied):
+                peer.serving = message.version
+                self._acknowledge_later(peer, peer.epoch)
+            elif isinstance(message, Bye):
                 self._forget(peer)
 
     def _hello(self, identity: bytes, actor: str, epoch: int, hello: Hello) -> None:
@@ -329,8 +353,11 @@ class LearnerChannel:
         with self._lock:
             self._peers[identity] = peer
             self._current[actor] = peer
+        if before is None or before.epoch != epoch:
+            self._grants.joined(actor)
+        tasks = self._inbox.tasks_of(actor).state()
         held = self._inbox.held(actor, epoch)
-        self._send_peer(peer, Welcome(credits=self._window(actor), acknowledged=held))
+        self._send_peer(peer, Welcome(self._window(peer), held, tasks))
         for stream in hello.streams:
             if stream.epoch != epoch:
                 self._acknowledge_later(peer, stream.epoch)
@@ -356,10 +383,11 @@ class LearnerChannel:
                 except OSError as error:
                     self.refusals.count("no_room", f"{error}")
                     return
-            self._inbox.hold(peer.actor, epoch, sequence)
+            tasks = message.tasks if isinstance(message, TrajectoryMessage) else ()
+            self._inbox.hold(peer.actor, epoch, sequence, tasks)
             self._uncommitted.append(Received(peer.actor, epoch, sequence, message, index))
             if isinstance(message, TrajectoryMessage):
-                self._waiting[peer.actor] = self._waiting.get(peer.actor, 0) + 1
+                self._grants.held(peer.actor)
             else:
                 self.refusals.count("skipped", f"actor '{peer.actor}': {message.reason}")
             self.held += 1
@@ -391,14 +419,15 @@ class LearnerChannel:
                 continue
             for epoch, resend in epochs.items():
                 held = self._inbox.held(peer.actor, epoch)
-                self._send_peer(peer, Acknowledge(held, self._window(peer.actor), epoch, resend))
+                self._send_peer(peer, Acknowledge(held, self._window(peer), epoch, resend))
         self._to_acknowledge.clear()
 
-    def _window(self, actor: str) -> int:
-        return max(0, self.config.credits - self._waiting.get(actor, 0))
+    def _window(self, peer: _Peer) -> int:
+        room = None if self._room is None else self._room(peer.serving)
+        return self._grants.window(peer.actor, room)
 
     def _accepted(self, actor: str) -> None:
-        self._waiting[actor] = max(0, self._waiting.get(actor, 0) - 1)
+        self._grants.accepted(actor)
         peer = self._current.get(actor)
         if peer is not None:
             self._acknowledge_later(peer, peer.epoch)
@@ -406,8 +435,11 @@ class LearnerChannel:
     def _announce(self, message: LearnerMessage) -> None:
         self._announcements += 1
         self._announced[type(message)] = (self._announcements, time.monotonic(), message)
+        self._broadcast(message, self._announcements)
+
+    def _broadcast(self, message: LearnerMessage, number: int = 0) -> None:
         for peer in list(self._current.values()):
-            self._send_peer(peer, message, self._announcements)
+            self._send_peer(peer, message, number)
 
     def _announce_again(self, peer: _Peer, seen: int) -> None:
         # What was sent a moment ago may still be on its way, unless the peer is new.
@@ -431,6 +463,7 @@ class LearnerChannel:
             self._peers.pop(peer.identity, None)
             if self._current.get(peer.actor) is peer:
                 del self._current[peer.actor]
+                self._grants.left(peer.actor)
 
     def _refuse(self, peer: _Peer, reason: str) -> None:
         peer.refused = True

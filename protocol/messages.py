@@ -40,15 +40,26 @@ class WeightManifest(msgspec.Struct, frozen=True):
 
     version: int
     transport: str
-    """`shm`, `folder` or `stream`."""
+    """`shm`, `folder` or `zmq`: how to fetch it. The learner chooses, the actor follows."""
     slot: int
     """Index of the buffer in the transport's ring."""
     nbytes: int
     tensors: tuple[TensorSpec, ...]
     canary: Canary
     port: int = 0
-    """`stream`: where the learner's host serves the bytes. The host itself is the one that the
+    """`zmq`: where the learner's host serves the bytes. The host itself is the one that the
     actor was configured with."""
+    base: int = -1
+    """`zmq`: whoever has this version may ask for the difference to it (-1: there is none)."""
+
+
+class PlacedWeights(WeightManifest, frozen=True):
+    """A manifest whose payload was fetched and verified. Stays on this machine: the place is the
+    actor's own, for its engine's workers."""
+
+    path: str = ""
+    start: int = 0
+    """Byte of the file where the payload begins."""
 
 
 # actor -> learner
@@ -59,6 +70,13 @@ class Stream(msgspec.Struct, frozen=True, array_like=True):
 
     epoch: int
     first: int
+
+
+class Offsets(msgspec.Struct, frozen=True, array_like=True):
+    """A set of numbers that are done with: all below `low`, and those of `beyond`."""
+
+    low: int = 0
+    beyond: tuple[int, ...] = ()
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -73,10 +91,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Weight version that it samples with (-1: none yet). Filled by the channel on a reconnect."""
 
 
-class TrajectoryMessage(msgspec.Struct, frozen=True, tag="trajectory", eq=False):
+class TrajectoryMessage(
+    msgspec.Struct, frozen=True, tag="trajectory", eq=False, omit_defaults=True
+):
     """A finished trajectory. Its sequence number stands in the envelope."""
 
     trajectory: Trajectory
+    tasks: tuple[int, ...] = ()
+    """Numbers of the actor's tasks that are done with it: its own, and those of responses before
+    it that came to nothing. A restarted actor goes on behind them."""
 
 
 class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
@@ -122,13 +145,15 @@ class Bye(msgspec.Struct, frozen=True, tag="bye"):
 # learner -> actor
 
 
-class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
     """Answer to Hello (given by the channel): credits, and what is already held."""
 
     credits: int
     """Trajectories that may be under way (sent or being generated) without being held."""
     acknowledged: int
     """Highest sequence number of this actor and epoch that the learner already holds (0: none)."""
+    tasks: Offsets = Offsets()
+    """The actor's tasks whose trajectories the learner holds, or has trained on."""
 
 
 class Acknowledge(msgspec.Struct, frozen=True, tag="ack"):
@@ -143,6 +168,14 @@ class Acknowledge(msgspec.Struct, frozen=True, tag="ack"):
     epoch: int = 0
     resend: bool = False
     """The one after `sequence` is missing: send everything after it again."""
+
+
+class WeightsComing(msgspec.Struct, frozen=True, tag="weights_coming"):
+    """New weights are about to be written: who can may look at them while they are."""
+
+    version: int
+    transport: str
+    slot: int
 
 
 class WeightsReady(msgspec.Struct, frozen=True, tag="weights_ready"):
@@ -170,4 +203,4 @@ class Introduce(msgspec.Struct, frozen=True, tag="introduce"):
 ActorMessage = (
     Hello | TrajectoryMessage | WeightsApplied | WeightsRejected | Bye | Heartbeat | Skipped
 )
-LearnerMessage = Welcome | Acknowledge | WeightsReady | Finish | Refused | Introduce
+LearnerMessage = Welcome | Acknowledge | WeightsComing | WeightsReady | Finish | Refused | Introduce

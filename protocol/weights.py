@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import xxhash
 
-from protocol.messages import Canary, TensorSpec, WeightManifest
+from protocol.messages import Canary, TensorSpec, WeightManifest, WeightsComing
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     "F64": 8,
@@ -69,9 +69,11 @@ class WeightSender(ABC):
         tensors: Iterable[tuple[str, Tensor]],
         canary: Canary,
         readers: Iterable[str] = (),
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> WeightManifest:
         """Write a complete set, then describe it. `tensors` is consumed one at a time.
 
+        `coming` is called before the first byte, by transports whose readers can look on.
         Raises `NoFreeSlot` while readers hold every buffer.
         """
 
@@ -106,9 +108,15 @@ class WeightReceiver(ABC):
     def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
         """The tensors of a set, every hash checked. Raises `WeightsError`.
 
-        They may be views of a shared buffer: valid until the version is reported as applied
-        and a newer one is applied, or rejected.
+        They may be views of a shared buffer: valid until a newer version is reported as applied,
+        or this one as rejected.
         """
+
+    def expect(self, coming: WeightsComing) -> None:  # noqa: B027 (most cannot look on)
+        """A version is about to be written."""
+
+    def serves(self, manifest: WeightManifest) -> None:  # noqa: B027 (some hold nothing)
+        """This version is in service: what is older is not needed any more."""
 
     @abstractmethod
     def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
@@ -207,11 +215,16 @@ def check_expected(
 
 
 def slice_verified(
-    manifest: WeightManifest, payload: memoryview, *, verify: bool = True
+    manifest: WeightManifest,
+    payload: memoryview,
+    *,
+    verify: bool = True,
+    known: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Views of a payload's tensors, after `check_layout`. Raises `WeightsError` on a wrong hash.
 
-    Large sets are hashed by several threads: one alone does not use all of the memory's bandwidth.
+    `known`: hashes of tensors that were taken from this very payload before. Large sets are hashed
+    by several threads: one alone does not use all of the memory's bandwidth.
     """
     out = {
         spec.name: Tensor(spec.dtype, spec.shape, payload[spec.offset : spec.offset + spec.nbytes])
@@ -219,14 +232,17 @@ def slice_verified(
     }
     if not verify:
         return out
-    threads = min(4, os.cpu_count() or 1) if manifest.nbytes > _THREADED_FROM else 1
-    views = [tensor.data for tensor in out.values()]
+    known = known or {}
+    unknown = [spec for spec in manifest.tensors if known.get(spec.name) != spec.xxh3]
+    views = [out[spec.name].data for spec in unknown]
+    nbytes_left = sum(view.nbytes for view in views)
+    threads = min(4, os.cpu_count() or 1) if nbytes_left > _THREADED_FROM else 1
     if threads == 1:
         hashes = [xxhash.xxh3_64_intdigest(view) for view in views]
     else:
         with ThreadPoolExecutor(threads) as pool:
             hashes = list(pool.map(xxhash.xxh3_64_intdigest, views))
-    for spec, found in zip(manifest.tensors, hashes, strict=True):
+    for spec, found in zip(unknown, hashes, strict=True):
         if found != spec.xxh3:
             raise WeightsError(
                 f"weights {manifest.version}, tensor '{spec.name}': its bytes do not match its hash"
@@ -239,10 +255,12 @@ def write_all(
     tensors: Iterable[tuple[str, Tensor]],
     put: Callable[[int, memoryview], None],
     room: int,
+    written: Callable[[int], None] = lambda end: None,
 ) -> tuple[tuple[TensorSpec, ...], int]:
     """Write a set through `put(offset, bytes)`; returns what was written and the bytes it takes.
 
-    Raises WeightsError for a tensor that ends beyond `room` bytes, before writing it.
+    After each tensor `written(end)` is called: everything before that byte is final. Raises
+    WeightsError for a tensor that ends beyond `room` bytes, before writing it.
     """
     specs = []
     end = 0
@@ -255,6 +273,7 @@ def write_all(
                 f"{room}; size the ring with weights.payload_bytes of the model"
             )
         specs.append(write_hashed(name, tensor, offset, put))
+        written(end)
     return tuple(specs), end
 
 

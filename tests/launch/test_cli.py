@@ -21,7 +21,8 @@ HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib")
 
 
 def verbs():
-    return [[], ["launch"], ["actor"], ["learner"], ["keys"], ["doctor"]] + (
+    names = ("launch", "actor", "learner", "demo", "inspect", "keys", "doctor")
+    return [[], *([name] for name in names)] + (
         [["bench"]] if any((ROOT / "benchmarks").glob("[a-z]*.py")) else []
     )
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from actor.alone_config import CollectConfig, EvalConfig
 from actor.config import ActorConfig
+from actor.demo.config import DemoConfig
 from launch import config as launch_config
 from launch.config import (
     RunConfig,
@@ -23,13 +25,24 @@ from launch.config import (
 )
 from launch.decode import ConfigError, all_fields, decode, parse_flags
 from learner.config import LearnerConfig
+from learner.offline_config import TrainConfig
 
+ALONE = {
+    "collect": CollectConfig,
+    "demo": DemoConfig,
+    "eval": EvalConfig,
+    "train": TrainConfig,
+}
 SHIPPED = sorted((Path(launch_config.__file__).parent / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_parse(path):
-    load_run(path)
+    verb = path.stem.rpartition("-")[2]
+    if verb in ALONE:
+        load_process(path, ALONE[verb])
+    else:
+        load_run(path)
 
 
 def write(tmp_path, text):
@@ -106,7 +119,7 @@ def test_a_folder_is_a_model_wherever_the_process_starts(tmp_path, monkeypatch):
 def test_resolved_files_load_again(tmp_path):
     config = msgspec.structs.replace(RunConfig(), seed=3)
     actor, learner = resolve(config, tmp_path)
-    write_configs(tmp_path, config, actor, learner)
+    write_configs(tmp_path, config, [actor], learner)
     assert load_process(tmp_path / "actor.yaml", ActorConfig) == actor
     assert load_process(tmp_path / "learner.yaml", LearnerConfig) == learner
     again = load_run(tmp_path / "config.yaml")

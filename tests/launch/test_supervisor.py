@@ -152,6 +152,90 @@ def test_a_killed_child_ends_the_run_and_takes_its_workers_along(tmp_path):
     assert not list(Path("/dev/shm").glob(f"dynatok-test-{name}*"))
 
 
+CRASH_TWICE = """
+import os, sys, time
+from pathlib import Path
+count = Path(sys.argv[1])
+count.write_text(count.read_text() + 'x' if count.exists() else 'x')
+if len(count.read_text()) <= 2:
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_crashed_child_is_started_again_alone(tmp_path):
+    display = Quiet()
+    patient = "import time; print('started', flush=True); time.sleep(3.5)"
+    outcome = supervise(
+        tmp_path,
+        [command("learner", patient), command("actor", CRASH_TWICE, str(tmp_path / "count"))],
+        display,
+        restarts=2,
+    )
+    assert (outcome.status, outcome.code) == ("finished", 0)
+    assert (tmp_path / "count").read_text() == "xxx"
+    assert log_of(tmp_path, "learner").count("started") == 1
+    assert [text.split("; ")[0] for text in display.said] == ["actor was killed by SIGKILL"] * 2
+    assert "restart 2 of 2" in display.said[1]
+    assert json.loads((tmp_path / "result.json").read_text())["crashes"] == {"actor": 2}
+
+
+def test_a_child_that_goes_on_crashing_is_given_up(tmp_path):
+    outcome = supervise(
+        tmp_path,
+        [command("learner", SLEEP), command("actor", "raise RuntimeError('no memory')")],
+        Quiet(),
+        restarts=2,
+    )
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "actor" in outcome.message
+    assert "exited with code 1 3 times" in outcome.message
+    assert "no memory" in outcome.message
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_a_child_that_says_no_is_not_asked_again(tmp_path, code):
+    said = f"import sys; print('learner: it makes no sense'); sys.exit({code})"
+    started = time.monotonic()
+    outcome = supervise(tmp_path, [command("learner", said)], Quiet(), restarts=9)
+    assert time.monotonic() - started < 3
+    assert outcome.message.startswith("learner: it makes no sense (log: ")
+
+
+def test_memory_that_others_use_stays_when_one_is_started_again(tmp_path):
+    name = f"/dev/shm/dynatok-test-{os.getpid()}-shared"
+    hold = (
+        "import mmap, os, sys, time\n"
+        "fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 4096)\n"
+        "held = mmap.mmap(fd, 4096); print('ready', flush=True); time.sleep(float(sys.argv[2]))\n"
+        "print(os.path.exists(sys.argv[1]), flush=True); os.path.exists(sys.argv[1]) and sys.exit()"
+    )
+    killed: list[int] = []
+
+    def kill_when_seen(seconds):
+        if seconds > 2.5 and not killed:  # after a scan
+            killed.append(1)
+            pid = next(p for p in Path("/proc").iterdir() if b"doomed" in _cmdline(p))
+            os.kill(int(pid.name), signal.SIGKILL)
+
+    try:
+        outcome = supervise(
+            tmp_path,
+            [command("learner", hold, name, "4"), command("actor", hold, name, "3", "doomed")],
+            Quiet(kill_when_seen),
+            restarts=1,
+        )
+        assert outcome.code == 0
+        assert log_of(tmp_path, "learner").split() == ["ready", "True"]
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _cmdline(path):
+    with contextlib.suppress(OSError):
+        return (path / "cmdline").read_bytes() if path.name.isdecimal() else b""
+    return b""
+
+
 def test_an_interrupt_stops_everything_even_what_does_not_listen(tmp_path):
     name = f"{os.getpid()}-interrupt"
 

@@ -63,5 +63,5 @@ def test_time_ends_the_training_with_weights_published() -> None:
 def test_final_weights_that_cannot_go_out_fail_the_run() -> None:
     publisher = FakePublisher()
     publisher.full = True
-    with pytest.raises(LearnerFailed, match="final weights could not be published"):
+    with pytest.raises(LearnerFailed, match="weights could not be published"):
         steps(made(publisher), range(1, 4), max_steps=3)

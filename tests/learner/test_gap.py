@@ -38,7 +38,7 @@ def sampled(model, make, name, version, seed):
 def test_equal_weights_give_a_gap_of_zero_and_other_weights_do_not(model, make):
     weights = gather_weights(model, torch.float32)
     other = {name: value * 1.01 for name, value in weights.items()}
-    probe = GapProbe(Shadow(model.config), trajectories=2, keep=4)
+    probe = GapProbe(Shadow(model), trajectories=2, keep=4)
     probe.published(0, weights)
     probe.published(1, other)
     batch = [sampled(model, make, "a", 0, 1), sampled(model, make, "b", 1, 2)]
@@ -53,7 +53,7 @@ def test_equal_weights_give_a_gap_of_zero_and_other_weights_do_not(model, make):
 
 def test_a_version_that_nobody_used_is_let_go(model, make):
     weights = gather_weights(model, torch.float32)
-    probe = GapProbe(Shadow(model.config), trajectories=1, keep=2)
+    probe = GapProbe(Shadow(model), trajectories=1, keep=2)
     for version in range(3):
         probe.published(version, weights)
     assert probe.missed == 1
@@ -61,7 +61,7 @@ def test_a_version_that_nobody_used_is_let_go(model, make):
 
 
 def test_not_a_number_is_the_worst_gap(model, make):
-    probe = GapProbe(Shadow(model.config), trajectories=1, keep=2)
+    probe = GapProbe(Shadow(model), trajectories=1, keep=2)
     probe.published(0, gather_weights(model, torch.float32))
     (gap,) = probe.observe([make("a", logprobs=lambda n: np.full(n, np.nan, np.float32))])
     assert np.isnan(gap.mean)
@@ -69,7 +69,7 @@ def test_not_a_number_is_the_worst_gap(model, make):
 
 
 def test_the_canary_is_that_of_plain_forwards(model):
-    shadow = Shadow(model.config)
+    shadow = Shadow(model)
     shadow.load(gather_weights(model, torch.float32))
     texts = canary_texts(model.config.vocab_size, 2, 16, seed=3)
     found = canary(shadow, texts, 1e-3)

@@ -16,6 +16,12 @@ from learner.config import LearnerConfig
 from learner.main import run
 from protocol.config import ProtocolConfig
 
+SCRIPT = (
+    "import sys, msgspec; from learner.config import LearnerConfig; "
+    "from learner.main import run; "
+    "sys.exit(run(msgspec.json.decode(sys.argv[1], type=LearnerConfig)))"
+)
+
 
 @pytest.fixture
 def settings(tmp_path, model_dir, endpoint, monkeypatch):
@@ -57,14 +63,9 @@ def go(settings, actor_class, **options):
 def test_trains_and_publishes_under_deepspeed(settings, fake_actor):
     """In a process of its own, as it runs for real: DeepSpeed keeps state until a process ends."""
     settings["deepspeed"] = {"zero_optimization": {"stage": 2}}
-    script = (
-        "import sys, msgspec; from learner.config import LearnerConfig; "
-        "from learner.main import run; "
-        "sys.exit(run(msgspec.json.decode(sys.argv[1], type=LearnerConfig)))"
-    )
     with fake_actor(settings["protocol"].endpoint, settings["run_id"], settings["model"]) as actor:
         learner = subprocess.run(
-            [sys.executable, "-c", script, msgspec.json.encode(settings)],
+            [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings)],
             capture_output=True,
             text=True,
             timeout=100,
@@ -99,9 +100,48 @@ def test_trains_and_publishes_under_deepspeed(settings, fake_actor):
     assert any("logprob_gap" in line for line in lines)
 
 
+@pytest.mark.engine
+def test_weights_that_zero_3_has_taken_apart_are_published_whole(settings, fake_actor):
+    settings["deepspeed"] = {"zero_optimization": {"stage": 3}}
+    with fake_actor(settings["protocol"].endpoint, settings["run_id"], settings["model"]) as actor:
+        learner = subprocess.run(
+            [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert learner.returncode == 0, learner.stderr[-3000:]
+    assert actor.error is None
+    assert summary(settings)["logprob_gap"] < 1e-5
+    assert max(actor.gaps) < 1e-5
+    assert actor.applied[-1] >= 2
+
+
+def test_adapters_are_published_merged(settings, fake_actor):
+    settings["lora"] = {"r": 4, "lora_alpha": 64, "target_modules": ["q_proj", "down_proj"]}
+    settings["training"]["learning_rate"] = 1e-2
+    code, actor = go(settings, fake_actor)
+    assert code == 0
+    assert actor.error is None
+    assert summary(settings)["logprob_gap"] < 1e-5
+    assert max(actor.gaps) < 1e-5
+
+    from transformers import AutoModelForCausalLM
+
+    base = dict(AutoModelForCausalLM.from_pretrained(settings["model"]).named_parameters())
+    moved = {n for n, p in actor.model.named_parameters() if not p.equal(base[n])}
+    assert moved == {n for n in base if "q_proj.weight" in n or "down_proj" in n}
+
+
+def test_a_wrong_argument_of_lora_is_one_line(settings, capfd):
+    settings["lora"] = {"rank": 4}
+    assert run(LearnerConfig(**settings)) == 2
+    assert "learner.lora.rank is not an argument" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_fails_when_the_actor_computes_something_else(settings, fake_actor, capfd):
     code, _ = go(settings, fake_actor, corrupt=0.01)
-    assert code == 1
+    assert code == 3
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("learner: logprob_gap of weights 0 is 0.01")
     assert summary(settings)["logprob_gap"] == pytest.approx(0.01, rel=1e-3)
@@ -109,7 +149,7 @@ def test_fails_when_the_actor_computes_something_else(settings, fake_actor, capf
 
 def test_fails_on_a_trajectory_that_contradicts_the_engine(settings, fake_actor, capfd):
     code, _ = go(settings, fake_actor, lie=True)
-    assert code == 1
+    assert code == 3
     assert "contradict what the engine reported" in capfd.readouterr().err.splitlines()[-1]
     result = summary(settings)
     assert result["audit_mismatches"] >= 1
@@ -117,21 +157,24 @@ def test_fails_on_a_trajectory_that_contradicts_the_engine(settings, fake_actor,
     assert result["learner_steps"] == 0
 
 
-def test_fails_when_the_last_actor_leaves(settings, fake_actor, capfd):
+def test_an_actor_that_left_is_named_when_no_batch_comes(settings, fake_actor, capfd):
+    settings["batch_deadline"] = 2.0
     code, _ = go(settings, fake_actor, leave_after=10)
-    assert code == 1
-    assert "said good-bye before training ended" in capfd.readouterr().err.splitlines()[-1]
+    assert code == 3
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "no batch of 8 trajectories within 2 s" in last
+    assert last.endswith("the last actor (actor-0) said good-bye: finished")
 
 
 def test_fails_when_the_weights_are_refused(settings, fake_actor, capfd):
     code, _ = go(settings, fake_actor, refuse=True)
-    assert code == 1
+    assert code == 3
     assert "no room" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_fails_when_no_batch_comes(settings, capfd):
     settings["batch_deadline"] = 0.3
-    assert run(LearnerConfig(**settings)) == 1
+    assert run(LearnerConfig(**settings)) == 3
     assert "no batch of 8 trajectories within 0.3 s" in capfd.readouterr().err.splitlines()[-1]
 
 
@@ -154,6 +197,25 @@ def test_a_signal_stops_it_within_five_seconds(settings, fake_actor):
     assert not result["finished"]
     assert result["learner_steps"] >= 1
     assert not list(_rings(settings))
+
+
+def test_a_learner_killed_after_its_last_step_only_publishes_again(settings, fake_actor):
+    assert go(settings, fake_actor)[0] == 0
+    last = summary(settings)["weights_published"]
+    code, actor = go(settings, fake_actor)
+    assert code == 0
+    assert actor.error is None
+    assert actor.applied == [last + 1]
+    assert actor.gaps[0] < 1e-5
+    assert summary(settings)["learner_steps"] == 4
+
+    from transformers import AutoModelForCausalLM
+
+    saved = dict(
+        AutoModelForCausalLM.from_pretrained(f"{settings['run_dir']}/model").named_parameters()
+    )
+    for name, parameter in actor.model.named_parameters():
+        assert parameter.equal(saved[name]), name
 
 
 def _rings(settings):

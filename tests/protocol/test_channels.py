@@ -6,7 +6,9 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -15,6 +17,7 @@ from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from protocol.actor_channel import ActorChannel, Disconnected
 from protocol.config import ProtocolConfig
 from protocol.delivery import Outbox
+from protocol.durable import JournaledOutbox
 from protocol.learner_channel import LearnerChannel, PeerLost, Received
 from protocol.messages import (
     Bye,
@@ -224,6 +227,56 @@ def test_a_restarted_actor_sends_what_its_outbox_kept_and_replaces_the_old_proce
         if isinstance(event.message, TrajectoryMessage):
             names.append(event.message.trajectory.trajectory_id)
     assert names == ["a", "b", "c"]
+
+
+def test_a_restarted_actor_is_told_which_tasks_are_done(
+    learner: LearnerChannel, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        outbox = JournaledOutbox(tmp_path, "run", "actor-0")
+        first = actor_of(learner, outbox=outbox)
+        await first.start()
+        for task in (0, 2):
+            await first.acquire()
+            first.send(msgspec.structs.replace(trajectory(), tasks=(task,)))
+        assert await first.drain(3.0) == 0
+        # Written down, and not sent any more.
+        first.connected = False
+        await first.acquire()
+        first.send(msgspec.structs.replace(trajectory(), tasks=(3, 5)))
+        first._unsent.clear()
+        await first.close()
+        outbox.close()
+        second = actor_of(learner, outbox=JournaledOutbox(tmp_path, "run", "actor-0"))
+        await second.start()
+        assert [task for task in range(7) if task not in second.tasks] == [1, 4, 6]
+        await second.close()
+
+    asyncio.run(run())
+
+
+def test_room_is_granted_by_the_version_that_serves() -> None:
+    rooms = {-1: 0, 3: 2, 4: 3}
+    learner = LearnerChannel(FAST, "run", room=rooms.__getitem__)
+    learner.start()
+
+    async def run() -> None:
+        actor = actor_of(learner)
+        await actor.start()
+        assert actor.free_credits == 0
+        actor.send(WeightsApplied(3, 0.0, 0.0, 0.0, 0))
+        await until(lambda: actor.free_credits == 2)
+        for _ in range(2):
+            await actor.acquire()
+            actor.send(trajectory())
+        assert await actor.drain(3.0) == 0
+        assert actor.free_credits == 0
+        actor.send(WeightsApplied(4, 0.0, 0.0, 0.0, 0))
+        await until(lambda: actor.free_credits == 1)
+        await actor.close()
+
+    asyncio.run(run())
+    learner.close()
 
 
 def test_an_older_process_is_refused(learner: LearnerChannel) -> None:

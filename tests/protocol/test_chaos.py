@@ -1,7 +1,8 @@
 """Processes killed at random moments: nothing lost, nothing trained twice.
 
-A fake actor journals and sends; a fake learner trains (notes an identifier) and checkpoints.
-What the actor wrote down must be in the last checkpoint, each identifier once.
+A fake actor works through numbered tasks, journals and sends; a fake learner trains and
+checkpoints. What the actor wrote down must be in the last checkpoint, each task once, and its
+parameters must be those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +25,9 @@ import pytest
 from dynatok_online.trajectory import Trajectory
 from protocol.actor_channel import ActorChannel
 from protocol.config import ProtocolConfig
-from protocol.durable import Consumed, JournaledInbox, JournaledOutbox
-from protocol.learner_channel import LearnerChannel
+from protocol.delivery import Consumed
+from protocol.durable import JournaledInbox, JournaledOutbox
+from protocol.learner_channel import LearnerChannel, Received
 from protocol.messages import Hello, TrajectoryMessage
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +45,7 @@ def config(port: int) -> ProtocolConfig:
     )
 
 
-def empty(name: str) -> TrajectoryMessage:
+def empty(name: str, *tasks: int) -> TrajectoryMessage:
     return TrajectoryMessage(
         Trajectory(
             trajectory_id=name,
@@ -50,21 +53,28 @@ def empty(name: str) -> TrajectoryMessage:
             response=np.zeros(0, np.int32),
             logprobs=np.zeros(0, np.float32),
             passes=(),
-        )
+        ),
+        tasks,
     )
 
 
-async def act(folder: Path, port: int) -> None:
-    """Sends until `stop` appears, then drains. Notes each trajectory once it is in the journal."""
+async def act(folder: Path, port: int, tasks: int) -> None:
+    """Works through its tasks, all or until `stop` appears, then drains.
+
+    Notes each task once its trajectory is in the journal.
+    """
     outbox = JournaledOutbox(folder / "outbox", "run", "a", segment_bytes=20_000)
     channel = ActorChannel(config(port), "run", "a", Hello("fake", 1, 0), outbox=outbox)
     await channel.start()
     notes = os.open(folder / "produced", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    while not (folder / "stop").exists():
+    for task in range(tasks):
+        if (folder / "stop").exists():
+            break
+        if task in channel.tasks:
+            continue
         await channel.acquire()
-        name = f"{outbox.epoch}/{outbox.sequence + 1}"
-        channel.send(empty(name))
-        os.write(notes, f"{name}\n".encode())
+        channel.send(empty(str(task), task))
+        os.write(notes, f"{task}\n".encode())
         await asyncio.sleep(0.002)
     assert await channel.drain(30) == 0
     (folder / "drained").touch()
@@ -72,18 +82,22 @@ async def act(folder: Path, port: int) -> None:
 
 
 def learn(folder: Path, port: int) -> None:
-    """Trains on batches of 5, with a checkpoint after each, until all is drained and trained."""
-    saved = {"low": 0, "beyond": [], "trained": []}
+    """Trains on batches of 5, with a checkpoint after each, until all is drained and trained.
+
+    A step depends on the parameters and on its whole batch, as an optimizer's does.
+    """
+    saved = {"low": 0, "beyond": [], "trained": [], "parameters": 1}
     with contextlib.suppress(FileNotFoundError):
         saved = json.loads((folder / "checkpoint").read_text())
     trained: list[str] = saved["trained"]  # type: ignore[assignment]
+    parameters: int = saved["parameters"]  # type: ignore[assignment]
     consumed = Consumed(saved["low"], saved["beyond"])  # type: ignore[arg-type]
     store = JournaledInbox(folder / "inbox", "run", segment_bytes=20_000)
     replay = list(store.replay(consumed))
     assert store.missing == 0
     channel = LearnerChannel(config(port), "run", store=store, inbox=store.inbox, replay=replay)
     channel.start()
-    buffer = []
+    buffer: list[Received] = []
     while True:
         event = channel.receive(0.3)
         if event is not None and isinstance(event.message, TrajectoryMessage):
@@ -94,23 +108,34 @@ def learn(folder: Path, port: int) -> None:
         for one in reversed(buffer):  # not in the order of the journal
             assert isinstance(one.message, TrajectoryMessage)
             assert one.record is not None
-            trained.append(one.message.trajectory.trajectory_id)
             consumed.add(one.record)
             channel.accept(one)
+        batch = [one.message.trajectory.trajectory_id for one in buffer]  # type: ignore[union-attr]
+        parameters = (parameters * 31 + sum(hash(int(task) + 7) ** 3 for task in batch)) % 2**61
+        trained += batch
         buffer = []
-        (folder / "new").write_text(json.dumps({**consumed.state(), "trained": trained}))
+        state = consumed.state()
+        saved = {
+            "low": state.low,
+            "beyond": state.beyond,
+            "trained": trained,
+            "parameters": parameters,
+        }
+        (folder / "new").write_text(json.dumps(saved))
+        time.sleep(0.003)  # a checkpoint takes its time
         (folder / "new").rename(folder / "checkpoint")
-        store.checkpointed(consumed.state())
+        channel.checkpointed(state)
         if last:
             break
     channel.close()
 
 
-def start(role: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
+def start(role: str, folder: Path, port: int, tasks: int) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
     log = (folder / f"{role}.log").open("ab")
     with log:
         return subprocess.Popen(
-            [sys.executable, __file__, role, str(folder), str(port)],
+            [sys.executable, __file__, role, str(folder), str(port), str(tasks)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=log,
         )
@@ -130,36 +155,56 @@ def progress(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def chaos(folder: Path, kills: int, seed: int) -> None:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def undisturbed(folder: Path, tasks: int) -> dict[str, Any]:
+    """The last checkpoint of a run of so many tasks that nobody killed."""
+    port = free_port()
+    for process in [start(role, folder, port, tasks) for role in ("act", "learn")]:
+        assert process.wait(120) == 0, [p.read_text() for p in folder.glob("*.log")]
+    found: dict[str, Any] = json.loads((folder / "checkpoint").read_text())
+    return found
+
+
+def chaos(folder: Path, kills: int, seed: int) -> None:
+    port = free_port()
     draw = random.Random(seed)
-    running = {role: start(role, folder, port) for role in ("act", "learn")}
+    here = folder / "disturbed"
+    many = 10**6
+    running = {role: start(role, here, port, many) for role in ("act", "learn")}
     try:
         for _ in range(kills):
-            progress(folder)
+            progress(here)
             time.sleep(draw.uniform(0.0, 0.3))
             for role in draw.choice([["act"], ["learn"], ["act", "learn"]]):
-                assert running[role].poll() is None, (folder / f"{role}.log").read_text()
+                assert running[role].poll() is None, (here / f"{role}.log").read_text()
                 running[role].kill()
                 running[role].wait()
-                running[role] = start(role, folder, port)
-        progress(folder)
-        (folder / "stop").touch()
+                running[role] = start(role, here, port, many)
+        progress(here)
+        (here / "stop").touch()
         for role, process in running.items():
-            assert process.wait(60) == 0, (folder / f"{role}.log").read_text()
+            assert process.wait(60) == 0, (here / f"{role}.log").read_text()
     finally:
         for process in running.values():
             process.kill()
             process.wait()
-    produced = (folder / "produced").read_text().split()
-    trained = json.loads((folder / "checkpoint").read_text())["trained"]
+    produced = (here / "produced").read_text().split()
+    last = json.loads((here / "checkpoint").read_text())
+    trained = last["trained"]
+    print(f"{kills} kills: {len(produced)} noted, {len(trained)} trained on")
     assert len(trained) == len(set(trained)), "trained twice"
     assert not set(produced) - set(trained), "lost"
     assert len(trained) > 5 * kills
     # Killed between the journal and the note: sent all the same, and at most one each time.
     assert len(set(trained) - set(produced)) <= kills
+    expected = undisturbed(folder / "undisturbed", len(trained))
+    assert trained == expected["trained"]
+    assert last["parameters"] == expected["parameters"]
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
@@ -205,8 +250,8 @@ def test_an_actor_pauses_while_its_disk_is_full(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    role, where, number = sys.argv[1:]
+    role, where, at, count = sys.argv[1:]
     if role == "act":
-        asyncio.run(act(Path(where), int(number)))
+        asyncio.run(act(Path(where), int(at), int(count)))
     else:
-        learn(Path(where), int(number))
+        learn(Path(where), int(at))

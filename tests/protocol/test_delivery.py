@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from protocol.delivery import Credits, Inbox, Outbox, Verdict
+from protocol.delivery import Credits, Grants, Inbox, Outbox, Verdict
 from protocol.messages import Stream
 
 
@@ -20,6 +20,58 @@ def test_credits_count_what_is_reserved_and_what_is_unacknowledged() -> None:
     assert credits.free(1) == 1
     credits.granted = 0  # the learner holds enough: what runs may end, nothing new starts
     assert credits.free(1) == 0
+
+
+def test_grants_without_room_are_credits_less_what_is_held() -> None:
+    grants = Grants(3)
+    assert grants.window("a") == 3
+    grants.held("a")
+    assert grants.window("a") == 2
+    grants.accepted("a")
+    assert grants.window("a") == 3
+
+
+def test_room_is_shared_out_and_never_given_twice() -> None:
+    grants = Grants(100)
+    for actor in ("a", "b", "c"):
+        grants.joined(actor)
+    assert [grants.window(actor, 10) for actor in ("a", "b", "c")] == [4, 4, 2]
+    grants.held("a")  # it may go on with three, and nobody gets the one that is held
+    assert [grants.window(actor, 10) for actor in ("a", "b", "c")] == [3, 4, 2]
+    grants.left("b")
+    assert grants.window("c", 10) == 5, "half of what is free"
+    grants.accepted("a")
+    assert grants.window("a", 9) == 4, "it was trained on, so there is room for nine"
+
+
+def test_grants_never_exceed_the_room_whatever_happens() -> None:
+    draw = random.Random(0)
+    grants = Grants(20)
+    running = dict.fromkeys("abc", 0)
+    windows = dict.fromkeys("abc", 0)
+    room = waiting = 0
+    for actor in running:
+        grants.joined(actor)
+    for _ in range(5000):
+        actor = draw.choice("abc")
+        kind = draw.randrange(4)
+        if kind == 0 and running[actor] < windows[actor]:
+            running[actor] += 1
+        elif kind == 1 and running[actor]:
+            running[actor] -= 1
+            waiting += 1
+            grants.held(actor)
+            windows[actor] = grants.window(actor, room)
+        elif kind == 2 and grants.waiting(actor):
+            waiting -= 1
+            room = max(0, room - 1)  # taken
+            grants.accepted(actor)
+            windows[actor] = grants.window(actor, room)
+        elif kind == 3:
+            room += draw.choice((0, 0, 0, 8))  # a version was published
+            windows[actor] = grants.window(actor, room)
+        assert sum(running.values()) + waiting <= room
+    assert room > 100
 
 
 def test_an_outbox_keeps_until_acknowledged() -> None:
@@ -46,6 +98,20 @@ def test_an_inbox_takes_each_once_and_in_order() -> None:
     inbox.hold("a", 1, 1)
     assert inbox.offer("a", 1, 1) is Verdict.DUPLICATE
     assert inbox.offer("b", 1, 1) is Verdict.UNKNOWN
+
+
+def test_what_was_held_is_known_for_ever() -> None:
+    """An actor's journal forgets by segments: a later process may bring an old epoch again."""
+    inbox = Inbox()
+    inbox.hello("a", 1, (Stream(1, 1),))
+    inbox.hold("a", 1, 1)
+    inbox.hello("a", 2, (Stream(2, 1),))
+    assert inbox.offer("a", 1, 1) is Verdict.UNKNOWN, "this process has not named it"
+    restarted = Inbox()
+    restarted.load(inbox.table())
+    restarted.hello("a", 2, (Stream(2, 1),))
+    restarted.hello("a", 3, (Stream(1, 1), Stream(3, 1)))
+    assert restarted.offer("a", 1, 1) is Verdict.DUPLICATE
 
 
 def test_a_newer_process_brings_what_the_older_left() -> None:

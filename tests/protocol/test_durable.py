@@ -9,11 +9,11 @@ import pytest
 
 from dynatok_online.trajectory import Trajectory
 from protocol.codec import decode_actor, encode
-from protocol.delivery import Verdict
-from protocol.durable import Consumed, JournaledInbox, JournaledOutbox
+from protocol.delivery import Consumed, Verdict
+from protocol.durable import JournaledInbox, JournaledOutbox
 from protocol.envelope import Sealer, unseal
 from protocol.journal import JournalFull
-from protocol.messages import Skipped, Stream, TrajectoryMessage
+from protocol.messages import Offsets, Skipped, Stream, TrajectoryMessage
 
 
 def frame(epoch: int, sequence: int, actor: str = "a", run: str = "run") -> bytes:
@@ -118,8 +118,8 @@ def test_an_inbox_gives_out_again_what_no_checkpoint_consumed(tmp_path: Path) ->
     for index in (indices[0], indices[1], indices[3]):
         consumed.add(index)
     saved = consumed.state()
-    assert saved == {"low": 2, "beyond": [3]}
-    again = list(second.replay(Consumed(**saved)))
+    assert saved == Offsets(2, (3,))
+    again = list(second.replay(Consumed(saved.low, saved.beyond)))
     assert [(e.actor, e.epoch, e.sequence, e.record) for e in again] == [
         ("a", 1, 3, 2),
         ("a", 1, 5, 4),
@@ -141,7 +141,7 @@ def test_deleted_records_are_still_known(tmp_path: Path) -> None:
     second = JournaledInbox(tmp_path, "run")
     assert second.inbox.offer("a", 1, 30) is Verdict.DUPLICATE
     assert second.inbox.offer("b", 1, 1) is Verdict.DUPLICATE, "its record was deleted"
-    assert list(second.replay(Consumed(**consumed.state()))) == []
+    assert list(second.replay(consumed)) == []
     assert second.missing == 0
     second.close()
 
@@ -162,5 +162,33 @@ def test_consumed_is_small_and_exact() -> None:
     consumed = Consumed()
     for index in (1, 0, 5, 2, 1):
         consumed.add(index)
-    assert consumed.state() == {"low": 3, "beyond": [5]}
+    assert consumed.state() == Offsets(3, (5,))
     assert [i for i in range(7) if i in consumed] == [0, 1, 2, 5]
+
+
+def test_offsets_are_put_together() -> None:
+    consumed = Consumed(2, (4,))
+    consumed.add_all(Offsets(0, (1, 2, 3, 7)))
+    assert consumed.state() == Offsets(5, (7,))
+    consumed.add_all(Offsets(7, ()))
+    assert consumed.state() == Offsets(8, ())
+    consumed.add_all(Offsets(3, ()))
+    assert consumed.state() == Offsets(8, ())
+
+
+def test_tasks_are_known_after_their_records_are_gone(tmp_path: Path) -> None:
+    first = JournaledInbox(tmp_path, "run", segment_bytes=800)
+    first.inbox.hello("a", 1, ())
+    consumed = Consumed()
+    for task in range(30):
+        empty = decode_actor(unseal(frame(1, task + 1), "run", 10_000).payload)
+        assert isinstance(empty, TrajectoryMessage)
+        done = encode(TrajectoryMessage(empty.trajectory, (task,)))
+        consumed.add(first.append(Sealer("run", "a").seal(done, 1, task + 1)))
+        first.inbox.hold("a", 1, task + 1, (task,))
+    assert first.checkpointed(consumed.state()) > 0
+    first.close()
+    second = JournaledInbox(tmp_path, "run")
+    assert second.journal.first_index > 0
+    assert second.inbox.tasks_of("a").state() == Offsets(30, ())
+    second.close()

@@ -197,7 +197,7 @@ READER = """
 import sys
 from protocol.shm import ShmReceiver, segment_path
 receiver = ShmReceiver(sys.argv[1])
-receiver._attach()
+receiver._newest()
 """
 
 

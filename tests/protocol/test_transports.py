@@ -55,13 +55,13 @@ class Pair(NamedTuple):
     receiver: WeightReceiver
 
 
-@pytest.fixture(params=["shm", "folder", "stream"])
+@pytest.fixture(params=["shm", "folder", "zmq"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     size = payload_bytes(EXPECTED)
     both: dict[str, Callable[[], Pair]] = {
         "shm": lambda: _shm(size),
         "folder": lambda: Pair(FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path)),
-        "stream": lambda: Pair(StreamSender(CONFIG, size), StreamReceiver(CONFIG, 2.0)),
+        "zmq": lambda: Pair(StreamSender(CONFIG, size), StreamReceiver(CONFIG, 2.0)),
     }
     one = both[request.param]()
     yield one
@@ -230,3 +230,41 @@ def test_strangers_get_nothing_from_a_stream() -> None:
     stranger.close(0)
     context.term()
     sender.close()
+
+
+def near(model: np.ndarray, seed: int, share: float) -> np.ndarray:
+    """The weights after a step that changed this share of them by a little."""
+    draw = np.random.default_rng(seed)
+    out = model.copy()
+    chosen = draw.random(len(out)) < share
+    out[chosen] ^= draw.integers(0, 4, int(chosen.sum()), dtype=np.uint8)
+    return out
+
+
+def test_a_difference_is_sent_where_it_pays_and_a_full_copy_now_and_then() -> None:
+    size = 9 * 2**20
+    sender = StreamSender(CONFIG, size, full_every=4)
+    receiver, joining = StreamReceiver(CONFIG, 2.0), StreamReceiver(CONFIG, 2.0)
+    model = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    bases = []
+    try:
+        for version in range(6):
+            # The third step changes everything: its difference is as large as itself.
+            model = near(model, version, share=0.02)
+            if version == 2:
+                model = np.random.default_rng(9).integers(0, 256, size, dtype=np.uint8)
+            tensor = as_tensor("U8", (size,), model)
+            manifest = sender.publish(version, [("w", tensor)], CANARY, ["a"])
+            bases.append(manifest.base)
+            got = receiver.read(manifest)
+            assert bytes(got["w"].data) == model.tobytes()
+            assert (receiver._fetched.keys() == {version}) or version - 1 in receiver._fetched
+            receiver.serves(manifest)
+            sender.applied("a", version)
+            if version == 3:
+                assert bytes(joining.read(manifest)["w"].data) == model.tobytes(), "without a base"
+    finally:
+        receiver.close()
+        joining.close()
+        sender.close()
+    assert bases == [-1, 0, -1, 2, -1, 4]

@@ -1,0 +1,62 @@
+"""Settings of `dynatok train`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Offline training on trajectories, on one rank or several of this machine."""
+
+    name: str = "train"
+    """First part of the run folder's name."""
+    dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    model: str = "tiny"
+    """`tiny`, a local folder, or a hub id."""
+    data: str = ""
+    """A .jsonl or .parquet file, or a folder: trajectories, or tasks with gold responses."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be used, and count them, instead of stopping at the first."""
+    limit: int = 0
+    """Use only so many trajectories; 0: all."""
+    reuse: Literal["exact", "sticky"] = "exact"
+    """Gold responses: the reuse policy of the engine that they stand for."""
+    block_size: int = 16
+    """Gold responses: its tokens per KV block."""
+    ranks: int = 1
+    """Training processes."""
+    trajectories_per_step: int = 16
+    """Trajectories of one optimizer step, over all ranks and accumulation steps."""
+    epochs: float = 1.0
+    """Times that the data is gone through; `training.max_steps` goes first."""
+    objective: Literal["sft", "reward"] = "reward"
+    """What a token counts: `sft` (1) or `reward` (the verifiers' score of its pass)."""
+    training: dict[str, Any] = {}
+    """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and how trajectories become
+    rows."""
+    deepspeed: dict[str, Any] | str = msgspec.field(
+        default_factory=lambda: {"zero_optimization": {"stage": 2}}
+    )
+    """A DeepSpeed configuration, or the path of one. An empty one trains without DeepSpeed."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
+        for name in ("ranks", "trajectories_per_step", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
+        for name in ("seed", "limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; write 0 or more")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs is {self.epochs}; write a number above 0")
+        if self.trajectories_per_step % self.ranks:
+            raise ValueError(
+                f"trajectories_per_step ({self.trajectories_per_step}) must be divisible by the "
+                f"number of ranks ({self.ranks})"
+            )
