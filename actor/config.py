@@ -54,7 +54,7 @@ class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sampling of held-out tasks before and after training; same tasks, same seeds."""
+    """Sampling of held-out tasks before, during and after training; same tasks, same seeds."""
 
     enabled: bool = True
     """Whether to evaluate at all."""
@@ -64,9 +64,14 @@ class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Chooses the tasks and the draws."""
     temperature: float = 1.0
     """Divides the logits when evaluating."""
+    every: int = 0
+    """Evaluate beside collecting every so many weight versions; 0: before and after only. Passes
+    then run under the weights of their time."""
 
     def __post_init__(self) -> None:
         _positive("actor.evaluation", tasks=self.tasks)
+        if self.every < 0:
+            raise ValueError(f"actor.evaluation.every is {self.every}; write 0 or more")
         if self.temperature < 0:
             raise ValueError(f"actor.evaluation.temperature is {self.temperature}; write 0 or more")
         if self.seed < 0:

@@ -8,15 +8,20 @@ front end collects them; it drops whatever the engine core sends afterwards.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from actor.config import SamplingConfig
-from actor.generation import Generated, OnTokens
-from actor.plugin import FOLLOW_PARENT, WEIGHT_BACKEND
+from actor.generation import CacheUse, Generated, OnStart, OnTokens
+from actor.kv_events import KvEvents
+from actor.plugin import FOLLOW_PARENT, STICKY, WEIGHT_BACKEND
 from protocol.messages import WeightManifest
 
 if TYPE_CHECKING:
@@ -66,7 +71,9 @@ class VllmRequest:
         self._llm = llm
         self._queue = queue
 
-    async def wait(self, on_tokens: OnTokens | None = None) -> Generated:
+    async def wait(
+        self, on_tokens: OnTokens | None = None, on_start: OnStart | None = None
+    ) -> Generated:
         """Wait for its end; see `actor.generation.Request`."""
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -77,8 +84,11 @@ class VllmRequest:
                 completion = output.outputs[0]
                 new = list(completion.token_ids)
                 if new:
+                    if on_start is not None and on_tokens is not None and not token_ids:
+                        on_start(output.num_cached_tokens or 0)
                     token_ids += new
-                    logprobs += _sampled_logprobs(completion.logprobs, len(new))
+                    if completion.logprobs is not None:  # a prefill asks for none
+                        logprobs += _sampled_logprobs(completion.logprobs, len(new))
                     if on_tokens is not None:
                         on_tokens(new)
                 if output.finished:
@@ -120,16 +130,21 @@ def _generated(output: RequestOutput, token_ids: list[int], logprobs: list[float
 class VllmEngine:
     """vLLM's `AsyncLLM`. Make it with `VllmEngine.start`; `shutdown` it in a `finally`."""
 
-    def __init__(self, llm: AsyncLLM, run_id: str) -> None:
+    def __init__(self, llm: AsyncLLM, run_id: str, sockets: Path) -> None:
         self._llm = llm
         self._run_id = run_id
+        self._sockets = sockets
+        self.cache_log = KvEvents(*_endpoints(sockets))
+        """What became of each request's blocks, from vLLM's cache events."""
         self._transfer_ready = False
         self._scored = 0
         config = llm.vllm_config
         self.block_size = int(config.cache_config.block_size)
         self.max_model_len = int(config.model_config.max_model_len)
         self.stop_token_ids = _stop_token_ids(config.model_config)
-        self._params: dict[tuple[SamplingConfig, bool], SamplingParams] = {}
+        self._params: dict[tuple[SamplingConfig, bool] | None, SamplingParams] = {}
+        self._ended: list[str] = []
+        self._not_sticky = why_not_sticky(config)
 
     @classmethod
     def start(
@@ -159,6 +174,11 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if "kv_events_config" in arguments:
+            raise ValueError(
+                "actor.engine.kv_events_config: the actor reads the cache events itself, to audit "
+                "what was reused; leave it out"
+            )
         merged = _default_arguments() | {"model": model, "seed": seed} | arguments
         known = AsyncEngineArgs.__dataclass_fields__
         for name in merged:
@@ -174,7 +194,19 @@ class VllmEngine:
                 "actor.engine.enable_chunked_prefill: vLLM's CPU worker dies when it splits the "
                 "prompt of a seeded request; leave it out"
             )
-        return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**merged)), run_id)
+        sockets = Path(tempfile.mkdtemp(prefix="dynatok-kv-"))
+        endpoint, replay_endpoint = _endpoints(sockets)
+        merged["kv_events_config"] = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": endpoint,
+            "replay_endpoint": replay_endpoint,
+        }
+        try:
+            return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**merged)), run_id, sockets)
+        except BaseException:
+            shutil.rmtree(sockets, ignore_errors=True)
+            raise
 
     async def submit(
         self,
@@ -184,23 +216,69 @@ class VllmEngine:
         sampling: SamplingConfig,
         max_tokens: int,
         seed: int | None,
-        cache_salt: str,
+        cache: CacheUse,
         stream: bool,
     ) -> VllmRequest:
         """Start a request; see `actor.generation.Engine`."""
-        from vllm.inputs import tokens_input
-
-        params = self._sampling_params(sampling, stream)
+        # A copy: until vLLM has taken it, another request may be made from the same template.
+        params = copy(self._sampling_params(sampling, stream))
         params.max_tokens = max_tokens
         params.seed = seed
+        return await self._add(request_id, token_ids, params, cache, head=False)
+
+    async def prefill(self, token_ids: Sequence[int], cache: CacheUse) -> VllmRequest:
+        """Fill the cache; see `actor.generation.Engine`."""
+        params = copy(self._prefill_params())
+        return await self._add(cache.name, token_ids, params, cache, head=True)
+
+    def end_session(self, session: str) -> None:
+        """See `actor.generation.Engine`. The engine process hears of it with a later request."""
+        self._ended.append(session)
+
+    async def _add(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        cache: CacheUse,
+        *,
+        head: bool,
+    ) -> VllmRequest:
+        from vllm.inputs import tokens_input
+
+        if cache.session and self._not_sticky:
+            raise ValueError(f"sticky reuse is not possible: {self._not_sticky}")
+        use: dict[str, Any] = {"name": cache.name}
+        if cache.session:
+            use |= {"session": cache.session, "previous": cache.previous, "held": cache.held}
+            use |= {"head": head, "ended": self._ended}
+            self._ended = []
+        params.skip_reading_prefix_cache = not cache.read
+        params.extra_args = {STICKY: use, "kv_cache_report_mode": "full"} if cache.name else None
         # A rendered input: vLLM registers it before it yields to other tasks, so an abort that
         # comes any time after this call finds the request.
         queue = await self._llm.add_request(
             request_id,
-            tokens_input(list(token_ids), cache_salt=cache_salt),
-            params,  # cloned by vLLM
+            tokens_input(list(token_ids), cache_salt=cache.salt),
+            params,
+            session_id=cache.name or None,
         )
         return VllmRequest(self._llm, queue)
+
+    def _prefill_params(self) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = self._params.get(None)
+        if params is None:
+            # Drawn like everybody's: a batch that is part greedy is sampled twice over.
+            params = self._params[None] = SamplingParams(
+                temperature=1.0,
+                max_tokens=1,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        return params
 
     def _sampling_params(self, sampling: SamplingConfig, stream: bool) -> SamplingParams:
         from vllm import SamplingParams
@@ -279,15 +357,36 @@ class VllmEngine:
         starts, ends = flat.start_indices, flat.end_indices
         return [flat.logprobs[a] for a, b in zip(starts, ends, strict=True) if b > a]
 
+    async def in_use(self) -> tuple[int, int]:
+        """Cache blocks that requests hold, and sticky sessions that the engine remembers."""
+        blocks, sessions = await self._llm.engine_core.call_utility_async("dynatok_blocks_in_use")
+        return blocks, sessions
+
     def shutdown(self, timeout: float = 1.0) -> None:
         """Stop vLLM's processes."""
         self._llm.shutdown(timeout=timeout)
         # vLLM shuts down once more when it is collected, which fails while Python exits.
         self._llm.shutdown = _nothing
+        self.cache_log.close()
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
 
 def _nothing(timeout: float | None = None) -> None:
     pass
+
+
+def _endpoints(sockets: Path) -> tuple[str, str]:
+    """Where vLLM publishes its cache events, and where it repeats them."""
+    return f"ipc://{sockets}/events", f"ipc://{sockets}/replay"
+
+
+def why_not_sticky(config: Any) -> str:
+    """Why this engine cannot keep blocks behind a changed one; empty if it can."""
+    if not config.cache_config.enable_prefix_caching:
+        return "actor.engine.enable_prefix_caching is off"
+    if config.model_config.get_sliding_window() is not None or config.model_config.is_hybrid:
+        return "it needs full attention in every layer, and this model has other layers"
+    return ""
 
 
 def _default_arguments() -> dict[str, Any]:

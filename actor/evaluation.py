@@ -13,10 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from actor.session import Finished, LiveSession
 from dynatok_online.tasks import Task
@@ -96,11 +93,3 @@ async def evaluate(
     summary["seconds"] = round(time.monotonic() - begun, 3)
     summary["generated_tokens"] = sum(one.counts.generated_tokens for one in finished)
     return summary, finished
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    partial.replace(path)

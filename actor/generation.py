@@ -15,6 +15,57 @@ from protocol.messages import WeightManifest
 
 OnTokens = Callable[[Sequence[int]], None]
 """Called with each bunch of new token ids while a request streams."""
+OnStart = Callable[[int], None]
+"""Called with the number of cached tokens as soon as a streaming request has its first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What one request may take from the cache, and the name under which the cache reports on it.
+
+    A request of a sticky session takes, besides an unchanged prefix, every block that the request
+    `previous` of its session held with the same tokens at the same positions, whatever stands
+    before it by now.
+    """
+
+    salt: str
+    """Only requests of one salt share KV."""
+    name: str = ""
+    """Unique name of this request in `Engine.cache_log`; empty: nobody asks."""
+    read: bool = True
+    """False: everything is computed anew."""
+    session: str = ""
+    """Sticky session that this request belongs to; empty: exact reuse."""
+    previous: str = ""
+    """Name of the request whose blocks the session keeps; empty: none."""
+    held: int = 0
+    """How many positions of `previous` count as its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """The engine gave a request its blocks: at its start, and again after each preemption."""
+
+    tokens: int
+    """How many tokens the request had then: what was fed, and what it had sampled before."""
+    kept: tuple[int, ...]
+    """Block indices that a sticky session kept although something before them had changed."""
+    reused: tuple[bytes, ...]
+    """Names of the blocks that it found in the cache, from position 0 on."""
+    computed: tuple[bytes, ...]
+    """Names of the blocks that it filled itself, following them."""
+
+
+class CacheLog(Protocol):
+    """What happened to each request's blocks, from the engine's own cache events."""
+
+    async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
+        """What happened to a request that ended with so many full blocks; None: not reported."""
+        ...
+
+    def forget(self, names: Sequence[str]) -> None:
+        """These requests will not be asked for again."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +84,28 @@ class Generated:
     """(label of the weights, how many tokens they sampled), in order."""
 
 
+def cut_labels(
+    labels: Sequence[tuple[str, int]], start: int, stop: int
+) -> tuple[tuple[str, int], ...]:
+    """The weight labels of tokens `start .. stop`."""
+    out, at = [], 0
+    for label, length in labels:
+        count = min(stop, at + length) - max(start, at)
+        if count > 0:
+            out.append((label, count))
+        at += length
+    return tuple(out)
+
+
 class Request(Protocol):
     """A request under way."""
 
-    async def wait(self, on_tokens: OnTokens | None = None) -> Generated:
-        """Wait for its end. `on_tokens` sees tokens as they come if it was submitted to stream."""
+    async def wait(
+        self, on_tokens: OnTokens | None = None, on_start: OnStart | None = None
+    ) -> Generated:
+        """Wait for its end. If it was submitted to stream, `on_start` hears of its first token
+        and `on_tokens` sees tokens as they come.
+        """
         ...
 
     async def abort(self) -> None:
@@ -51,6 +119,11 @@ class Engine(Protocol):
     block_size: int
     max_model_len: int
 
+    @property
+    def cache_log(self) -> CacheLog | None:
+        """What became of each request's blocks; None: the engine reports no cache events."""
+        ...
+
     async def submit(
         self,
         token_ids: Sequence[int],
@@ -59,10 +132,21 @@ class Engine(Protocol):
         sampling: SamplingConfig,
         max_tokens: int,
         seed: int | None,
-        cache_salt: str,
+        cache: CacheUse,
         stream: bool,
     ) -> Request:
-        """Start a request. Only requests of the same `cache_salt` share KV."""
+        """Start a request."""
+        ...
+
+    async def prefill(self, token_ids: Sequence[int], cache: CacheUse) -> Request:
+        """Start a request that only fills the cache; the one token that it samples is void.
+
+        One that is submitted right before another shares the engine's step with it.
+        """
+        ...
+
+    def end_session(self, session: str) -> None:
+        """A sticky session will not send requests any more."""
         ...
 
 

@@ -14,18 +14,26 @@ import sys
 
 WEIGHT_BACKEND = "dynatok"
 """Name of our weight-transfer backend in vLLM's `weight_transfer_config`."""
+STICKY = "dynatok"
+"""Key of our entry in the `extra_args` of vLLM's sampling parameters."""
 FOLLOW_PARENT = "DYNATOK_FOLLOW_PARENT"
 """Set by the actor in its own environment, inherited by the processes that vLLM starts."""
 
 
 def register() -> None:
-    """Add the weight-transfer backend; let engine processes die with the actor that owns them."""
+    """Add the weight-transfer backend and sticky reuse.
+
+    Where an actor started the engine, its processes die with the actor.
+    """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    from actor import sticky
 
     if WEIGHT_BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
             WEIGHT_BACKEND, "actor.weight_engine", "SharedMemoryWeightEngine"
         )
+    sticky.install()
     if os.environ.get(FOLLOW_PARENT) and multiprocessing.parent_process() is not None:
         _die_with_parent()
 

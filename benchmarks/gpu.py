@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from benchmarks.edited import edited_response
-from benchmarks.measure import step
+from benchmarks._edited_response import edited_response
+from benchmarks._step_cost import step
 from benchmarks.pack import DEFAULT_SHAPES, measure
 from dynatok_online import attention
 from dynatok_online.parts import Part

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.edited import edited_response
+from benchmarks._edited_response import edited_response
 from dynatok_online.plan import plan_rows
 
 DEFAULT_SHAPES = (
@@ -93,7 +93,7 @@ def measure(
     profiled: bool = False,
 ) -> list[dict[str, Any]]:
     """One row of results per method."""
-    from benchmarks.measure import count_flops, peak_mb, profile, step
+    from benchmarks._step_cost import count_flops, peak_mb, profile, step
     from dynatok_online.parts import Part, cut_row
 
     static, slot, response, states = shape

@@ -2,19 +2,21 @@
 
 A task is plain data: the same task always asks for the same thing, in any process. The template
 names its slots in double braces, `{{case}}`, and may say where the response stands,
-`{{response}}` (at the end if it does not). A slot's text has one width in all its states, so an
-edit never moves a position behind it.
+`{{response}}` (at the end if it does not). Its edits come at known tokens (`edits`), or when the
+text gives rise to them (`rules`).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Literal
 
 import msgspec
 
-from dynatok_online.requirements import requirement
+from dynatok_online.requirements import contradiction, requirement
 
 RESPONSE = "response"
 _PLACE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -35,11 +37,25 @@ class ScheduledEdit(msgspec.Struct, frozen=True):
     state: SlotState
 
 
+class EditRule(msgspec.Struct, frozen=True):
+    """`slot` reads `state` as soon as the text written since the edit before it is so far.
+
+    `after_sentences`: it holds `count` whole sentences. `satisfied`: the latest `count` judged
+    units of the slot that was edited last all hold.
+    """
+
+    slot: str
+    state: SlotState
+    when: Literal["after_sentences", "satisfied"] = "after_sentences"
+    count: int = 1
+
+
 class Task(msgspec.Struct, frozen=True):
     """One response to be written: `max_tokens` tokens at most, sampled with `seed`.
 
-    `states` are the slots at the start; `edits` are in order of their index. ValueError for a
-    place without a state, a state without a place, an edit out of order or out of the response.
+    `states` are the slots at the start; `edits` are in order of their index; `rules` wait for each
+    other. ValueError for a place without a state, a state without a place, an edit out of order or
+    out of the response, and for requirements in force at once that contradict each other.
     """
 
     task_id: str
@@ -48,6 +64,7 @@ class Task(msgspec.Struct, frozen=True):
     edits: tuple[ScheduledEdit, ...] = ()
     max_tokens: int = 128
     seed: int = 0
+    rules: tuple[EditRule, ...] = ()
 
     def __post_init__(self) -> None:
         places = [name for name in places_of(self.template) if name != RESPONSE]
@@ -79,9 +96,43 @@ class Task(msgspec.Struct, frozen=True):
                     f"{last}; order the edits by index"
                 )
             last = edit.index
-        for state in (*self.states.values(), *(edit.state for edit in self.edits)):
-            if state.requirement is not None:
-                requirement(state.requirement)
+        for rule in self.rules:
+            if rule.slot not in self.states:
+                raise ValueError(
+                    _unknown(self.task_id, "rule for", rule.slot, "slots", self.states)
+                )
+            if rule.count < 1:
+                raise ValueError(f"task {self.task_id!r}: a rule's count must be 1 or more")
+        if self.edits and self.rules:
+            raise ValueError(f"task {self.task_id!r}: write edits or rules, not both")
+        for when, states in self._moments():
+            for state in states.values():
+                if state.requirement is not None:
+                    requirement(state.requirement)
+            asked = [(slot, state.requirement) for slot, state in states.items()]
+            for (slot, one), (other_slot, other) in combinations(asked, 2):
+                if one and other and (why := contradiction(one, other)):
+                    raise ValueError(
+                        f"task {self.task_id!r}: {when} slots {slot!r} and {other_slot!r} ask for "
+                        f"what no text can do: {why}"
+                    )
+
+    def _moments(self) -> Iterator[tuple[str, dict[str, SlotState]]]:
+        """The slots at the start and after every edit."""
+        states = dict(self.states)
+        yield "at the start", states
+        for edit in self.edits:
+            states = states | {edit.slot: edit.state}
+            yield f"from token {edit.index} on", states
+        for number, rule in enumerate(self.rules, 1):
+            states = states | {rule.slot: rule.state}
+            yield f"after rule {number}", states
+
+    def all_states(self) -> Iterator[tuple[str, SlotState]]:
+        """Every state that a slot is known to take, with the slot's name."""
+        yield from self.states.items()
+        yield from ((edit.slot, edit.state) for edit in self.edits)
+        yield from ((rule.slot, rule.state) for rule in self.rules)
 
     def states_at(self, index: int) -> dict[str, SlotState]:
         """The slots in force for response token `index`."""

@@ -232,6 +232,18 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 at += run.length
         return out
 
+    def rebuildable(self) -> npt.NDArray[np.bool_]:
+        """[R] bool: response tokens whose whole context one weight version computed.
+
+        Where passes go on under new weights, what the new ones sample sees KV of the old: no
+        single set of weights computes that again.
+        """
+        out = np.ones(len(self.response), bool)
+        for one in self.passes:
+            if len(one.weight_versions) > 1:
+                out[one.start + one.weight_versions[0].length : one.stop] = False
+        return out
+
 
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
     """The trajectory as plain lists and dicts: a row for `datasets`, JSON Lines or Parquet.
@@ -255,17 +267,17 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
     `stop`) are needed. Raises ValueError that says which field is wrong.
     """
     row = dict(row)
-    row["info"] = _mapping(row.get("info"))
-    row["passes"] = [
-        {
-            "num_cached_tokens": 0,
-            **one,
-            "states": _mapping(one["states"]),
-            "scores": _mapping(one.get("scores")),
-        }
-        for one in row["passes"]
-    ]
     try:
+        row["info"] = _mapping(row.get("info"))
+        row["passes"] = [
+            {
+                "num_cached_tokens": 0,
+                **one,
+                "states": _mapping(one["states"]),
+                "scores": _mapping(one.get("scores")),
+            }
+            for one in row["passes"]
+        ]
         row["pieces"] = [np.asarray(piece, np.int32) for piece in row["pieces"]]
         row["response"] = np.asarray(row["response"], np.int32)
         logprobs = row.get("logprobs")
@@ -273,9 +285,10 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
             logprobs = np.full(len(row["response"]), np.nan)
         row["logprobs"] = np.asarray(logprobs, np.float32)
         return msgspec.convert(row, Trajectory)
-    except (msgspec.ValidationError, KeyError, TypeError) as error:
-        name = row.get("trajectory_id", "?")
-        raise ValueError(f"trajectory {name}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"trajectory {row.get('trajectory_id', '?')} has no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"trajectory {row.get('trajectory_id', '?')}: {error}") from error
 
 
 def _array_to_list(value: object) -> list[Any]:

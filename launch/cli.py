@@ -55,7 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         "dynatok launch launch/configs/tiny.yaml --learner.training.max-steps 20",
         _OVERRIDES,
     )
-    launch.add_argument("config", type=Path, help="YAML file, such as launch/configs/tiny.yaml")
+    launch.add_argument(
+        "config",
+        type=Path,
+        help="YAML file, such as launch/configs/tiny.yaml; with --resume, a run folder",
+    )
+    launch.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped: --resume RUN_DIR"
+    )
     launch.add_argument(
         "--dry-run", action="store_true", help="write the run folder with its configs, and stop"
     )
@@ -74,6 +81,67 @@ def _parser() -> argparse.ArgumentParser:
         )
         one.add_argument("config", type=Path, help=f"{name}.yaml of a run folder")
         one.set_defaults(process=name)
+
+    for name, what, example in (
+        (
+            "collect",
+            "let an actor write trajectories into a folder, without a learner",
+            "collect launch/configs/tiny-collect.yaml --out data/tiny --trajectories 2000",
+        ),
+        (
+            "train",
+            "fine-tune on collected or hand-written trajectories",
+            "train launch/configs/tiny-train.yaml --data data/tiny",
+        ),
+        (
+            "eval",
+            "measure how well a model follows requirements that change while it writes",
+            "eval launch/configs/tiny-eval.yaml --model runs/train-20260102-030405/model",
+        ),
+    ):
+        alone = _verb(
+            verbs, name, _alone, what, f"dynatok {example}", "Every field is a flag: --seed 7"
+        )
+        alone.add_argument(
+            "config", type=Path, help=f"YAML file, as launch/configs/tiny-{name}.yaml"
+        )
+        alone.add_argument(
+            "--fields", action="store_true", help="list every field with its value, and stop"
+        )
+        alone.set_defaults(verb=name)
+
+    demo = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "open a page on which you change the prompt while the model writes",
+        "dynatok demo --port 0 --tokens-per-second 60",
+        "Without CONFIG: the embedded model. Every field is a flag; beside a training run:\n"
+        "  dynatok demo --run runs/tiny-20260102-030405",
+    )
+    demo.usage = "dynatok demo [-h] [--run RUN_DIR] [--fields] [CONFIG] [--FIELD VALUE ...]"
+    demo.add_argument(
+        "--run", dest="run_dir", type=Path, metavar="RUN_DIR", help="use this running loop's actor"
+    )
+    demo.add_argument(
+        "--fields", action="store_true", help="list every field with its value, and stop"
+    )
+
+    inspect = _verb(
+        verbs,
+        "inspect",
+        _inspect,
+        "show stored trajectories: their passes, KV blocks, text and spans",
+        "dynatok inspect runs/tiny-20260102-030405 --html run.html --png spans.png",
+        "PATH is a .jsonl or .parquet file, a folder of them, a journal, or a run folder.\n"
+        "Exit code 1: something in it is damaged; what it is is said, and the rest is shown.",
+    )
+    inspect.add_argument("path", type=Path, help="where the trajectories lie")
+    inspect.add_argument("--limit", type=int, default=1, help="how many to show in full (1)")
+    inspect.add_argument("--only", metavar="ID", help="only the trajectory of that name")
+    inspect.add_argument("--model", help="whose tokens they are, where that is not recorded")
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page")
+    inspect.add_argument("--png", type=Path, metavar="FILE", help="draw the spans of the first")
 
     names = sorted(path.stem for path in _BENCHMARKS.glob("*.py") if not path.stem.startswith("_"))
     if names:
@@ -137,6 +205,8 @@ def _verb(
 def _launch(known: argparse.Namespace, flags: list[str]) -> int:
     from launch import config, run
 
+    if known.resume:
+        return run.resume(known.config, flags, dry_run=known.dry_run)
     _expect_file(known.config)
     loaded = config.load_run(known.config, flags)
     if known.fields:
@@ -155,6 +225,68 @@ def _process(known: argparse.Namespace, flags: list[str]) -> int:
     loaded = load_process(known.config, into, flags)
     code: int = importlib.import_module(f"{name}.main").run(loaded)
     return code
+
+
+_ALONE = {
+    "collect": ("actor.alone_config:CollectConfig", "actor.collection"),
+    "train": ("learner.offline_config:TrainConfig", "launch.offline"),
+    "eval": ("actor.alone_config:EvalConfig", "actor.evaluation_run"),
+}
+"""Verb -> its configuration, and the module whose `run` takes it."""
+
+
+def _alone(known: argparse.Namespace, flags: list[str]) -> int:
+    from launch.config import list_fields, load_process
+
+    where, runner = _ALONE[known.verb]
+    module, _, name = where.partition(":")
+    _expect_file(known.config)
+    loaded = load_process(known.config, getattr(importlib.import_module(module), name), flags)
+    if known.fields:
+        print(list_fields(loaded))
+        return 0
+    try:
+        code: int = importlib.import_module(runner).run(loaded)
+    except ValueError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return code
+
+
+def _demo(known: argparse.Namespace, rest: list[str]) -> int:
+    from actor.demo.config import DemoConfig
+    from launch.config import list_fields, load_process
+
+    # Not an optional argument of argparse: it would take `0` of `--port 0` for the file.
+    path = Path(__file__).parent / "configs" / "tiny-demo.yaml"
+    if rest and not rest[0].startswith("-"):
+        path = Path(rest.pop(0))
+        _expect_file(path)
+    config = load_process(path, DemoConfig, rest)
+    if known.fields:
+        print(list_fields(config))
+        return 0
+    if known.run_dir is not None:
+        from actor.demo.attach import attach
+
+        return attach(config, known.run_dir)
+    from actor.demo.main import run
+
+    return run(config)
+
+
+def _inspect(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"inspect takes no '{rest[0]}'; see dynatok inspect --help")
+    from launch.inspect import inspect
+
+    return inspect(
+        known.path,
+        limit=known.limit,
+        only=known.only,
+        model=known.model,
+        html=known.html,
+        png=known.png,
+    )
 
 
 def _expect_file(path: Path) -> None:

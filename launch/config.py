@@ -11,7 +11,6 @@ import contextlib
 import json
 import re
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ import msgspec
 import yaml
 
 from actor.config import ActorConfig
+from dynatok_online.run_folder import make_run_folder
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
 from learner.config import LearnerConfig
 from protocol.config import ProtocolConfig
@@ -31,7 +31,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One actor and one learner on this machine."""
+    """One learner and its actors on this machine."""
 
     name: str = "run"
     """First part of the run folder's name."""
@@ -43,6 +43,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """`tiny` (the embedded model), a folder, or a name on the model hub."""
     time_limit: float = 0.0
     """Seconds after which the run is stopped as failed; 0: none."""
+    actors: int = 1
+    """Actor processes. Each has a seed of its own; the first one evaluates."""
+    restarts: int = 3
+    """How often in a row a process may crash and be started again before the run is given up;
+    0: never."""
     actor: ActorConfig = ActorConfig()
     """The generating process."""
     learner: LearnerConfig = msgspec.field(default_factory=LearnerConfig)
@@ -58,6 +63,10 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; write 0 or more")
+        if self.actors < 1:
+            raise ValueError(f"actors is {self.actors}; write 1 or more")
+        if self.restarts < 0:
+            raise ValueError(f"restarts is {self.restarts}; write 0 (never) or more")
         if self.time_limit < 0:
             raise ValueError(f"time_limit is {self.time_limit}; write 0 (none) or more")
 
@@ -97,19 +106,10 @@ def _refuse_filled(raw: dict[str, Any], source: str) -> None:
 
 def new_run_dir(config: RunConfig) -> Path:
     """A fresh folder `DIR/NAME-DATE-TIME`, made here. Raises ConfigError."""
-    parent = Path(config.dir)
-    stem = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for attempt in range(1, 100):
-        run_dir = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            run_dir.mkdir(parents=True)
-            return run_dir.resolve()
-        except FileExistsError:
-            if not parent.is_dir():
-                raise ConfigError(f"dir: {parent} is a file; name a folder for runs") from None
-        except OSError as error:
-            raise ConfigError(f"dir: cannot make {run_dir} ({error.strerror})") from None
-    raise ConfigError(f"dir: {parent} is full of runs that began this second")
+    try:
+        return make_run_folder(Path(config.dir), config.name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfig]:
@@ -132,6 +132,17 @@ def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfi
 def _filled(section: T, values: dict[str, Any]) -> T:
     known = {name: values[name] for name in FILLED if name in section.__struct_fields__}
     return msgspec.structs.replace(section, **known)
+
+
+def actor_configs(actor: ActorConfig, count: int) -> list[ActorConfig]:
+    """The configs of `count` actors: each with a name and a seed of its own."""
+    silent = msgspec.structs.replace(actor.evaluation, enabled=False)
+    return [actor] + [
+        msgspec.structs.replace(
+            actor, name=f"{actor.name}-{number}", seed=actor.seed + number, evaluation=silent
+        )
+        for number in range(1, count)
+    ]
 
 
 def usable_endpoint(endpoint: str) -> str:
@@ -161,17 +172,17 @@ def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
 
 
 def write_configs(
-    run_dir: Path, config: RunConfig, actor: ActorConfig, learner: LearnerConfig
+    run_dir: Path, config: RunConfig, actors: Sequence[ActorConfig], learner: LearnerConfig
 ) -> None:
-    """`config.yaml`, `actor.yaml` and `learner.yaml` of the run folder."""
+    """`config.yaml`, `learner.yaml` and `actor.yaml` (`actor-1.yaml`, ...) of the run folder."""
     whole = _plain(config)
     for section in ("actor", "learner"):
         for key in FILLED:
             whole[section].pop(key, None)
     for name, content, command in (
         ("config", whole, "launch"),
-        ("actor", _plain(actor), "actor"),
         ("learner", _plain(learner), "learner"),
+        *((actor.name, _plain(actor), "actor") for actor in actors),
     ):
         head = f"# Resolved configuration. Use it again: dynatok {command} {name}.yaml\n"
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -183,13 +194,13 @@ def _plain(config: msgspec.Struct) -> dict[str, Any]:
     return plain
 
 
-def list_fields(config: RunConfig) -> str:
+def list_fields(config: msgspec.Struct) -> str:
     """Every field that can be set, as `--flag value`, one a line."""
     plain = _plain(config)
     lines = []
-    for path, _ in all_fields(RunConfig):
+    for path, _ in all_fields(type(config)):
         section, *rest = path.split(".")
-        if section in ("actor", "learner") and rest[0] in FILLED:
+        if section in ("actor", "learner") and rest and rest[0] in FILLED:
             continue
         value: Any = plain
         for part in path.split("."):

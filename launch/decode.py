@@ -85,7 +85,7 @@ def decode(raw: dict[str, Any], into: type[T], source: str) -> T:
     try:
         return msgspec.convert(raw, into)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), raw)}") from None
+        raise ConfigError(f"{source}: {_explain(str(error), raw, into)}") from None
 
 
 def check_keys(raw: dict[str, Any], into: type[msgspec.Struct], source: str) -> None:
@@ -225,7 +225,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 _EXPECTED = re.compile(r"^Expected `(?P<wanted>.+?)`(?:, got `(?P<got>.+?)`)?(?P<rest>.*)$")
 
 
-def _explain(message: str, raw: dict[str, Any]) -> str:
+def _explain(message: str, raw: dict[str, Any], root: type[msgspec.Struct]) -> str:
     """msgspec's message with the path first and the value that was there.
 
     A ValueError that a struct raised about itself names its own fields: it stays as it is.
@@ -233,10 +233,13 @@ def _explain(message: str, raw: dict[str, Any]) -> str:
     text, _, path = message.rpartition(" - at `$.")
     if not text:
         return message.removesuffix(" - at `$`")
+    path = path.rstrip("`")
     found = _EXPECTED.match(text)
     if not found:
-        return text
-    path = path.rstrip("`")
+        if not text.startswith("Invalid enum value"):
+            return text
+        wrong = text.removeprefix("Invalid enum value ")
+        return f"{path} is {wrong}; write one of {', '.join(_choices(path, root))}"
     value: Any = raw
     for part in re.findall(r"[^.\[\]]+", path):
         value = value.get(part) if isinstance(value, dict) else None
@@ -245,6 +248,19 @@ def _explain(message: str, raw: dict[str, Any]) -> str:
     if found["got"] is None:
         return f"{path} must be {wanted}{found['rest']}, got {value!r}"
     return f"{path} must be {wanted}, got {found['got'].replace('object', 'section')}{shown}"
+
+
+def _choices(path: str, root: type[msgspec.Struct]) -> list[str]:
+    """The values of the field at `path`, where it takes one of several words."""
+    hint = dict(all_fields(root)).get(re.sub(r"\[.*", "", path))
+    found: list[str] = []
+    pending = [hint]
+    while pending:
+        here = pending.pop(0)
+        if isinstance(here, str):
+            found.append(here)
+        pending += typing.get_args(here)
+    return found
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dynatok_online.json_files import read_json
 from dynatok_online.metrics import Tail
 
 ADHERENCE = "adherence"
@@ -63,8 +64,6 @@ def smooth(values: Iterable[float], weight: float = 0.8) -> list[float]:
 
 def evaluations(run_dir: Path) -> dict[str, float]:
     """`before` / `after` -> adherence after an edit on held-out tasks, where it was measured."""
-    from launch.result import read_json
-
     found = {}
     for name in ("before", "after"):
         value = read_json(run_dir / "evaluation" / f"{name}.json").get("adherence_after_edit")

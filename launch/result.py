@@ -6,12 +6,11 @@ inputs and null in the result; nothing is made up.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dynatok_online.json_files import read_json, write_json
 
 FROM_ACTOR = (
     "weight_syncs",
@@ -56,15 +55,4 @@ def _sum(numbers: Iterable[int | None]) -> int | None:
 
 def write(run_dir: Path, result: dict[str, Any]) -> None:
     """Write `result.json` whole or not at all."""
-    partial = run_dir / ".result.json"
-    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, run_dir / "result.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none yet."""
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(loaded, dict):
-            return loaded
-    return {}
+    write_json(run_dir / "result.json", result)

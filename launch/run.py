@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import environment, picture, result
+from dynatok_online.json_files import read_json
+from launch import environment, picture
 from launch.config import (
     RunConfig,
     actor_configs,
@@ -43,7 +44,7 @@ def resume(run_dir: Path, flags: Sequence[str] = (), *, dry_run: bool = False) -
     if not path.exists():
         raise ConfigError(f"--resume: {run_dir} is no run folder: it has no config.yaml")
     config = load_run(path, flags)
-    learner = result.read_json(run_dir / "learner.json")
+    learner = read_json(run_dir / "learner.json")
     done = learner.get("learner_steps", 0)
     if learner.get("finished") and done >= (config.learner.training.get("max_steps") or 0):
         raise ConfigError(
@@ -85,7 +86,7 @@ def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
         _say(f"to go on from its last checkpoint: dynatok launch --resume {run_dir}")
     if drawn:
         _say(f"picture: {drawn}")
-    print(json.dumps(result.read_json(run_dir / "result.json")), flush=True)
+    print(json.dumps(read_json(run_dir / "result.json")), flush=True)
     return outcome.code
 
 

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import msgspec
 
+from dynatok_online.json_files import read_json
 from launch import process, result
 from launch.janitor import Janitor
 
@@ -183,7 +184,7 @@ def supervise(
             janitor.dismiss()
             display.close()
     status, code, message = end
-    if status == "finished" and result.read_json(run_dir / "learner.json").get("finished") is False:
+    if status == "finished" and read_json(run_dir / "learner.json").get("finished") is False:
         log = run_dir / "logs" / "learner.log"
         status, code, message = "failed", 1, f"the learner ended before its last step; log: {log}"
     seconds = clock() - started

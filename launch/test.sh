@@ -37,7 +37,14 @@ step types mypy
 # Two workers: most of the time is importing torch, transformers and TRL.
 step "fast tests" python -m pytest -n 2 -m "not engine and not slow" --durations 5 --durations-min 2
 fast=$SECONDS
-[ "$engine" = yes ] && step "engine tests" python -m pytest -m "engine and not slow" --timeout 900 --durations 5
+if [ "$engine" = yes ]; then
+  step "engine tests" python -m pytest -m "engine and not browser and not slow" --timeout 900 --durations 5
+  if command -v chromium chromium-browser > /dev/null; then
+    step "browser tests" python -m pytest -m "browser and not slow" --durations 5
+  else
+    summary+=("skipped       -  browser tests: no chromium (apt-get install -y chromium)")
+  fi
+fi
 
 echo
 printf '%s\n' "${summary[@]}"

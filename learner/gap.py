@@ -9,6 +9,7 @@ splits, the right positions. Anything else shows here first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -41,6 +42,8 @@ class GapProbe:
         """The largest gap so far."""
         self.compared = 0
         """Versions compared."""
+        self.seconds = 0.0
+        """Time spent comparing."""
         self.missed = 0
         """Versions that no trajectory came for while their weights were kept."""
 
@@ -55,6 +58,7 @@ class GapProbe:
 
     def observe(self, batch: Sequence[Trajectory]) -> list[Gap]:
         """Compare what `batch` brings of versions that wait."""
+        began = time.perf_counter()
         out = []
         # -1: sampled from KV of two versions (`Trajectory.rebuildable`), which nothing equals.
         sampled = [np.where(one.rebuildable(), one.versions(), -1) for one in batch]
@@ -64,6 +68,7 @@ class GapProbe:
             chosen = [int(i) for i in most if counts[i]]
             if chosen:
                 out.append(self._compare(version, [batch[i] for i in chosen]))
+        self.seconds += time.perf_counter() - began
         return out
 
     def _compare(self, version: int, trajectories: Sequence[Trajectory]) -> Gap:

@@ -7,9 +7,7 @@ there), or it is rejected here and counted by cause.
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -18,6 +16,7 @@ import numpy as np
 
 from dynatok_online.spans import audit
 from dynatok_online.trajectory import Trajectory
+from learner.log import say
 from learner.staleness import ARRIVED_STALE
 from learner.stream import Stream
 from protocol.learner_channel import LearnerChannel, PeerLost, Received
@@ -138,7 +137,7 @@ class Inbox:
             self._readers.joined(actor)
             if message.serving >= 0:
                 self._readers.applied(actor, message.serving)
-            _say(f"actor {actor} (process {message.pid}) is here")
+            say(f"actor {actor} (process {message.pid}) is here")
         elif isinstance(message, WeightsApplied):
             self._readers.applied(actor, message.version)
             self.applied[actor] = message
@@ -175,7 +174,7 @@ class Inbox:
         if not mismatches:
             return None
         self.audit_mismatches += 1
-        _say(f"audit: trajectory {trajectory.trajectory_id}: {mismatches[0]}")
+        say(f"audit: trajectory {trajectory.trajectory_id}: {mismatches[0]}")
         if self.audit_mismatches > self._mismatches_allowed:
             self._stream.fail(
                 f"{self.audit_mismatches} trajectories contradict what the engine reported "
@@ -188,7 +187,7 @@ class Inbox:
         self._readers.rejected(actor, message.version)
         self.weights_rejected += 1
         self._rejected_in_a_row += 1
-        _say(f"actor {actor} refused weights {message.version}: {message.reason}")
+        say(f"actor {actor} refused weights {message.version}: {message.reason}")
         if message.serving < 0 or self._rejected_in_a_row >= _REJECTIONS:
             self._stream.fail(
                 f"actor {actor} does not take the weights: version {message.version} refused, "
@@ -198,7 +197,7 @@ class Inbox:
     def _gone(self, actor: str, message: Bye | PeerLost) -> None:
         self._readers.left(actor)
         left = "said good-bye" if isinstance(message, Bye) else "is lost"
-        _say(f"actor {actor} {left}: {message.reason}")
+        say(f"actor {actor} {left}: {message.reason}")
         if any(peer.actor != actor for peer in self._channel.peers()):
             return
         if isinstance(message, PeerLost) and message.reason == "replaced":
@@ -207,7 +206,3 @@ class Inbox:
         self._stream.note = f"; the last actor ({actor}) {left}: {message.reason}"
         if self._finishing and isinstance(message, Bye):
             self.gone.set()
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -10,27 +10,24 @@ long step; the inbox's thread audits what came. They meet in `Stream`.
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING
 
 from learner.config import LearnerConfig
+from learner.environment import set_environment
 from learner.stream import LearnerFailed
+from protocol.grace import end_within_grace
 
 if TYPE_CHECKING:
     from learner.session import Session
 
-GRACE = 4.0
-"""Seconds between a signal and the end of the process, whatever it is doing."""
-
 
 def run(config: LearnerConfig) -> int:
     """Train until `training.max_steps`, a signal, or a failure."""
-    _environment(distributed=bool(config.deepspeed))
+    set_environment(distributed=bool(config.deepspeed))
     session: Session | None = None
     over = threading.Event()
     code, last_words = 0, ""
@@ -56,39 +53,15 @@ def run(config: LearnerConfig) -> int:
     return code
 
 
-def _environment(distributed: bool) -> None:
-    """What libraries read when they are imported. What is set already stays."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not distributed:
-        return
-    # DeepSpeed trains under torchrun's variables, even alone.
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    if "DS_ACCELERATOR" not in os.environ:
-        import torch
-
-        if not torch.cuda.is_available():
-            os.environ["DS_ACCELERATOR"] = "cpu"
-
-
 def _obey_signals(session: Session, over: threading.Event) -> None:
+    """End after the step that is under way, or, where that takes too long, at once."""
+
+    def close() -> None:
+        session.close(failure="a signal came while it could not be obeyed")
+
     def stop(number: int, _frame: object) -> None:
-        name = signal.Signals(number).name
-        session.stop(name)
-        threading.Thread(target=_give_up, args=(session, over, 128 + number), daemon=True).start()
+        session.stop(signal.Signals(number).name)
+        end_within_grace(128 + number, over, close)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-
-
-def _give_up(session: Session, over: threading.Event, code: int) -> None:
-    """A library may be compiling, or a step be long: leave nothing behind, and go."""
-    if not over.wait(GRACE):
-        session.close(failure="a signal came while it could not be obeyed")
-        os._exit(code)

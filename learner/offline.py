@@ -7,7 +7,6 @@ The launcher starts the ranks, with torchrun's variables, on `RUN_DIR/train.json
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
+from dynatok_online.json_files import write_json
 from dynatok_online.metrics import Metrics
 from dynatok_online.prompt import from_chat
 from dynatok_online.task_files import Chat
@@ -29,6 +29,7 @@ from dynatok_online.training_data import load_training_data
 from dynatok_online.trajectory import Trajectory
 from learner.callbacks import StepLog
 from learner.config import LearnerConfig
+from learner.environment import compile_nothing
 from learner.offline_config import TrainConfig
 from learner.training import training_arguments
 
@@ -47,14 +48,14 @@ def main(run_dir: Path) -> int:
             print(f"dynatok: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if first:
-        (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(run_dir / RESULT, result)
     return 0
 
 
 def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
     """The numbers of the run. ValueError for what cannot be trained on."""
     if config.deepspeed:
-        _compile_nothing()
+        compile_nothing()
     set_seed(config.seed)
     model = tiny.resolve(config.model)
     bad: list[str] = []
@@ -133,13 +134,6 @@ def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajector
     if bad and os.environ.get("RANK", "0") == "0":
         print(f"dynatok: left out {len(bad)} rows; the first: {bad[0]}", file=sys.stderr)
     return data
-
-
-def _compile_nothing() -> None:
-    """Reductions between ranks on CPUs go through gloo; see `learner.session`."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _progress(steps: int, shown: bool) -> Progress:

@@ -15,60 +15,38 @@ import math
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
 from dynatok_online.metrics import Metrics
-from dynatok_online.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 from learner.callbacks import PublishCallback, StepLog
 from learner.canary import canary_texts
-from learner.checkpoint import (
-    CheckpointCallback,
-    Progress,
-    StreamState,
-    VersionFile,
-    latest,
-)
+from learner.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.config import LearnerConfig
+from learner.environment import compile_nothing
 from learner.gap import Gap, GapProbe
 from learner.gather import gather_weights
 from learner.inbox import Inbox
+from learner.log import say
+from learner.online_trainer import OnlineTrainer
 from learner.publisher import Publisher, Weights, shapes
+from learner.report import Report
+from learner.resume import ResumePoint, open_journal
 from learner.shadow import Shadow
 from learner.staleness import WAITED_STALE
 from learner.stream import Batches, LearnerFailed, Stream
-from learner.training import CHECKPOINTS, lora_arguments, training_arguments
-from protocol.durable import JournaledInbox
+from learner.training import lora_arguments, training_arguments
 from protocol.exporter import open_exporter
 from protocol.learner_channel import LearnerChannel
 from protocol.messages import Finish, WeightManifest, WeightsReady
 from protocol.trace import Traces, trace_of
 from protocol.transports import open_sender
-
-_SUMMARY_SECONDS = 5.0
-
-
-class OnlineTrainer(DynamicSFTTrainer):
-    """Takes its batches from the stream as they are: nothing is prefetched or dealt out."""
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """accelerate's loader would read one batch ahead: an older policy, and one too many."""
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            collate_fn=self.data_collator,
-        )
-
-    def load(self, checkpoint: Path) -> None:
-        """Take a checkpoint's weights over, adapters included, without training on."""
-        self._load_from_checkpoint(str(checkpoint))
 
 
 class Session:
@@ -83,12 +61,6 @@ class Session:
         self._run_dir = Path(config.run_dir)
         self._closed = threading.Lock()
         self._opened: list[Any] = []
-        self._summary_at = 0.0
-        self._last: dict[str, float] = {}
-        self._steps = 0
-        self._comparing = 0.0
-        self._no_room = 0
-        self._finished = False
         try:
             self._build(config)
         except BaseException:
@@ -97,19 +69,17 @@ class Session:
 
     def _build(self, config: LearnerConfig) -> None:
         if config.deepspeed:
-            _compile_nothing()
+            compile_nothing()
         arguments = training_arguments(config)
         model = tiny.resolve(config.model)
-        self.metrics = Metrics(self._run_dir, "learner")
-        self._opened.append(self.metrics)
+        metrics = Metrics(self._run_dir, "learner")
+        self._opened.append(metrics)
         self.traces = Traces(self._run_dir, "learner")
         self._opened.append(self.traces)
-        self._exporter = open_exporter(
-            self._run_dir, config.run_id, "learner", config.prometheus_port
-        )
-        if self._exporter is not None:
-            self._opened.append(self._exporter)
-        self._checkpoint = latest(self._run_dir / CHECKPOINTS)
+        exporter = open_exporter(self._run_dir, config.run_id, "learner", config.prometheus_port)
+        if exporter is not None:
+            self._opened.append(exporter)
+        self._resume = ResumePoint(self._run_dir)
         self._versions = VersionFile(self._run_dir)
         before = self._versions.read()
         self.stream = Stream(
@@ -128,11 +98,7 @@ class Session:
         self.probe = GapProbe(
             shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
         )
-        dtype = getattr(torch, config.weight_dtype)
-
-        def gather() -> Weights:
-            return gather_weights(base, dtype)
-
+        gather = partial(gather_weights, base, getattr(torch, config.weight_dtype))
         ring = open_sender(
             config.weight_transport,
             config.protocol,
@@ -147,7 +113,7 @@ class Session:
             self.stream,
             ring,
             config.audit_mismatch_threshold,
-            done=self._progress.done,
+            done=self._resume.progress.done,
             dropped=self._dropped,
         )
         self._opened.append(self.inbox)
@@ -165,7 +131,7 @@ class Session:
             version=before,
             coming=self.channel.broadcast,
         )
-        state = None if self._checkpoint is None else self._checkpoint.state
+        state = self._resume.state
         self._publishing = PublishCallback(
             self.publisher,
             self.stream,
@@ -173,12 +139,25 @@ class Session:
             config.publish_deadline,
             config.max_seconds or math.inf,
             max_policy_lag=config.max_policy_lag,
-            seconds_before=0.0 if state is None else state.seconds,
+            seconds_before=state.seconds,
         )
         self.trainer.add_callback(self._publishing)
-        self.trainer.add_callback(StepLog(self._stages, self._write_step))
+        self.report = Report(
+            self._run_dir,
+            metrics=metrics,
+            exporter=exporter,
+            channel=self.channel,
+            stream=self.stream,
+            batches=self.batches,
+            inbox=self.inbox,
+            publisher=self.publisher,
+            probe=self.probe,
+            timings=self.trainer.timings,
+            step=state.step,
+        )
+        self.trainer.add_callback(StepLog(self.report.stages, self.report.write_step))
         self.trainer.add_callback(CheckpointCallback(self._state, self._saved))
-        if state is not None:
+        if self._resume.path is not None:
             self.stream.restore(state.counts)
             self.inbox.restore(state.counts)
             self.probe.worst = None if state.worst_gap is None else Gap(*state.worst_gap)
@@ -186,37 +165,27 @@ class Session:
 
     def _open_channel(self, config: LearnerConfig) -> LearnerChannel:
         """Bind the socket, with what the journal holds and the checkpoint has not consumed."""
-        store = JournaledInbox(
-            self._run_dir / "journal" / "learner",
-            config.run_id,
-            max_bytes=config.journal_bytes,
-            max_message_bytes=config.protocol.max_message_bytes,
-        )
-        self._opened.append(store)
-        state = None if self._checkpoint is None else self._checkpoint.state
-        self._progress = Progress(state)
-        replay = list(store.replay(self._progress.consumed))
-        if state is not None:
-            self._steps = state.step
-            for actor, tasks in state.tasks.items():
-                store.inbox.tasks_of(actor).add_all(tasks)
-        if state is not None or replay:
-            self.traces.write("resumed", step=self._steps)
-            _say(
-                f"going on from step {self._steps}, with {len(replay)} trajectories that were held"
-                + (f"; {store.missing} are no longer in the journal" if store.missing else "")
+        journal = open_journal(config)
+        self._opened.append(journal)
+        replay = self._resume.replay(journal)
+        if self._resume.path is not None or replay:
+            step = self._resume.state.step
+            self.traces.write("resumed", step=step)
+            say(
+                f"going on from step {step}, with {len(replay)} trajectories that were held"
+                + (f"; {journal.missing} are no longer in the journal" if journal.missing else "")
             )
         channel = LearnerChannel(
             config.protocol,
             config.run_id,
-            store=store,
-            inbox=store.inbox,
+            store=journal,
+            inbox=journal.inbox,
             replay=replay,
             room=self.stream.room,
         )
         channel.start()
         self._opened.append(channel)
-        _say(f"listening on {channel.endpoint}")
+        say(f"listening on {channel.endpoint}")
         return channel
 
     # ---- the run ----
@@ -226,24 +195,22 @@ class Session:
 
         Raises LearnerFailed with the reason where the run cannot go on.
         """
-        checkpoint = self._checkpoint
-        if checkpoint is None or checkpoint.state.step < self.trainer.args.max_steps:
-            self.trainer.train(
-                resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path)
-            )
+        checkpoint = self._resume.path
+        if checkpoint is None or self._resume.state.step < self.trainer.args.max_steps:
+            self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         else:  # nothing is left to train, only to publish
-            self.trainer.load(checkpoint.path)
+            self.trainer.load(checkpoint)
             self.publisher.publish(self.config.publish_deadline)
         self._raise_failure()
         if self.stream.stopped is not None:
-            _say(f"stopped by {self.stream.stopped} after {self._steps} steps")
+            say(f"stopped by {self.stream.stopped} after {self.report.step} steps")
             return
-        self._finished = True
+        self.report.finished = True
         self.inbox.finish()
         self.channel.announce(Finish(self.publisher.version))
-        _say(f"training is over after {self._steps} steps; saving, and waiting for the actors")
+        say(f"training is over after {self.report.step} steps; saving, and waiting for the actors")
         self.trainer.save_model(str(self._run_dir / "model"))
-        self._write_summary()
+        self.report.write()
         self._see_off()
 
     def stop(self, reason: str) -> None:
@@ -255,7 +222,7 @@ class Session:
         if not self._closed.acquire(blocking=False):
             return
         with contextlib.suppress(OSError):
-            self._write_summary(failure)
+            self.report.write(failure)
         self._close_opened()
         if torch.distributed.is_initialized():
             with contextlib.suppress(Exception):
@@ -300,7 +267,7 @@ class Session:
         self.traces.write("dropped", cause=cause, traces=[trace_of(trajectory)])
 
     def _state(self, step: int) -> StreamState:
-        records, tasks = self._progress.offsets()
+        records, tasks = self._resume.progress.offsets()
         return StreamState(
             step=step,
             consumed=records,
@@ -312,21 +279,13 @@ class Session:
 
     def _saved(self, state: StreamState) -> None:
         self.channel.checkpointed(state.consumed)
-        _say(f"checkpoint of step {state.step} is on disk")
+        say(f"checkpoint of step {state.step} is on disk")
 
     def _on_batch(self, batch: list[Trajectory]) -> None:
         step = self.trainer.state.global_step + 1
         self.traces.write("trained", step=step, traces=[trace_of(one) for one in batch])
-        began = time.perf_counter()
-        gaps = self.probe.observe(batch)
-        self._comparing += time.perf_counter() - began
-        for gap in gaps:
-            self.metrics.log(
-                gap.version,
-                logprob_gap=gap.mean,
-                logprob_gap_largest=gap.largest,
-                logprob_gap_tokens=gap.tokens,
-            )
+        for gap in self.probe.observe(batch):
+            self.report.write_gap(gap)
             if not gap.mean <= self.config.logprob_gap_threshold:
                 raise LearnerFailed(
                     f"logprob_gap of weights {gap.version} is {gap.mean:.3g} over {gap.tokens} "
@@ -334,93 +293,3 @@ class Session:
                     f"({self.config.logprob_gap_threshold:g}): actor and learner do not compute "
                     "the same thing"
                 )
-
-    def _stages(self) -> dict[str, float]:
-        timings = self.trainer.timings
-        return {
-            "wait_for_batch": self.batches.waited,
-            "plan": timings["plan"],
-            "forward_backward": timings["forward_backward"],
-            "publish": self.publisher.seconds,
-            "compare": self._comparing,
-        }
-
-    def _write_step(self, step: int, numbers: dict[str, float]) -> None:
-        self._steps, self._last = step, numbers
-        counts = self.stream.counts()
-        applied = [one.version for one in self.inbox.applied.values()]
-        every = {
-            **numbers,
-            **counts,
-            "version": self.publisher.version,
-            "actor_version": min(applied, default=-1),
-            "audit_mismatches": self.inbox.audit_mismatches,
-            "publish_postponed": self.publisher.postponed,
-        }
-        self.metrics.log(step, **every)
-        if self._exporter is not None:
-            self._exporter.set({"step": step, **every})
-        refused = self.channel.refusals.counts.get("no_room", 0)
-        if refused > self._no_room:
-            self._no_room = refused
-            _say(f"trajectories wait at the actors: {self.channel.refusals.last['no_room']}")
-        _say(
-            f"step {step}: loss {numbers['loss']:.4f}, weights {self.publisher.version} "
-            f"(actor {min(applied, default=-1)}), {counts['waiting']} waiting, "
-            f"{counts['dropped_stale']} stale; {numbers['seconds_step']:.2f} s, of which waited "
-            f"{numbers['seconds_wait_for_batch']:.2f}"
-        )
-        if time.monotonic() - self._summary_at > _SUMMARY_SECONDS:
-            self._write_summary()
-
-    # ---- the summary ----
-
-    def summary(self, failure: str = "") -> dict[str, Any]:
-        """What goes into `learner.json`."""
-        counts = self.stream.counts()
-        worst = self.probe.worst
-        return {
-            "learner_steps": self._steps,
-            "weight_syncs": self.inbox.weight_syncs,
-            "weights_published": self.publisher.version,
-            "weights_rejected": self.inbox.weights_rejected,
-            "publish_postponed": self.publisher.postponed,
-            "trajectories": counts["taken"],
-            "received": counts["received"] + sum(self.inbox.rejected.values()),
-            "audit_mismatches": self.inbox.audit_mismatches,
-            "logprob_gap": None if worst is None else worst.mean,
-            "logprob_gap_version": None if worst is None else worst.version,
-            "logprob_gap_compared": self.probe.compared,
-            "logprob_gap_missed": self.probe.missed,
-            "policy_lag_max": counts["policy_lag_max"],
-            "dropped_stale": counts["dropped_stale"],
-            "rejected": dict(self.inbox.rejected),
-            "refused_messages": dict(self.channel.refusals.counts),
-            "loss": self._last.get("loss"),
-            "finished": self._finished,
-            "failure": failure or None,
-        }
-
-    def _write_summary(self, failure: str = "") -> None:
-        self._summary_at = time.monotonic()
-        target = self._run_dir / "learner.json"
-        temporary = target.with_suffix(".json.new")
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self.summary(failure))))
-        temporary.replace(target)
-
-
-def _compile_nothing() -> None:
-    """On a CPU DeepSpeed would compile an operator for reductions between ranks of one machine.
-
-    One rank has no use for it. Compiling takes half a minute and a compiler, and a process that
-    is killed while it compiles leaves a lock behind that later ones wait for without end.
-    """
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _say(text: str) -> None:
-    import sys
-
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

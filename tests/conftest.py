@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from actor.engine import VllmEngine
+    from actor.serving import Serving
+    from protocol.messages import WeightManifest
 
 T = TypeVar("T")
 RUN_ID = f"engine-tests-{os.getpid()}"
@@ -70,10 +74,62 @@ def vllm(random_model: Path) -> Iterator[SharedEngine]:
     from actor.engine import VllmEngine
 
     loop = asyncio.new_event_loop()
-    engine = VllmEngine.start(str(random_model), {"max_num_seqs": 32}, run_id=RUN_ID)
+    # Room for ten contexts of 512 tokens: where many sessions run, blocks are evicted, and
+    # requests preempted.
+    arguments = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20}
+    engine = VllmEngine.start(str(random_model), arguments, run_id=RUN_ID)
     try:
         yield SharedEngine(engine, loop, random_model)
     finally:
         engine.shutdown()
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+@pytest.fixture(scope="session")
+def reference(vllm: SharedEngine) -> PreTrainedModel:
+    """The engine's model in transformers, float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(vllm.model, dtype="float32").eval()
+
+
+@pytest.fixture
+def ring(vllm: SharedEngine, reference: PreTrainedModel) -> Iterator[Callable[..., WeightManifest]]:
+    """`publish(version, model, ...)` into the ring that the engine's worker reads."""
+    from protocol.messages import Canary
+    from protocol.shm import ShmSender
+    from protocol.weights import as_tensor, payload_bytes
+    from tests.actor.models import full_forward
+
+    layout = {n: ("F32", tuple(t.shape)) for n, t in reference.state_dict().items()}
+    sender = ShmSender(vllm.run_id, payload_bytes(layout), slots=3)
+
+    def publish(
+        version: int,
+        model: PreTrainedModel,
+        canary_of: PreTrainedModel | None = None,
+        tamper: Callable[[dict[str, Any]], None] = lambda state: None,
+    ) -> WeightManifest:
+        state = {n: t.detach().clone() for n, t in model.state_dict().items()}
+        tamper(state)
+        texts = (tuple(range(5, 45)), tuple(range(60, 10, -1)))
+        expected = tuple(
+            tuple(map(float, full_forward(canary_of or model, text))) for text in texts
+        )
+        tensors = ((n, as_tensor("F32", t.shape, t.numpy())) for n, t in state.items())
+        return sender.publish(version, tensors, Canary(texts, expected, 1e-4))
+
+    yield publish
+    sender.close()
+
+
+@pytest.fixture
+def serving(vllm: SharedEngine, request: pytest.FixtureRequest) -> Serving:
+    """A gate that is open, with a cache salt that no other test uses."""
+    from actor.serving import Serving
+
+    vllm.run(vllm.engine.set_weight_label("default"))
+    serving = Serving(vllm.engine, request.node.name)
+    serving.open(0, serving.new_salt(0))
+    return serving

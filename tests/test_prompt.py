@@ -2,7 +2,7 @@
 
 import pytest
 
-from dynatok_online.prompt import Renderer, Response, Slot, Text, parse
+from dynatok_online.prompt import Renderer, Response, Slot, Text, from_chat, late, parse
 from dynatok_online.trajectory import RESPONSE
 
 
@@ -61,3 +61,81 @@ def test_states_must_fit_the_slots():
         renderer.layout({})
     with pytest.raises(ValueError, match=r"no slot for state \['cse'\]"):
         renderer.layout({"case": "a", "cse": "b"})
+
+
+def written(prompt):
+    """The template of a prompt."""
+    return "".join(
+        part.text
+        if isinstance(part, Text)
+        else "{{" + (part.name if isinstance(part, Slot) else "response") + "}}"
+        for part in prompt.parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "moved"),
+    [
+        ("Rules:\nstyle: {{s}}\nText:\n", "Rules:\nText:\n{{response}}\nstyle: {{s}}\n"),
+        (
+            "Rules:\na {{a}}\nand b {{b}}!\nText:\n",
+            "Rules:\nText:\n{{response}}\na {{a}}\nand b {{b}}!\n",
+        ),
+        ("{{a}}\n{{response}} end", "{{response}}\n{{a}}\n end"),
+        ("in one line {{s}}: ", "in one line : {{response}}{{s}}"),
+        ("no slots", "no slots{{response}}"),
+        ("late {{response}} already {{s}}", "late {{response}} already {{s}}"),
+    ],
+)
+def test_late_placement_moves_the_lines_that_hold_slots(head, moved):
+    assert written(late(parse(head))) == moved
+    assert late(late(parse(head))) == late(parse(head))
+
+
+def test_slots_of_fixed_width_end_in_blanks():
+    renderer = Renderer(parse("a{{s}}b{{t}}"), lambda text: [ord(c) for c in text], {"s": 4})
+    renderer.layout({"s": "xy", "t": "xy"})
+    assert ["".join(map(chr, piece)) for piece in renderer.pieces] == ["a", "xy  ", "b", "xy"]
+    with pytest.raises(ValueError, match="slot 's' is 4 tokens wide, but 'xxxxx' has 5"):
+        renderer.layout({"s": "xxxxx", "t": ""})
+
+
+class Chat:
+    """A tokenizer with a small chat template; `drops` a role's messages."""
+
+    def __init__(self, drops=""):
+        self.drops = drops
+
+    def apply_chat_template(self, conversation, **kwargs):
+        assert kwargs["tokenize"] is False
+        turns = [f"<{m['role']}>{m['content']}</>" for m in conversation if m["role"] != self.drops]
+        return "".join(turns) + "<assistant>" * kwargs["add_generation_prompt"]
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Write a note.\nstyle: {{s}}\nlength: {{t}}\nThanks."},
+]
+
+
+def test_chat_messages_in_both_placements():
+    assert from_chat(MESSAGES, Chat()) == (
+        "<system>Be kind.</><user>Write a note.\nstyle: {{s}}\nlength: {{t}}\nThanks.</>"
+        "<assistant>{{response}}"
+    )
+    assert from_chat(MESSAGES, Chat(), "late") == (
+        "<system>Be kind.</><user>Write a note.\nThanks.</><assistant>{{response}}</>"
+        "<user>style: {{s}}\nlength: {{t}}</><assistant>"
+    )
+
+
+def test_a_chat_template_that_drops_a_slot_is_refused():
+    with pytest.raises(ValueError, match="drops or rewrites a placeholder"):
+        from_chat(MESSAGES, Chat(drops="user"))
+
+
+def test_late_slots_in_two_messages_are_refused():
+    two = [{"role": "system", "content": "{{r}}"}, MESSAGES[1]]
+    assert "{{r}}" in from_chat(two, Chat())
+    with pytest.raises(ValueError, match="put all slots into one message"):
+        from_chat(two, Chat(), "late")

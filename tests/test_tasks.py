@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from dynatok_online.tasks import ScheduledEdit, SlotState, Task, places_of
+from dynatok_online.tasks import EditRule, ScheduledEdit, SlotState, Task, places_of
 
 UPPER, LOWER = SlotState("UPPER", "upper"), SlotState("lower", "lower")
 FREE = SlotState("any  ")
@@ -14,8 +14,10 @@ def make(
     states: dict[str, SlotState] | None = None,
     edits: tuple[ScheduledEdit, ...] = (),
     max_tokens: int = 100,
+    rules: tuple[EditRule, ...] = (),
 ) -> Task:
-    return Task("t", template, {"case": UPPER} if states is None else states, edits, max_tokens)
+    states = {"case": UPPER} if states is None else states
+    return Task("t", template, states, edits, max_tokens, rules=rules)
 
 
 def test_response_stands_at_the_end_or_in_its_place() -> None:
@@ -58,11 +60,28 @@ def test_round_trip() -> None:
             "order the edits by index",
         ),
         ({"edits": (ScheduledEdit(9, "case", SlotState("x", "uper")),)}, "did you mean 'upper'"),
+        ({"rules": (EditRule("cse", LOWER),)}, "rule for 'cse' is not among its slots"),
+        ({"rules": (EditRule("case", LOWER, count=0),)}, "a rule's count must be 1 or more"),
+        (
+            {"rules": (EditRule("case", LOWER),), "edits": (ScheduledEdit(9, "case", LOWER),)},
+            "write edits or rules, not both",
+        ),
     ],
 )
 def test_mistakes(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**change)  # type: ignore[arg-type]
+
+
+def test_requirements_that_contradict_each_other_are_refused_when_they_meet() -> None:
+    states = {"a": SlotState("few words", "max_words:20"), "b": FREE}
+    meets = ScheduledEdit(30, "b", SlotState("many", "upper+min_words:30"))
+    parts = ScheduledEdit(20, "a", FREE)
+    with pytest.raises(ValueError, match="from token 30 on slots 'a' and 'b' ask for what no text"):
+        make("{{a}} {{b}}", states, (meets,))
+    make("{{a}} {{b}}", states, (parts, meets))
+    with pytest.raises(ValueError, match="after rule 1 slots 'a' and 'b'"):
+        make("{{a}} {{b}}", states, rules=(EditRule("b", meets.state),))
 
 
 def test_places_of() -> None:

@@ -65,6 +65,18 @@ def test_worked_example():
     assert trajectory.versions().tolist() == [3, 3, 3, 4, 4]
 
 
+def test_tokens_sampled_from_kv_of_two_versions_cannot_be_rebuilt():
+    trajectory = worked_example()
+    assert trajectory.versions().tolist() == [3, 3, 3, 4, 4]
+    assert trajectory.rebuildable().tolist() == [True, True, True, False, False]
+    # Given its blocks by version 3, and its first token by version 4.
+    late = msgspec.structs.replace(
+        trajectory.passes[1], weight_versions=(VersionRun(3, 0), VersionRun(4, 3))
+    )
+    trajectory = worked_example(passes=(trajectory.passes[0], late))
+    assert trajectory.rebuildable().tolist() == [True, True, False, False, False]
+
+
 def test_a_pass_that_sampled_nothing_keeps_the_kv_of_what_it_fed():
     empty = Pass(layout=(0, RESPONSE), states={}, start=0, stop=0, num_cached_tokens=0)
     trajectory = Trajectory(

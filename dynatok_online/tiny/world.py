@@ -7,11 +7,15 @@ fixed width, the response comes last. Train and held-out tasks share no writer, 
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Literal
 
 from dynatok_online.requirements import family, requirement
 from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+from dynatok_online.tiny import grammar
+from dynatok_online.wordlists import NUMBER_WORDS, WORD_LISTS
 
 Split = Literal["train", "heldout"]
 
@@ -120,3 +124,22 @@ def tasks(
             seed=rng.randrange(2**31),
         )
         number += 1
+
+
+def gold_response(task: Task) -> str:
+    """What a perfect writer answers: each word obeys the states in force at its first character."""
+    names = [
+        {slot: str(state.requirement) for slot, state in task.states_at(index).items()}
+        for index in (0, *(edit.index for edit in task.edits))
+    ]
+    cuts = [edit.index for edit in task.edits]
+    return grammar.gold(
+        random.Random(task.seed), lambda at: names[bisect_right(cuts, at)], task.max_tokens
+    )
+
+
+@cache
+def words() -> frozenset[str]:
+    """Every word that a gold response can hold, in lower case, numbers in digits left out."""
+    plain = {word.strip(".") for frame in grammar.FRAMES for word in frame.split()} - {*"NTP"}
+    return frozenset(plain) | NUMBER_WORDS | frozenset[str]().union(*WORD_LISTS.values())

@@ -1,12 +1,13 @@
-"""A fake engine: deterministic tokens, a prefix cache, and aborts at any moment."""
+"""A fake engine: deterministic tokens, a block cache, and aborts at any moment."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 from actor.config import SamplingConfig
-from actor.generation import Generated, OnTokens
+from actor.generation import CacheUse, Generated, OnStart, OnTokens, Scheduled
 from protocol.messages import WeightManifest
 
 BLOCK = 4
@@ -15,41 +16,86 @@ BLOCK = 4
 class FakeRequest:
     """Samples one token per turn of the event loop (or as `engine.gate` allows)."""
 
-    def __init__(self, engine: FakeEngine, fed: list[int], max_tokens: int, salt: str) -> None:
+    def __init__(
+        self, engine: FakeEngine, fed: list[int], max_tokens: int, cache: CacheUse, head: bool
+    ) -> None:
         self.engine = engine
         self.fed = fed
         self.max_tokens = max_tokens
-        self.salt = salt
+        self.cache = cache
         self.token_ids: list[int] = []
         self.cached = 0
+        self.kept: list[int] = []
+        self.names: list[int] = []
+        self.chain = 0
         self.finish = ""
-        self.task = asyncio.ensure_future(self._generate())
+        self.labels: list[str] = []
+        if head:  # it shares a step with the request that follows it
+            self._take_blocks()
+            self._fill_blocks()
+            self.token_ids, self.labels, self.finish = [0], [engine.label], "length"
+            self.task = asyncio.ensure_future(asyncio.sleep(0))
+        else:
+            self.task = asyncio.ensure_future(self._generate())
+
+    @property
+    def salt(self) -> str:
+        return self.cache.salt
+
+    def block(self, j: int) -> tuple[int, ...]:
+        return tuple([*self.fed, *self.token_ids][j * BLOCK : (j + 1) * BLOCK])
+
+    def _take_blocks(self) -> None:
+        """What is found in the cache, by the rule of `actor.block_names`."""
+        before = self.engine.named.get(self.cache.previous) if self.cache.session else None
+        self.chain = hash(self.cache.salt)
+        for j in range((len(self.fed) - 1) // BLOCK if self.cache.read else 0):
+            name = fresh = hash((self.chain, self.block(j)))
+            if (
+                before is not None
+                and j < min(self.cache.held // BLOCK, len(before.names))
+                and before.block(j) == self.block(j)
+                and before.names[j] in self.engine.blocks
+            ):
+                name = before.names[j]
+            if name not in self.engine.blocks:
+                break
+            if name != fresh:
+                self.kept.append(j)
+            self.chain = name if name == fresh else hash((self.chain, "kept", name))
+            self.names.append(name)
+        self.cached = len(self.names) * BLOCK
+        self.engine.named[self.cache.name] = self
+
+    def _fill_blocks(self) -> None:
+        for j in range(len(self.names), (len(self.fed) + len(self.token_ids)) // BLOCK):
+            self.chain = hash((self.chain, self.block(j)))
+            self.names.append(self.chain)
+            self.engine.blocks.add(self.chain)
 
     async def _generate(self) -> None:
         await asyncio.sleep(0)
-        blocks = (len(self.fed) - 1) // BLOCK
-        keys = [(self.salt, tuple(self.fed[: (i + 1) * BLOCK])) for i in range(blocks)]
-        hits = 0
-        while hits < blocks and keys[hits] in self.engine.blocks:
-            hits += 1
-        self.cached = hits * BLOCK
+        self._take_blocks()
         while len(self.token_ids) < self.max_tokens:
             await self.engine.step(self)
-            whole = [*self.fed, *self.token_ids]
-            for i in range(len(whole) // BLOCK):
-                self.engine.blocks.add((self.salt, tuple(whole[: (i + 1) * BLOCK])))
-            token = self.engine.next_token(whole)
+            self._fill_blocks()
+            token = self.engine.next_token([*self.fed, *self.token_ids])
             self.token_ids.append(token)
+            self.labels.append(self.engine.label)
             if token == self.engine.stop_token:
                 self.finish = "stop"
                 return
         self.finish = "length"
 
-    async def wait(self, on_tokens: OnTokens | None = None) -> Generated:
+    async def wait(
+        self, on_tokens: OnTokens | None = None, on_start: OnStart | None = None
+    ) -> Generated:
         seen = 0
         while not self.finish:
             await asyncio.sleep(0)
             if on_tokens is not None and len(self.token_ids) > seen:
+                if not seen and on_start is not None:
+                    on_start(self.cached)
                 on_tokens(self.token_ids[seen:])
                 seen = len(self.token_ids)
             if self.task.done() and not self.task.cancelled():
@@ -57,7 +103,7 @@ class FakeRequest:
         n = len(self.token_ids)
         if on_tokens is not None and n > seen:
             on_tokens(self.token_ids[seen:])
-        labels = ((self.engine.label, n),) if n else ()
+        labels = tuple((label, len(list(run))) for label, run in groupby(self.labels))
         return Generated(
             list(self.token_ids), [-0.5] * n, self.cached if n else 0, self.finish, labels
         )
@@ -66,6 +112,26 @@ class FakeRequest:
         if not self.finish:
             self.finish = "abort"
             self.task.cancel()
+
+
+class FakeCacheLog:
+    """Says what the fake requests did; a test may write a lie into `lies`."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, FakeRequest] = {}
+        self.lies: dict[str, tuple[Scheduled, ...] | None] = {}
+        self.forgotten: list[str] = []
+
+    async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
+        if name in self.lies:
+            return self.lies[name]
+        one = self.named[name]
+        names = tuple(each.to_bytes(8, "big", signed=True) for each in one.names)
+        cut = one.cached // BLOCK
+        return (Scheduled(len(one.fed), tuple(one.kept), names[:cut], names[cut:]),)
+
+    def forget(self, names: Sequence[str]) -> None:
+        self.forgotten += names
 
 
 class FakeEngine:
@@ -77,8 +143,12 @@ class FakeEngine:
         self.max_model_len = max_model_len
         self.stop_token = stop_token
         self.label = "0"
-        self.blocks: set[tuple[str, tuple[int, ...]]] = set()
+        self.blocks: set[int] = set()
+        self.cache_log = FakeCacheLog()
+        self.named = self.cache_log.named
         self.requests: list[FakeRequest] = []
+        self.heads: list[FakeRequest] = []
+        self.ended: list[str] = []
         self.submit_delay = 0
         self.next_token: Callable[[list[int]], int] = lambda whole: 100 + len(whole) % 7
         self.on_step: Callable[[FakeRequest], None] = lambda request: None
@@ -98,14 +168,22 @@ class FakeEngine:
         sampling: SamplingConfig,
         max_tokens: int,
         seed: int | None,
-        cache_salt: str,
+        cache: CacheUse,
         stream: bool,
     ) -> FakeRequest:
         for _ in range(self.submit_delay):
             await asyncio.sleep(0)
-        request = FakeRequest(self, list(token_ids), max_tokens, cache_salt)
+        request = FakeRequest(self, list(map(int, token_ids)), max_tokens, cache, False)
         self.requests.append(request)
         return request
+
+    async def prefill(self, token_ids: Sequence[int], cache: CacheUse) -> FakeRequest:
+        request = FakeRequest(self, list(map(int, token_ids)), 1, cache, True)
+        self.heads.append(request)
+        return request
+
+    def end_session(self, session: str) -> None:
+        self.ended.append(session)
 
     async def pause(self) -> None:
         self.calls.append("pause")

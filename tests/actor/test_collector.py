@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, repeat
 
 import pytest
 
@@ -20,6 +20,7 @@ class FakeOutlet:
     def __init__(self, credits: int) -> None:
         self.credits = asyncio.Semaphore(credits)
         self.sent: list[Trajectory] = []
+        self.tasks: list[int] = []
         self.given_back = 0
         self.taken = 0
 
@@ -31,12 +32,13 @@ class FakeOutlet:
         self.given_back += 1
         self.credits.release()
 
-    def send_trajectory(self, trajectory: Trajectory) -> None:
+    def send_trajectory(self, trajectory: Trajectory, tasks: tuple[int, ...]) -> None:
         self.sent.append(trajectory)
+        self.tasks += tasks
 
 
-def endless() -> Iterator[Task]:
-    return (task((5, task().states["s"])) for _ in count())
+def endless() -> Iterator[tuple[int, Task]]:
+    return zip(count(), repeat(task((5, task().states["s"]))), strict=False)
 
 
 def collect(engine: FakeEngine, outlet: FakeOutlet, until: float = 0.2) -> Collector:
@@ -60,6 +62,7 @@ def test_no_credit_no_trajectory() -> None:
     outlet = FakeOutlet(credits=6)
     collector = collect(FakeEngine(), outlet)
     assert collector.trajectories == len(outlet.sent) == 6
+    assert sorted(outlet.tasks) == list(range(6))
     assert outlet.taken == 6
     assert collector.counts.generated_tokens == 6 * 20
     assert not collector.dropped

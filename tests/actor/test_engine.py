@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +17,11 @@ from dynatok_online.spans import audit
 from dynatok_online.tasks import ScheduledEdit, SlotState, Task
 from dynatok_online.tiny import tokenizer, world
 from dynatok_online.trajectory import Trajectory
-from protocol.messages import Canary, WeightManifest, WeightsApplied, WeightsRejected
-from protocol.shm import ShmReceiver, ShmSender
-from protocol.weights import as_tensor, payload_bytes
+from protocol.messages import WeightsApplied, WeightsRejected
+from protocol.shm import ShmReceiver
+from tests.actor.models import full_forward, nudged
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -49,32 +47,6 @@ def task(name: str, *edits: tuple[int, SlotState], max_tokens: int = 60) -> Task
 
 def session(serving: Serving, one: Task, **more: Any) -> LiveSession:
     return LiveSession(one, serving, encode=encode, decode=decode, sampling=SAMPLING, **more)
-
-
-@pytest.fixture
-def serving(vllm, request) -> Serving:
-    """A gate that is open, with a cache salt that no other test uses."""
-    serving = Serving(vllm.engine, request.node.name)
-    serving.open(0, serving.new_salt(0))
-    return serving
-
-
-@pytest.fixture(scope="module")
-def reference(vllm) -> PreTrainedModel:
-    """The engine's model in transformers, float32."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(vllm.model, dtype="float32").eval()
-
-
-def full_forward(model: PreTrainedModel, token_ids: Any) -> np.ndarray:
-    """[n-1] log p(token i | tokens before it)."""
-    import torch
-
-    ids = torch.as_tensor(np.asarray(token_ids), dtype=torch.long)[None]
-    with torch.no_grad():
-        logprobs = model(ids).logits[0].log_softmax(-1)
-    return logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].numpy()
 
 
 def sampling_gap(model: PreTrainedModel, trajectory: Trajectory) -> float:
@@ -155,19 +127,19 @@ def test_a_surprise_edit_keeps_every_token_that_arrived(
 ) -> None:
     seen: list[int] = []
     live = session(
-        serving, task("live", max_tokens=200), on_tokens=seen.extend if watched else None
+        serving, task("live", max_tokens=300), on_tokens=seen.extend if watched else None
     )
 
     async def edit_while_it_writes() -> Finished:
         running = asyncio.create_task(live.run())
         for text in ("lower case", "UPPER CASE", "Title Case"):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.06)
             await live.edit("case", text)
         return await running
 
     trajectory = vllm.run(edit_while_it_writes()).trajectory
 
-    assert len(trajectory.response) == 200
+    assert len(trajectory.response) == 300
     assert [e.text for e in trajectory.edits] == ["lower case", "UPPER CASE", "Title Case"]
     assert all(e.requested_at <= e.effective_at for e in trajectory.edits)
     assert [p.finish_reason for p in trajectory.passes] == ["edit"] * 3 + ["length"]
@@ -203,44 +175,6 @@ def test_an_argument_that_we_cannot_work_with_is_refused(argument: dict[str, Any
 # Weights.
 
 
-@pytest.fixture
-def ring(vllm, reference) -> Iterator[Callable[..., WeightManifest]]:
-    """`publish(version, model, ...)` into the ring that the engine's worker reads."""
-    layout = {n: ("F32", tuple(t.shape)) for n, t in reference.state_dict().items()}
-    sender = ShmSender(vllm.run_id, payload_bytes(layout), slots=3)
-
-    def publish(
-        version: int,
-        model: PreTrainedModel,
-        canary_of: PreTrainedModel | None = None,
-        tamper: Callable[[dict[str, torch.Tensor]], None] = lambda state: None,
-    ) -> WeightManifest:
-        state = {n: t.detach().clone() for n, t in model.state_dict().items()}
-        tamper(state)
-        texts = (tuple(range(5, 45)), tuple(range(60, 10, -1)))
-        expected = tuple(
-            tuple(map(float, full_forward(canary_of or model, text))) for text in texts
-        )
-        tensors = ((n, as_tensor("F32", t.shape, t.numpy())) for n, t in state.items())
-        return sender.publish(version, tensors, Canary(texts, expected, 1e-4))
-
-    yield publish
-    sender.close()
-
-
-def nudged(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    import copy
-
-    import torch
-
-    torch.manual_seed(seed)
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return other
-
-
 def test_new_weights_while_sessions_write(vllm, serving, reference, ring) -> None:
     """Passes go on under the new weights, take no KV of the old ones, and are labelled right."""
     models = {1: nudged(reference, 1), 2: nudged(reference, 2), 3: reference}
@@ -251,7 +185,7 @@ def test_new_weights_while_sessions_write(vllm, serving, reference, ring) -> Non
         running = [asyncio.create_task(session(serving, one).run()) for one in tasks]
         answers = []
         for version, model in models.items():
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.1)
             answers.append(await weights.update(ring(version, model)))
         return await asyncio.gather(*running), answers
 
@@ -289,7 +223,7 @@ def test_new_weights_while_sessions_write(vllm, serving, reference, ring) -> Non
 def test_the_canary_catches_wrong_weights(vllm, serving, reference, ring, fault: str) -> None:
     right, other = nudged(reference, 4), nudged(reference, 5)
 
-    def tamper(state: dict[str, torch.Tensor]) -> None:
+    def tamper(state: dict[str, Any]) -> None:
         if fault == "wrong values":
             state["model.layers.1.mlp.up_proj.weight"] *= 1.5
         elif fault == "swapped":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from actor.evaluation import evaluate, summarize, write_json
+from actor.evaluation import evaluate, summarize
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Trajectory
 from tests.actor.fake import FakeEngine
 from tests.actor.test_session import B, make, task
@@ -59,16 +58,14 @@ def test_nothing_measured_is_none() -> None:
     assert summarize([])["adherence_after_edit"] is None
 
 
-def test_evaluate_samples_each_task_once(tmp_path: Path) -> None:
+def test_evaluate_samples_each_task_once() -> None:
     engine = FakeEngine()
     tasks = (task((5, B)) for _ in range(100))
 
-    async def scenario() -> dict[str, object]:
+    async def scenario() -> dict[str, Any]:
         summary, finished = await evaluate(tasks, 10, 4, lambda one: make(engine, one))
         assert len(finished) == 10
         return summary
 
-    summary = asyncio.run(scenario())
+    assert asyncio.run(scenario())["generated_tokens"] > 0
     assert len(engine.requests) == 20
-    write_json(tmp_path / "evaluation" / "before.json", summary)
-    assert json.loads((tmp_path / "evaluation" / "before.json").read_text()) == summary

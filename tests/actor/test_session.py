@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from actor.config import SamplingConfig
 from actor.serving import Interrupt, Serving
-from actor.session import Finished, LiveSession
+from actor.session import Finished, LiveSession, PassReport
 from dynatok_online.spans import audit
 from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+from dynatok_online.trajectory import Reuse
 from tests.actor.fake import FakeEngine
 
 A, B = SlotState("aaaa", "lower"), SlotState("BBBB", "upper")
+C, D = SlotState("cccc"), SlotState("dddd")
 
 
 def encode(text: str) -> list[int]:
     return [ord(c) for c in text]
 
 
-def decode(token_ids: Sequence[int]) -> str:
+def decode(token_ids: Any) -> str:
     return "".join(chr(i) for i in token_ids)
 
 
@@ -86,15 +87,15 @@ def test_two_edits_at_one_index_make_one_pass() -> None:
     one = Task(
         "t",
         "{{a}}-{{b}}",
-        {"a": A, "b": A},
-        (ScheduledEdit(4, "a", B), ScheduledEdit(4, "b", B)),
+        {"a": C, "b": C},
+        (ScheduledEdit(4, "a", D), ScheduledEdit(4, "b", D)),
         8,
     )
     finished = asyncio.run(make(FakeEngine(), one).run())
     check(finished)
     assert [p.states for p in finished.trajectory.passes] == [
-        {"a": "aaaa", "b": "aaaa"},
-        {"a": "BBBB", "b": "BBBB"},
+        {"a": "cccc", "b": "cccc"},
+        {"a": "dddd", "b": "dddd"},
     ]
     assert len(finished.trajectory.edits) == 2
 
@@ -280,3 +281,180 @@ def test_scores_follow_the_states_and_leave_out_cut_words() -> None:
     scores = [p.scores for p in finished.trajectory.passes]
     # "abc def " under lower: both hold; "GHI" is cut by the edit; under upper "jkl" fails.
     assert scores == [{"s": 1.0}, {"s": 0.5}]
+
+
+# What is kept of the cache, and where slots stand.
+
+LONG = "a prefix of words {{s}}then more text:"
+
+
+def run(engine: FakeEngine, one: Task, **more: Any) -> Finished:
+    finished = asyncio.run(make(engine, one, **more).run())
+    check(finished)
+    assert finished.counts.audit_mismatches == 0
+    return finished
+
+
+def test_a_sticky_edit_computes_the_slot_and_keeps_what_follows() -> None:
+    engine = FakeEngine()
+    finished = run(engine, task((20, B), (30, A), max_tokens=40, template=LONG), reuse="sticky")
+    assert finished.trajectory.policy == "sticky"
+    # 18 characters stand before the slot, 22 up to its end: blocks 4 and 5 hold it.
+    assert [len(head.fed) for head in engine.heads] == [25, 25]
+    first, second, third = finished.trajectory.passes
+    # 37 were fed and 20 sampled: KV up to 56. Blocks 6 to 13 are kept, the rest is computed.
+    assert second.reuse == (Reuse(0, 0, 16), Reuse(0, 24, 56))
+    # Back in the first state its slot is found again; of pass 1, what it computed beyond is kept.
+    assert third.reuse == (Reuse(0, 0, 56), Reuse(1, 56, 64))
+    assert first.num_cached_tokens == 0
+    assert engine.ended == [engine.requests[0].cache.session]
+
+
+def test_two_slots_edited_at_once_keep_what_stands_between_them() -> None:
+    engine = FakeEngine()
+    one = Task(
+        "t",
+        "0123{{a}}0123456789ab{{b}}0123",
+        {"a": C, "b": C},
+        (ScheduledEdit(8, "a", D), ScheduledEdit(8, "b", D)),
+        12,
+    )
+    finished = run(engine, one, reuse="sticky")
+    assert [len(head.fed) for head in engine.heads] == [9, 25]
+    assert finished.trajectory.passes[1].reuse == (
+        Reuse(0, 0, 4),
+        Reuse(0, 8, 20),
+        Reuse(0, 24, 32),
+    )
+
+
+def test_sticky_states_are_filled_up_to_one_width() -> None:
+    short = SlotState("ab")
+    finished = run(FakeEngine(), task((5, short)), reuse="sticky")
+    widths = {len(finished.trajectory.pieces[p.layout[1]]) for p in finished.trajectory.passes}
+    assert widths == {4}
+    assert decode(finished.trajectory.fed(1)[5:9]) == "ab  "
+
+
+def test_a_state_longer_than_its_slot_is_refused_at_once() -> None:
+    live = make(FakeEngine(), task(), reuse="sticky")
+    with pytest.raises(ValueError, match=r"slot 's' is 4 tokens wide, but 'too long' has 8"):
+        asyncio.run(live.edit("s", "too long"))
+    assert asyncio.run(
+        make(FakeEngine(), task(), reuse="sticky", slot_width=8).edit("s", "too long")
+    )
+
+
+@pytest.mark.parametrize("reuse", ["exact", "sticky"])
+def test_late_slots_stand_behind_the_response(reuse: str) -> None:
+    engine = FakeEngine()
+    template = "some prefix\nstyle: {{s}}\nText:"
+    finished = run(engine, task((8, B), template=template), reuse=reuse, placement="late")
+    response = decode(finished.trajectory.response[:8])
+    assert decode(finished.trajectory.fed(1)) == f"some prefix\nText:{response}\nstyle: BBBB\n"
+    # The prefix and the response so far, as far as it was fed and not sampled behind the slot.
+    assert finished.trajectory.passes[1].reuse == (Reuse(0, 0, 16),)
+
+
+def test_starting_over_reads_nothing() -> None:
+    finished = run(FakeEngine(), task((5, B), (12, A)), reuse="none")
+    assert [p.num_cached_tokens for p in finished.trajectory.passes] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("reuse", ["exact", "sticky"])
+@pytest.mark.parametrize("turns", range(0, 30, 2))
+def test_a_surprise_edit_of_a_sticky_session_at_any_moment(reuse: str, turns: int) -> None:
+    engine = FakeEngine()
+    live = make(engine, task(max_tokens=30, template=LONG), reuse=reuse)
+
+    async def scenario() -> Finished:
+        running = asyncio.create_task(live.run())
+        for text in ("BBBB", "cccc", "aaaa"):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await live.edit("s", text)
+        return await running
+
+    finished = asyncio.run(scenario())
+    check(finished)
+    assert len(finished.trajectory.response) == 30
+
+
+def test_on_pass_says_what_became_of_each_block() -> None:
+    reports: list[PassReport] = []
+    run(
+        FakeEngine(),
+        task((20, B), max_tokens=30, template=LONG),
+        reuse="sticky",
+        on_tokens=lambda token_ids: None,
+        on_pass=reports.append,
+    )
+    assert [(r.index, r.ended, r.sampled, r.finish_reason) for r in reports] == [
+        (0, False, 1, ""),
+        (0, True, 20, "edit"),
+        (1, False, 1, ""),
+        (1, True, 10, "length"),
+    ]
+    begun, ended = reports[2:]
+    assert [b.kind for b in begun.blocks] == [
+        *["reused"] * 4,
+        *["computed"] * 2,
+        *["reused"] * 8,
+        "computed",
+    ]
+    assert [b.kind for b in ended.blocks][:14] == [b.kind for b in begun.blocks][:14]
+    assert ended.blocks[-1].kind == "sampled"
+    assert begun.reused_tokens == ended.reused_tokens == 48
+    assert decode(begun.fed).startswith("a prefix of words BBBBthen more")
+
+
+def test_a_lie_of_the_cache_log_is_counted() -> None:
+    engine = FakeEngine()
+    serving = Serving(engine, "run")
+    serving.open(0, serving.new_salt(0))
+    engine.cache_log.lies["run/2"] = None
+    finished = asyncio.run(make(engine, task((5, B)), serving=serving).run())
+    assert finished.counts.audit_mismatches == 1
+    assert "did not come" in finished.problems[0]
+
+
+# Passes that go on under new weights.
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_passes_that_continue_are_labelled_and_wait_for_the_verdict(fails: bool) -> None:
+    engine = FakeEngine()
+    serving = Serving(engine, "run", "continue")
+    engine.label = serving.new_label(0)
+    serving.open(0, serving.new_salt(0))
+    live = make(engine, task((15, B)), serving=serving)
+
+    async def scenario() -> Finished:
+        running = asyncio.create_task(live.run())
+        while not engine.requests or len(engine.requests[0].token_ids) < 5:
+            await asyncio.sleep(0)
+        assert await serving.close() == 0
+        salt = serving.new_salt(1)
+        before, engine.label = engine.label, serving.new_label(1)
+        while not engine.requests[0].finish:
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(engine.requests) == 1, "it did not wait"
+        if fails:
+            await serving.reject()
+            engine.label = before
+            serving.open(0, serving.new_salt(0))
+        else:
+            serving.open(1, salt)
+        return await running
+
+    finished = asyncio.run(scenario())
+    check(finished)
+    first = finished.trajectory.passes[0]
+    if fails:
+        assert set(finished.trajectory.versions().tolist()) == {0}
+        assert (first.finish_reason, first.stop < 15) == ("weights", True)
+    else:
+        assert [run.version for run in first.weight_versions] == [0, 1]
+        assert first.finish_reason == "edit"

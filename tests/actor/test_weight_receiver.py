@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from actor.serving import Serving
@@ -104,6 +105,54 @@ def test_bad_weights_leave_the_last_good_ones_in_service(fault: str) -> None:
         world.transport.error = None
         world.engine.fail_load = lambda m: None
         assert isinstance(await world.receiver.update(manifest(3)), WeightsApplied)
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_changes_nothing_is_found_out_below_the_tolerance() -> None:
+    async def scenario() -> None:
+        world = World()
+
+        async def answers(token_ids: Any, *, cache_salt: str) -> list[float]:
+            return [-1e-5 * world.engine.weights] * (len(token_ids) - 1)
+
+        def small(version: int) -> WeightManifest:
+            expected = (-1e-5 * version,) * 3
+            one = manifest(version)
+            return msgspec.structs.replace(one, canary=Canary(((1, 2, 3, 4),), (expected,), 1e-3))
+
+        world.engine.prompt_logprobs = answers  # type: ignore[method-assign]
+        assert isinstance(await world.receiver.update(small(1)), WeightsApplied)
+        assert isinstance(await world.receiver.update(small(2)), WeightsApplied)
+        load = world.engine.load_weights
+
+        async def nothing(manifest: WeightManifest) -> None:
+            pass
+
+        world.engine.load_weights = nothing  # type: ignore[method-assign]
+        answer = await world.receiver.update(small(3))
+        assert isinstance(answer, WeightsRejected)
+        assert "changed nothing" in answer.reason
+        assert world.serving.is_open
+        assert world.serving.version == 2
+        world.engine.load_weights = load  # type: ignore[method-assign]
+        assert isinstance(await world.receiver.update(small(4)), WeightsApplied)
+
+    asyncio.run(scenario())
+
+
+def test_weights_that_are_equal_may_stay_where_they_are() -> None:
+    async def scenario() -> None:
+        world = World()
+        await world.receiver.update(manifest(1))
+        again = msgspec.structs.replace(manifest(1), version=2)
+        world.engine.fail_load = lambda m: None
+
+        async def answers(token_ids: Any, *, cache_salt: str) -> list[float]:
+            return [-1.0] * (len(token_ids) - 1)
+
+        world.engine.prompt_logprobs = answers  # type: ignore[method-assign]
+        assert isinstance(await world.receiver.update(again), WeightsApplied)
 
     asyncio.run(scenario())
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.edited import edited_response
-from benchmarks.measure import profile
+from benchmarks._edited_response import edited_response
+from benchmarks._step_cost import profile
 from benchmarks.pack import load, main, measure, run
 from dynatok_online.audit import audit
 from dynatok_online.parts import Part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from launch.decode import ConfigError, all_fields, decode, parse_flags
 from learner.config import LearnerConfig
 from learner.offline_config import TrainConfig
 
-ALONE = {
+ALONE: dict[str, type[Any]] = {
     "collect": CollectConfig,
     "demo": DemoConfig,
     "eval": EvalConfig,
@@ -88,7 +89,9 @@ def _counts() -> list[str]:
     for path, hint in all_fields(RunConfig):
         section, *rest = path.split(".")
         filled = section in ("actor", "learner") and rest[0] in launch_config.FILLED
-        if hint in (int, float) and not filled and not path.endswith(".seed"):
+        # Any seed will do, and a port of -1 is none.
+        free = path.endswith((".seed", ".prometheus_port"))
+        if hint in (int, float) and not filled and not free:
             out.append(path)
     return out
 

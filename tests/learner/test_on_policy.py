@@ -9,7 +9,8 @@ import pytest
 
 from learner.config import LearnerConfig
 from learner.main import run
-from learner.session import OnlineTrainer, Session
+from learner.online_trainer import OnlineTrainer
+from learner.session import Session
 from protocol.config import ProtocolConfig
 
 

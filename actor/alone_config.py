@@ -1,0 +1,89 @@
+"""Settings of an actor that runs alone, for `dynatok collect` and `eval`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from actor.config import ReusePolicy, SamplingConfig
+
+
+class AloneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every actor that runs alone needs."""
+
+    model: str = "tiny"
+    """`tiny` (the embedded model), a folder, or a name on the model hub."""
+    tasks: str = "tiny"
+    """Where tasks come from: `tiny`, a .jsonl or .yaml file, module:name, hub:owner/name."""
+    skip_bad: bool = False
+    """Leave out tasks that cannot be used, and count them, instead of stopping at the first."""
+    sessions: int = 32
+    """Live sessions at once."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn."""
+    placement: Literal["head", "late"] = "head"
+    """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
+    engine: dict[str, Any] = {}
+    """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...)."""
+    environment: dict[str, str] = {}
+    """Environment variables of the engine, for example `VLLM_CPU_OMP_THREADS_BIND: "0"`."""
+
+    def __post_init__(self) -> None:
+        if self.sessions < 1:
+            raise ValueError(f"sessions is {self.sessions}; write 1 or more")
+
+
+class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dynatok collect`."""
+
+    out: str = "runs/collected"
+    """Folder for the shards; one that was begun is gone on with."""
+    trajectories: int = 1000
+    """How many to collect."""
+    split: Literal["train", "heldout"] = "train"
+    """Which tasks."""
+    seed: int = 0
+    """Chooses the tasks and the draws."""
+    reuse: ReusePolicy = "exact"
+    """What a pass takes from the cache after an edit: `exact`, `sticky` or `none`."""
+    shard_size: int = 250
+    """Trajectories of one Parquet file."""
+    push_to_hub: str = ""
+    """Also upload the folder as this data set (owner/name) when it is complete."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("trajectories", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; write 0 or more")
+
+
+class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dynatok eval`."""
+
+    name: str = "eval"
+    """First part of the run folder's name."""
+    dir: str = "runs"
+    """Folder that holds the run folders."""
+    split: Literal["train", "heldout"] = "heldout"
+    """Which tasks."""
+    count: int = 160
+    """How many tasks, sampled once per seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each chooses its own tasks and draws; intervals are over seeds."""
+    reuse: tuple[ReusePolicy, ...] = ("exact",)
+    """Reuse policies to measure, one after the other."""
+    base_model: str = ""
+    """Judges fluency: per-token NLL of the responses under it. Empty: no such judge."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}; write 1 or more")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(f"seeds is {self.seeds}; write one or more numbers from 0 up")
+        if not self.reuse:
+            raise ValueError("reuse is empty; write exact, sticky or none")

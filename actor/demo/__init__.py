@@ -1,0 +1,1 @@
+"""The interactive demo: a page on loopback, and the live sessions that it steers."""

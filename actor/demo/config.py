@@ -1,0 +1,56 @@
+"""Settings of the demo. Importing this pulls in neither torch nor vllm."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from actor.config import SamplingConfig
+from dynatok_online.prompt import Placement
+from dynatok_online.tasks import SlotState, Task
+
+Reuse = Literal["exact", "sticky", "none"]
+
+
+class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The page and its engine."""
+
+    model: str = "tiny"
+    """`tiny` (the embedded model), a folder, or a name on the model hub."""
+    port: int = 8790
+    """Port of the page on loopback; 0: any free one."""
+    template: str
+    """The prompt to begin with, slots in double braces."""
+    slots: dict[str, SlotState]
+    """What stands in the slots to begin with."""
+    slot_width: int = 0
+    """Blanks fill a slot's text up to so many characters, and a sticky slot up to so many tokens,
+    so that an edit moves nothing behind it; 0: leave texts as they are."""
+    lanes: tuple[Reuse, ...] = ("exact",)
+    """Reuse policies that write side by side: `exact`, `sticky`, `none` (start over)."""
+    placement: Placement = "head"
+    """Where the slots stand: where the template says, or `late`, after the response."""
+    max_tokens: int = 400
+    """Longest response."""
+    seed: int = 0
+    """Chooses the draws; the same in every lane."""
+    tokens_per_second: float = 25.0
+    """How fast a response is written; 0: as fast as the engine can."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn."""
+    engine: dict[str, Any] = {}
+    """vLLM's engine arguments, passed through."""
+    environment: dict[str, str] = {}
+    """Environment variables of the engine."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port is {self.port}; write 0 (any free one) to 65535")
+        if self.tokens_per_second < 0:
+            raise ValueError(
+                f"tokens_per_second is {self.tokens_per_second}; write 0 (full speed) or more"
+            )
+        if not self.lanes or len(set(self.lanes)) != len(self.lanes):
+            raise ValueError(f"lanes is {list(self.lanes)}; name one to three, each once")
+        Task("demo", self.template, self.slots, max_tokens=self.max_tokens)

@@ -1,0 +1,76 @@
+"""`dynatok demo`: the page and its engine in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+
+from actor.demo.config import DemoConfig
+from actor.demo.host import Host
+from actor.demo.hub import Hub
+from actor.demo.server import PageServer
+from actor.tokenizer import load_tokenizer
+from dynatok_online import tiny
+
+
+def run(config: DemoConfig) -> int:
+    """Serve until Ctrl-C or SIGTERM; the exit code of the process."""
+    try:
+        code = asyncio.run(_run(config))
+    except (ValueError, OSError) as error:
+        say(f"{error}")
+        code = 2
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    # An engine that is just starting cannot be told to stop: leave nothing behind, and go.
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    print(f"dynatok: {text}", file=sys.stderr, flush=True)
+
+
+async def _run(config: DemoConfig) -> int:
+    model = tiny.resolve(config.model)
+    # Warnings about every default that suits us are nothing for people to read.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    host = Host(config, model, f"demo-{os.getpid()}", load_tokenizer(model))
+    hub = Hub(config, host)
+
+    def tell(state: str, line: str) -> None:
+        say(line)
+        hub.engine_is(state, line)
+
+    host.say = tell
+    host.busy = lambda: hub.session is not None and hub.session.running
+    server = PageServer(hub, config.port)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    print(f"dynatok: the page is at {server.address}", flush=True)
+    say("Ctrl-C stops")
+    keeping = asyncio.create_task(host.run())
+    serving = asyncio.create_task(server.run())
+    stop = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({keeping, serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            keeping.result()
+        return 0
+    finally:
+        server.stop()
+        keeping.cancel()
+        await hub.close()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(host.close(), 5)
+        await asyncio.wait({serving}, timeout=3)

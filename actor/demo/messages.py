@@ -1,0 +1,76 @@
+"""What the page may ask of the server. Unknown fields are refused; sizes are bounded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from actor.demo.config import Reuse
+from dynatok_online.prompt import Placement
+from dynatok_online.tasks import SlotState
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Longest message from a page."""
+
+Text = Annotated[str, msgspec.Meta(max_length=20_000)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Hello(msgspec.Struct, tag="hello", forbid_unknown_fields=True):
+    """First message of a page: the events of `session` up to `seq` it has already."""
+
+    session: Name = ""
+    seq: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
+    """Write a response; a session under way ends where it is."""
+
+    template: Text
+    slots: Annotated[dict[Name, SlotState], msgspec.Meta(max_length=16)]
+    lanes: Annotated[tuple[Reuse, ...], msgspec.Meta(min_length=1, max_length=3)] = ("exact",)
+    placement: Placement = "head"
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 400
+
+
+class Edit(msgspec.Struct, tag="edit", forbid_unknown_fields=True):
+    """Change these slots now. `key` comes back with the edit, so that a page knows its own."""
+
+    slots: Annotated[dict[Name, SlotState], msgspec.Meta(min_length=1, max_length=16)]
+    key: Name = ""
+
+
+class Pause(msgspec.Struct, tag="pause", forbid_unknown_fields=True):
+    """Hold the session, or go on."""
+
+    paused: bool
+
+
+class Stop(msgspec.Struct, tag="stop", forbid_unknown_fields=True):
+    """End the response here."""
+
+
+class Speed(msgspec.Struct, tag="speed", forbid_unknown_fields=True):
+    """Write so many tokens per second; 0: as fast as the engine can."""
+
+    tokens_per_second: Annotated[float, msgspec.Meta(ge=0, le=100_000)]
+
+
+class Send(msgspec.Struct, tag="send", forbid_unknown_fields=True):
+    """Send the finished session's trajectory of a lane to the learner."""
+
+    lane: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+
+
+Request = Hello | Start | Edit | Pause | Stop | Speed | Send
+
+_decoder = msgspec.json.Decoder(Request)
+
+
+def decode(text: str | bytes) -> Request:
+    """The request in a message. Raises ValueError that says what is wrong."""
+    request: Request = _decoder.decode(text)
+    return request

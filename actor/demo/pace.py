@@ -1,0 +1,59 @@
+"""Holds the engine back, so that a person can follow: so many tokens per second.
+
+The engine's scheduler is paused between tokens; requests keep their place, so a pass stays one
+pass and the first token under a new state comes as fast as the engine can give it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from actor.demo.session import DemoSession
+
+
+class Pausable(Protocol):
+    """An engine that can be held."""
+
+    async def pause(self) -> None:
+        """Stop scheduling; requests under way keep their place."""
+        ...
+
+    async def resume(self) -> None:
+        """Schedule again."""
+        ...
+
+
+class Pace:
+    """`run` it as a task for each session."""
+
+    def __init__(self, tokens_per_second: float) -> None:
+        self.tokens_per_second = tokens_per_second
+        """0: as fast as the engine can."""
+
+    async def run(self, session: DemoSession, engine: Pausable) -> None:
+        """Pace a session to its end; leaves the engine running."""
+        allowed, at, seen = 0.0, time.monotonic(), session.written
+        held = False
+        pausing: asyncio.Task[None] | None = None
+        try:
+            while session.running:
+                now, written, rate = time.monotonic(), session.written, self.tokens_per_second
+                # What was not written in time is not made up for in a burst.
+                allowed = min(allowed + rate * (now - at) - (written - seen), 1.0)
+                at, seen = now, written
+                hold = rate > 0 and allowed < 0 and not session.token_due
+                if hold and not held:
+                    # vLLM's pause waits a while after it holds: nothing may wait for that.
+                    pausing = asyncio.create_task(engine.pause())
+                elif held and not hold:
+                    await engine.resume()
+                held = hold
+                wait = -allowed / rate if hold else 0.25
+                await session.moved(max(wait, 0.002))
+        finally:
+            if pausing is not None:
+                await asyncio.wait({pausing})
+            if held:
+                await engine.resume()

@@ -1,0 +1,197 @@
+// One lane: its figures, its response, its block strip, and what the pointer is on.
+
+import { el, write } from "dynatok/dom.js";
+import { COLOURS, Response } from "dynatok/response.js";
+import { KINDS, Strip } from "dynatok/strip.js";
+import { quoted, visible } from "dynatok/text.js";
+
+const POLICIES = {
+  exact: ["Exact", "reuses an unchanged beginning; the result equals a fresh prompt"],
+  sticky: ["Sticky", "replaces the slot alone; what follows keeps its old KV"],
+  none: ["Start over", "computes everything again after each edit"],
+};
+const STATUS = { writing: "writing", ended: "finished", full: "full length", failed: "failed" };
+
+export class LaneView {
+  constructor(store, index) {
+    this.store = store;
+    this.lane = store.lanes[index];
+    this.index = index;
+    this.drawn = -1;
+    const [title, what] = POLICIES[this.lane.reuse] ?? [this.lane.reuse, ""];
+    this.response = new Response(this.lane, (token) => this.showToken(token));
+    this.strip = new Strip(this.lane, (at) => this.showBlock(at));
+    this.status = el("span", { class: "status" });
+    this.figures = {};
+    this.detail = el("p", { class: "detail" });
+    this.hint = "Point at a token or a block to see where it came from.";
+    this.legend = el("ul", { class: "legend" });
+    this.states = el("tbody");
+    this.node = el(
+      "section",
+      { class: "lane", "aria-label": `Lane ${title}`, "data-reuse": this.lane.reuse },
+      el("header", {}, el("h2", {}, title), this.status, el("span", { class: "what" }, what)),
+      el(
+        "dl",
+        { class: "figures" },
+        ...this.figure("tokens", "tokens"),
+        ...this.figure("rate", "tokens/s"),
+        ...this.figure("reuse", "reused"),
+        ...this.figure("recomputed", "recomputed"),
+        ...this.figure("first", "edit to first token"),
+        ...this.figure("adherence", "adherence"),
+      ),
+      this.response.node,
+      this.detail,
+      el("h3", {}, "KV blocks ", el("small", {}, `${this.lane.blockSize} tokens each, a row per pass`)),
+      this.strip.node,
+      this.legend,
+      el("h3", {}, "States"),
+      el(
+        "div",
+        { class: "states" },
+        el(
+          "table",
+          {},
+          el(
+            "thead",
+            {},
+            el("tr", {}, el("th", {}, "state"), el("th", {}, "tokens"), el("th", {}, "adherence")),
+          ),
+          this.states,
+        ),
+      ),
+    );
+    for (const [kind, what] of Object.entries(KINDS)) {
+      if (kind === "pending") continue;
+      const count = el("b", {}, "0");
+      this.legend.append(el("li", { "data-kind": kind, title: what }, el("i", { class: kind }), kind, " ", count));
+    }
+    write(this.detail, this.hint);
+    new ResizeObserver(() => this.strip.fit(this.longest())).observe(this.strip.node);
+  }
+
+  // How many blocks the longest pass may come to have.
+  longest() {
+    const { lane, store } = this;
+    const { max_tokens: most } = store.session;
+    const lengths = lane.passes.map((pass) =>
+      most === undefined ? lane.positions(pass) : pass.fed - pass.start + most,
+    );
+    return Math.ceil(Math.max(0, ...lengths) / lane.blockSize);
+  }
+
+  figure(name, label) {
+    const value = el("dd", { "data-figure": name }, "–");
+    this.figures[name] = value;
+    return [el("div", {}, el("dt", {}, label), value)];
+  }
+
+  // Returns whether there is more to draw in the next frame.
+  draw() {
+    const { lane, store } = this;
+    const version = `${lane.version}/${store.paused}/${store.edits.length}`;
+    if (version === this.drawn && !this.strip.behind) return false;
+    this.drawn = version;
+    this.response.draw();
+    if (lane.passes.length !== this.fitted) this.strip.fit(this.longest());
+    this.fitted = lane.passes.length;
+    this.strip.draw();
+    this.drawFigures();
+    this.drawStates();
+    const paused = store.paused && lane.status === "writing";
+    write(this.status, paused ? "paused" : STATUS[lane.status] ?? lane.status);
+    this.status.className = `status ${paused ? "paused" : lane.status}`;
+    if (lane.message) write(this.detail, visible(lane.message));
+    return this.strip.behind;
+  }
+
+  drawFigures() {
+    const { lane, store, figures } = this;
+    const { tokens, cached, computed, recomputed, rate } = lane.figures();
+    write(figures.tokens, String(tokens));
+    write(figures.rate, rate === null ? "–" : rate.toFixed(rate < 100 ? 1 : 0));
+    write(figures.reuse, cached + computed ? `${((100 * cached) / (cached + computed)).toFixed(0)} %` : "–");
+    write(figures.recomputed, String(recomputed));
+    const times = store.edits.map((edit) => edit.effects[this.index]?.ms).filter((ms) => ms != null);
+    write(figures.first, times.length ? `${times.at(-1).toFixed(0)} ms` : "–");
+    const { counts } = this.strip;
+    for (const item of this.legend.children) {
+      const count = counts[item.dataset.kind] ?? 0;
+      write(item.lastChild, String(count));
+      item.classList.toggle("none", count === 0);
+    }
+  }
+
+  drawStates() {
+    const found = [...this.lane.adherence()].sort(([a], [b]) => a - b);
+    let units = 0;
+    let held = 0;
+    found.forEach(([state, entry], row) => {
+      units += entry.units;
+      held += entry.held;
+      let line = this.states.children[row];
+      if (!line) {
+        line = el("tr", {}, el("td", {}, el("span", { class: "swatch" }), el("span")), el("td"), el("td"));
+        this.states.append(line);
+      }
+      const slots = Object.entries(this.store.states[state].slots);
+      line.firstChild.firstChild.className = `swatch s${state % COLOURS}`;
+      line.dataset.state = state;
+      write(line.firstChild.lastChild, slots.map(([, text]) => visible(text).trim() || "–").join(" · "));
+      write(line.children[1], String(entry.tokens));
+      write(line.children[2], entry.units ? `${((100 * entry.held) / entry.units).toFixed(0)} %` : "–");
+    });
+    while (this.states.children.length > found.length) this.states.lastChild.remove();
+    write(this.figures.adherence, units ? `${((100 * held) / units).toFixed(0)} %` : "–");
+  }
+
+  showToken(index) {
+    const { lane } = this;
+    this.strip.tie(index);
+    if (index < 0 || index >= lane.ids.length) return write(this.detail, this.hint);
+    const pass = lane.passes[lane.passAt[index]];
+    const verdicts = pass.units
+      .filter(([, first, last]) => first <= index && index <= last)
+      .map(([slot, , , holds]) => `${slot} ${holds ? "holds" : "violated"}`);
+    const logprob = lane.logprobs[index];
+    const parts = [
+      `token ${index} ${quoted(lane.texts[index] || "∎")}`,
+      `id ${lane.ids[index]}`,
+      logprob == null ? "logprob comes with the pass's end" : `logprob ${logprob.toFixed(3)}`,
+      `pass ${pass.index}`,
+      `state ${pass.state}`,
+      versionOf(pass, index) < 0 ? "weights not recorded" : `weights ${versionOf(pass, index)}`,
+      verdicts.length ? verdicts.join(", ") : "no verdict",
+    ];
+    write(this.detail, parts.join(" · "));
+  }
+
+  showBlock(at) {
+    const { lane } = this;
+    if (!at) {
+      this.response.tie(0, 0);
+      return write(this.detail, this.hint);
+    }
+    const pass = lane.passes[at[0]];
+    const [kind, start, stop, origin] = lane.blockAt(pass, at[1]);
+    const held = [];
+    for (let position = start; position < stop; position++) {
+      const token = lane.tokenAt(pass, position);
+      if (token !== null) held.push(token);
+    }
+    this.response.tie(held[0] ?? 0, (held.at(-1) ?? -1) + 1);
+    const from = origin >= 0 && origin !== pass.index ? ` · computed in pass ${origin}` : "";
+    const text = pass.layout ? ` · ${quoted(lane.textAt(pass, start, stop), 60)}` : "";
+    write(this.detail, `pass ${pass.index}, block ${at[1]} · positions ${start}–${stop - 1} · ${KINDS[kind]}${from}${text}`);
+  }
+}
+
+function versionOf(pass, index) {
+  let at = pass.start;
+  for (const [version, length] of pass.versions ?? []) {
+    at += length;
+    if (index < at) return version;
+  }
+  return pass.version;
+}

@@ -1,0 +1,234 @@
+"""The page's server: loopback, this start's token, this origin, messages of bounded size.
+
+Whoever opens the printed address gets a cookie; without it there is neither page nor socket. The
+host and the origin are checked too, so no other site that the browser has open can reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from actor.demo import export
+from actor.demo.hub import Hub
+from actor.demo.messages import MAX_MESSAGE_BYTES, Hello, decode
+
+HELLO_TIMEOUT = 10.0
+"""Seconds for a page's first message."""
+BATCH = 400
+"""Events in one frame, at most."""
+
+
+class PageServer:
+    """Serves one hub on one loopback port."""
+
+    def __init__(self, hub: Hub, port: int, token: str = "") -> None:
+        """Binds the port. Raises ValueError where it is taken."""
+        self._hub = hub
+        self._token = token or secrets.token_urlsafe(24)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ValueError(
+                f"port {port} cannot be used ({error.strerror}); write --port 0 for a free one"
+            ) from error
+        self._socket.listen()  # whoever comes before `run` waits for it
+        self.port: int = self._socket.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}/?token={self._token}"
+        self._hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
+        self._cookie = f"dynatok_{self.port}"  # cookies do not tell ports apart
+        self._files = export.page_files()
+        self._headers = {
+            "Content-Security-Policy": _policy(self._files["index.html"].decode()),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        }
+        app = Starlette(
+            routes=[
+                Route("/", self._index),
+                Route("/page/{name}", self._file),
+                Route("/session.html", self._session_html),
+                Route("/trajectories.jsonl", self._trajectories),
+                WebSocketRoute("/live", self._live),
+            ]
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._server.should_exit = True
+
+    def _may(self, connection: HTTPConnection) -> bool:
+        cookie = connection.cookies.get(self._cookie, "")
+        return connection.headers.get("host") in self._hosts and hmac.compare_digest(
+            cookie.encode(), self._token.encode()
+        )
+
+    async def _index(self, request: Request) -> Response:
+        given = request.query_params.get("token", "")
+        if request.headers.get("host") in self._hosts and hmac.compare_digest(
+            given.encode(), self._token.encode()
+        ):
+            # The fragment, which holds prompt and settings, stays with the browser.
+            response = RedirectResponse("/", headers=self._headers)
+            response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
+            return response
+        if not self._may(request):
+            return _forbidden()
+        return Response(self._files["index.html"], media_type="text/html", headers=self._headers)
+
+    async def _file(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if not self._may(request):
+            return _forbidden()
+        if name not in self._files:
+            return PlainTextResponse("no such file", status_code=404)
+        kind = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+        media = kind.get(Path(name).suffix[1:], "text/html")
+        return Response(self._files[name], media_type=media, headers=self._headers)
+
+    async def _session_html(self, request: Request) -> Response:
+        if not self._may(request):
+            return _forbidden()
+        session = self._hub.session
+        if session is None:
+            return PlainTextResponse("nothing has been written yet", status_code=404)
+        page = export.page([(session.name, session.log)])
+        return self._download(page, "text/html", f"{session.name}.html")
+
+    async def _trajectories(self, request: Request) -> Response:
+        if not self._may(request):
+            return _forbidden()
+        session = self._hub.session
+        if session is None or not session.trajectories:
+            return PlainTextResponse("no response has ended yet", status_code=404)
+        lines = export.trajectory_lines(session.trajectories)
+        return self._download(lines, "application/jsonl", f"{session.name}.jsonl")
+
+    def _download(self, body: bytes, media: str, name: str) -> Response:
+        disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(body, media_type=media, headers=self._headers | disposition)
+
+    async def _live(self, page: WebSocket) -> None:
+        origin = page.headers.get("origin", "")
+        if not self._may(page) or origin.removeprefix("http://") not in self._hosts:
+            await page.close(1008)  # before accepting: the browser gets a plain 403
+            return
+        await page.accept()
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT):
+                hello = decode(await page.receive_text())
+            if not isinstance(hello, Hello):
+                raise ValueError("the first message is `hello`")
+            async with _together(self._send(page, hello)):
+                await self._receive(page)
+        except WebSocketDisconnect:
+            pass
+        except (ValueError, TimeoutError) as error:
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                await page.close(1008, reason=str(error)[:120])
+
+    async def _receive(self, page: WebSocket) -> None:
+        while True:
+            text = await page.receive_text()
+            try:
+                await self._hub.handle(decode(text))
+            except Exception as error:
+                # Whatever went wrong (an engine that dies, say), the page goes on.
+                named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                await page.send_text(_json({"type": "refused", "message": f"{named}{error}"}))
+
+    async def _send(self, page: WebSocket, hello: Hello) -> None:
+        """Sends what is new, as fast as this page takes it."""
+        hub = self._hub
+        name, seq = hello.session, hello.seq
+        await page.send_text(_json(hub.welcome()))
+        status: dict[str, Any] = {}
+        while True:
+            news = hub.news
+            if status != (status := hub.status()):
+                await page.send_text(_json(status))
+            session = hub.session
+            if session is not None:
+                if name != session.name or seq > len(session.log):
+                    name, seq = session.name, 0
+                if events := session.log[seq : seq + BATCH]:
+                    seq += len(events)
+                    await page.send_text(_json({"type": "events", "events": events}))
+                    continue
+            await news.wait()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the process that it runs in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _together(other: Any) -> AsyncIterator[None]:
+    """Runs `other` beside the body, and not longer."""
+    task = asyncio.ensure_future(other)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # the page has gone: whoever receives from it says so
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _forbidden() -> Response:
+    return PlainTextResponse(
+        "Open the address that dynatok demo printed: it holds this start's token.",
+        status_code=403,
+    )
+
+
+def _policy(index: str) -> str:
+    """Only our own files, and the one inline script of the page (its import map)."""
+    script = index.split('<script type="importmap">')[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self'; "
+        "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )

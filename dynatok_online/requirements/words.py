@@ -1,0 +1,129 @@
+"""Which words: a topic, keywords to use, words to avoid, how often one may stand."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from dynatok_online.requirements.core import (
+    UNBOUNDED,
+    WORD,
+    Counts,
+    Requirement,
+    Text,
+    Unit,
+    at_least,
+    at_most,
+    each,
+    matches,
+)
+from dynatok_online.wordlists import WORD_LISTS
+
+
+def _from_list(topic: str) -> Callable[[str], bool | None]:
+    """Words of this list hold, words of the other lists do not, any other word is free."""
+    wanted = WORD_LISTS[topic]
+    others = frozenset[str]().union(*(words for name, words in WORD_LISTS.items() if name != topic))
+
+    def judge(word: str) -> bool | None:
+        word = word.lower()
+        return True if word in wanted else False if word in others else None
+
+    return judge
+
+
+TOPICS = tuple(
+    Requirement(topic, "words", f"the {topic}", each(WORD, _from_list(topic)))
+    for topic in WORD_LISTS
+)
+
+
+def spelled_with(*phrases: str) -> Counts:
+    """The bounds of a text that holds these phrases: its words, letters and marks."""
+    out: dict[str, tuple[int, int]] = {}
+    for phrase in phrases:
+        for word in WORD.findall(phrase.lower()):
+            out[f"word {word}"] = (1, UNBOUNDED)
+        for sign in phrase.lower():
+            if sign.isalpha():
+                out[f"letter {sign}"] = (1, UNBOUNDED)
+            elif sign.isdigit():
+                out["digits"] = (1, UNBOUNDED)
+            elif sign == ",":
+                out["commas"] = (1, UNBOUNDED)
+    return out
+
+
+def include(name: str, words: Sequence[str]) -> Requirement:
+    """Every keyword stands somewhere, in any case, as part of a word too."""
+
+    def locate(text: Text) -> Iterator[Unit]:
+        for word in words:
+            found = next(text.pieces(re.compile(re.escape(word), re.IGNORECASE)), None)
+            start, stop = found.span() if found else (text.stop, text.stop)
+            yield Unit(start, stop, found is not None)
+
+    return Requirement(name, "keywords", f"use: {', '.join(words)}", locate, spelled_with(*words))
+
+
+def forbid(name: str, words: Sequence[str]) -> Requirement:
+    """None of these words stands anywhere."""
+    one_of = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in words), re.IGNORECASE)
+    return Requirement(
+        name,
+        "keywords",
+        f"avoid: {', '.join(words)}",
+        at_most(matches(one_of), 0, matches(WORD)),
+        {f"word {word.lower()}": (0, 0) for word in words},
+    )
+
+
+def min_keyword(name: str, word: str, count: int) -> Requirement:
+    """The word stands at least so often, as part of a word too."""
+    pattern = re.compile(re.escape(word), re.IGNORECASE)
+    return Requirement(
+        name,
+        "keywords",
+        f"'{word}' at least {count} times",
+        at_least(matches(pattern), count),
+        {**(spelled_with(word) if count else {}), f"word {word.lower()}": (count, UNBOUNDED)},
+    )
+
+
+def max_keyword(name: str, word: str, count: int) -> Requirement:
+    """The word stands at most so often, as part of a word too."""
+    pattern = re.compile(re.escape(word), re.IGNORECASE)
+    return Requirement(
+        name,
+        "keywords",
+        f"'{word}' at most {count} times",
+        at_most(matches(pattern), count, matches(WORD)),
+        {f"word {word.lower()}": (0, count)},
+    )
+
+
+def max_repeats(name: str, count: int) -> Requirement:
+    """No word stands more often than `count` times."""
+
+    def locate(text: Text) -> Iterator[Unit]:
+        seen: Counter[str] = Counter()
+        for match in text.pieces(WORD):
+            seen[match.group().lower()] += 1
+            yield Unit(*match.span(), seen[match.group().lower()] <= count)
+
+    return Requirement(name, "repetition", f"no word more than {count} times", locate)
+
+
+def no_repeated_runs(name: str, size: int) -> Requirement:
+    """No run of `size` words stands twice."""
+
+    def locate(text: Text) -> Iterator[Unit]:
+        words = list(text.pieces(WORD))
+        seen = set()
+        for i in range(len(words) - size + 1):
+            run = tuple(word.group().lower() for word in words[i : i + size])
+            yield Unit(words[i].start(), words[i + size - 1].end(), run not in seen)
+            seen.add(run)
+
+    return Requirement(name, "repetition", f"no run of {size} words twice", locate)

@@ -1,0 +1,39 @@
+"""What libraries are told before they start: the environment they read, and what not to compile."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def set_environment(distributed: bool) -> None:
+    """What libraries read when they are imported. What is set already stays."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not distributed:
+        return
+    # DeepSpeed trains under torchrun's variables, even alone.
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    if "DS_ACCELERATOR" not in os.environ:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def compile_nothing() -> None:
+    """On a CPU DeepSpeed would compile an operator for reductions between ranks of one machine.
+
+    One rank has no use for it, and several reduce through gloo. Compiling takes half a minute and
+    a compiler, and a process that is killed while it compiles leaves a lock behind that later
+    ones wait for without end.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,39 @@
+"""A process that was told to stop ends within seconds, whatever it is doing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+GRACE = 4.0
+"""Seconds between a signal and the end of the process."""
+
+
+def end_within_grace(
+    code: int, over: threading.Event | None = None, last: Callable[[], None] = lambda: None
+) -> None:
+    """End the process with `code` after `GRACE` seconds, unless `over` is set before.
+
+    A library may be starting processes, compiling, or deaf: then `last` is called, child
+    processes are killed, and the process is gone. Returns at once; safe in a signal handler.
+    """
+    watch = threading.Thread(
+        target=_end, args=(code, over or threading.Event(), last), name="grace", daemon=True
+    )
+    watch.start()
+
+
+def _end(code: int, over: threading.Event, last: Callable[[], None]) -> None:
+    if over.wait(GRACE):
+        return
+    try:
+        text = f"still busy {GRACE:g} s after the signal: ending at once"
+        print(text, file=sys.stderr, flush=True)
+        last()
+    finally:
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)

@@ -1,0 +1,143 @@
+"""A browser, the real `dynatok demo`, and the same page on the fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.actor.demo.backend import CONFIG, Backend, SlowEngine, served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, driven by Playwright."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: apt-get install -y chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: `DYNATOK_SHOTS`, or the tests' folder."""
+    folder = Path(os.environ.get("DYNATOK_SHOTS") or tmp_path_factory.mktemp("shots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+OpenPage = Callable[..., "Page"]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Opens an address in a context of its own; an error in the page's script fails the test."""
+    contexts: list[Any] = []
+    errors: list[str] = []
+
+    def opener(address: str, **settings: Any) -> Page:
+        settings.setdefault("viewport", {"width": 1400, "height": 950})
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(f"dialog: {dialog.message}"))
+        page.goto(address)
+        return page
+
+    yield opener
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@dataclass
+class Demo:
+    """A running `dynatok demo`."""
+
+    process: subprocess.Popen[str]
+    address: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Demo]:
+    """The real thing on the tiny model; the page is there before the engine is."""
+    pytest.importorskip("vllm")
+    log = tmp_path_factory.mktemp("demo") / "log"
+    command = [sys.executable, "-m", "launch.cli", "demo", "--port", "0"]
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found, log.read_text()
+    yield Demo(process, found[0], log)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(15) == 0, log.read_text()
+    finally:
+        process.kill()
+
+
+@dataclass
+class FakeDemo:
+    """The page on the fake engine, in a thread."""
+
+    address: str
+    backend: Backend
+
+
+@pytest.fixture
+def fake_demo() -> Iterator[FakeDemo]:
+    """See `FakeDemo`; a test may set the engine's `story` and speed before it starts."""
+    ready = threading.Event()
+    stop: list[Callable[[], Any]] = []
+    found: list[FakeDemo] = []
+
+    async def serve() -> None:
+        backend = Backend(SlowEngine(step=0.002))
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop.append(lambda: loop.call_soon_threadsafe(done.set))
+        async with served(CONFIG, backend) as (_, server):
+            found.append(FakeDemo(server.address, backend))
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield found[0]
+    finally:
+        stop[0]()
+        thread.join(10)
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+    return value

@@ -1,0 +1,135 @@
+"""The door of a running actor: in, a page, out; the same page from the actor that comes next."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+
+import httpx
+import msgspec
+
+from actor.demo import attach
+from actor.demo.door import SUFFIX, Answer, RunBackend, Visit, door, short
+from actor.demo.hub import Hub
+from actor.demo.messages import Send, Start
+from actor.serving import Serving
+from dynatok_online.trajectory import Trajectory
+from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
+
+VISIT = Visit(msgspec.structs.replace(CONFIG, port=0), "secret-token")
+
+
+async def knock(path, line):
+    with short(path) as address:
+        reader, writer = await asyncio.open_unix_connection(address)
+    writer.write(line + b"\n")
+    answer = msgspec.json.decode(await asyncio.wait_for(reader.readline(), 5), type=Answer)
+    return answer, reader, writer
+
+
+async def nothing(trajectory: Trajectory) -> None:
+    pass
+
+
+def open_door(folder, backend: Backend):
+    return door(folder, "actor", "tiny", backend.servings[0], backend.tokenizer, nothing)
+
+
+def test_a_visitor_gets_a_page_and_takes_it_along(tmp_path):
+    folder = tmp_path / ("deep" * 30)  # longer than a socket's name may be
+    folder.mkdir()
+
+    async def scenario() -> None:
+        async with open_door(folder, Backend(SlowEngine())):
+            path = folder / f"actor{SUFFIX}"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            answer, _, writer = await knock(path, msgspec.json.encode(VISIT))
+            assert answer.address.endswith("/?token=secret-token")
+            async with httpx.AsyncClient(follow_redirects=True, trust_env=False) as client:
+                assert (await client.get(answer.address)).status_code == 200
+                writer.close()
+                for _ in range(100):
+                    try:
+                        await client.get(answer.address)
+                        await asyncio.sleep(0.02)
+                    except httpx.ConnectError:
+                        break
+                else:
+                    raise AssertionError("the page stays when its visitor has left")
+        assert not path.exists()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_wrong_is_answered(tmp_path):
+    async def scenario() -> None:
+        async with open_door(tmp_path, Backend(SlowEngine())):
+            path = tmp_path / f"actor{SUFFIX}"
+            answer, *_ = await knock(path, b'{"config": 3}')
+            assert "Expected `object`" in answer.error
+            first, _, writer = await knock(path, msgspec.json.encode(VISIT))
+            port = int(first.address.split(":")[2].split("/")[0])
+            taken = Visit(msgspec.structs.replace(CONFIG, port=port), "other")
+            answer, *_ = await knock(path, msgspec.json.encode(taken))
+            assert f"port {port} cannot be used" in answer.error
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_sessions_beside_a_run_follow_its_weights_and_reach_the_learner():
+    engine = SlowEngine(step=0.001)
+    engine.label = "3"
+    serving = Serving(engine, "run")
+    serving.open(3, serving.new_salt(3))
+    sent: list[Trajectory] = []
+
+    async def send(trajectory: Trajectory) -> None:
+        sent.append(trajectory)
+
+    async def scenario() -> None:
+        hub = Hub(CONFIG, RunBackend(serving, Backend(engine).tokenizer, send))
+        await hub.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=40))
+        session = hub.session
+        assert session is not None
+        while session.written < 10:
+            await asyncio.sleep(0.002)
+        await serving.close()
+        engine.label = "4"
+        serving.open(4, serving.new_salt(4))
+        while session.running:
+            await asyncio.sleep(0.002)
+        assert hub.status()["version"] == 4
+        assert not hub.status()["paced"]
+        await hub.handle(Send(0))
+
+    asyncio.run(scenario())
+    (one,) = sent
+    assert [run.version for p in one.passes for run in p.weight_versions] == [3, 4]
+    assert [p.finish_reason for p in one.passes] == ["weights", "length"]
+
+
+def test_the_page_stays_when_the_actor_is_started_again(tmp_path, capsys):
+    (tmp_path / "actor.yaml").write_text("model: tiny\n")
+
+    async def scenario() -> None:
+        async with open_door(tmp_path, Backend(SlowEngine())):
+            visiting = asyncio.create_task(attach._attach(VISIT.config, tmp_path))
+            await asyncio.sleep(0.3)
+            visiting_address = capsys.readouterr().out.split()[-1]
+        async with (
+            open_door(tmp_path, Backend(SlowEngine())),
+            httpx.AsyncClient(follow_redirects=True, trust_env=False) as client,
+        ):
+            for _ in range(100):
+                try:
+                    assert (await client.get(visiting_address)).status_code == 200
+                    break
+                except httpx.ConnectError:
+                    await asyncio.sleep(0.05)
+            else:
+                raise AssertionError("the page did not come back")
+        (tmp_path / "result.json").write_text("{}")
+        assert await asyncio.wait_for(visiting, 10) == 0
+
+    asyncio.run(scenario())

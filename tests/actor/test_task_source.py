@@ -1,0 +1,125 @@
+"""Tasks from files, descriptions and Python; what is wrong is named with its place."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actor.task_source import tasks
+from dynatok_online.tasks import Task
+from dynatok_online.tiny import world
+
+GOOD = {"prompt": "In {{case}}: ", "slots": {"case": ["upper", "lower"]}, "split": "train"}
+
+
+def rows() -> list[dict[str, Any]]:
+    return [GOOD, GOOD | {"task_id": "mine"}]
+
+
+def made_tasks() -> list[Task]:
+    return list(islice(world.tasks(), 3))
+
+
+def write(path: Path, *lines: Any) -> str:
+    path.write_text(
+        "".join(one if isinstance(one, str) else json.dumps(one) + "\n" for one in lines)
+    )
+    return str(path)
+
+
+def names(source: str, count: int = 3, **more: Any) -> list[str]:
+    return [one.task_id for one in islice(tasks(source, "train", 0, **more), count)]
+
+
+def test_the_embedded_world() -> None:
+    assert names("tiny") == ["tiny-train-0-0", "tiny-train-0-1", "tiny-train-0-2"]
+    assert all(len(one.edits) in (2, 3) for one in islice(tasks("tiny:2-3", "train", 0), 20))
+
+
+def test_a_file_of_rows(tmp_path: Path) -> None:
+    source = write(tmp_path / "notes.jsonl", GOOD, "\n", GOOD | {"task_id": "mine"})
+    assert names(source) == ["notes-1", "mine", "notes-1@1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken\n", "line 2: not JSON"),
+        (GOOD | {"prompt": "{{tone}} {{case}}"}, "line 2: slot {{tone}} stands in the text"),
+        (
+            GOOD | {"slots": {"case": "uper"}},
+            "line 2: there is no requirement 'uper'; did you mean",
+        ),
+        (
+            GOOD | {"max_tokens": 9, "edits": [{"at": 9, "slot": "case", "to": "lower"}]},
+            "line 2: task 'notes-2': edit at token 9 is outside the response",
+        ),
+        (GOOD | {"task_id": "notes-1"}, "line 2: task_id 'notes-1' stands twice"),
+        ([GOOD], "line 2: Expected `object`, got `array`"),
+    ],
+)
+def test_a_bad_line_is_named_or_left_out_and_told(tmp_path: Path, line: Any, message: str) -> None:
+    source = write(tmp_path / "notes.jsonl", GOOD, line, GOOD | {"task_id": "last"})
+    with pytest.raises(ValueError) as error:
+        tasks(source, "train", 0)
+    assert str(tmp_path / "notes.jsonl") in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    bad: list[str] = []
+    assert names(source, 4, on_bad=bad.append) == ["notes-1", "last", "notes-1@1", "last@1"]
+    assert len(bad) == 1
+    assert message in bad[0]
+
+
+def test_chat_messages_ask_for_a_template_once(tmp_path: Path) -> None:
+    chatty = {"messages": [{"role": "user", "content": "{{case}}"}], "slots": GOOD["slots"]}
+    source = write(tmp_path / "chat.jsonl", chatty, chatty)
+    asked = []
+
+    def chat() -> Any:
+        asked.append(1)
+        return lambda messages: messages[0]["content"]
+
+    assert next(tasks(source, "train", 0, chat=chat)).template == "{{case}}"
+    assert asked == [1]
+    with pytest.raises(ValueError, match="line 1: chat messages need a model with a chat template"):
+        tasks(source, "train", 0)
+
+
+def test_python_gives_rows_or_tasks() -> None:
+    made = names("tests.actor.test_task_source:rows")
+    assert made == ["rows-1", "mine", "rows-1@1"]
+    made = names("tests.actor.test_task_source:made_tasks", 4)
+    assert made == ["tiny-train-0-0", "tiny-train-0-1", "tiny-train-0-2", "tiny-train-0-0@1"]
+    with pytest.raises(ValueError, match="test_task_source:none' cannot be imported"):
+        names("tests.actor.test_task_source:none")
+
+
+def test_a_description_completes_the_rows_of_a_data_set(tmp_path: Path) -> None:
+    data = write(tmp_path / "q.jsonl", {"question": "why {x}?", "n": 1}, {"question": "how?"})
+    path = tmp_path / "tasks.yaml"
+    path.write_text(
+        f"source: {data}\ntemplate: 'Q: {{question}} {{{{case}}}} A: '\nmax_tokens: 60\n"
+        "slots: {case: [upper, lower]}\nschedule: {rule: random, edits: [1, 2]}\n"
+    )
+    one, two = islice(tasks(str(path), "train", 0), 2)
+    assert {one.template, two.template} == {"Q: why {x}? {{case}} A: ", "Q: how? {{case}} A: "}
+    assert one.edits
+    assert one.max_tokens == 60
+    path.write_text("source: x\nslotz: {}\n")
+    with pytest.raises(ValueError, match="slotz"):
+        tasks(str(path), "train", 0)
+
+
+def test_a_source_that_is_nothing() -> None:
+    for source, message in (
+        ("nowhere.jsonl", "no such file"),
+        ("nowhere.yaml", "no such file"),
+        ("tinny", "write 'tiny', a .jsonl or .yaml file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks(source, "train", 0)

@@ -1,0 +1,113 @@
+"""Names, parameters, compositions and contradictions."""
+
+from pathlib import Path
+
+import pytest
+
+from dynatok_online.requirements import KINDS, REQUIREMENTS, contradiction, family, requirement
+
+
+def test_unknown_names_are_answered_with_the_nearest_right_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'upper'"):
+        requirement("uper")
+    with pytest.raises(ValueError, match="did you mean 'max_words'"):
+        requirement("max_word:3")
+    with pytest.raises(ValueError, match="use one of: upper, lower"):
+        requirement("xxxxxxxx")
+    with pytest.raises(ValueError, match="did you mean 'case'"):
+        family("cases")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("upper:3", "takes no parameter; write 'upper'"),
+        ("max_words", "write a whole number where '' stands (as in 'max_words:20')"),
+        ("max_words:-3", "write a whole number where '-3' stands"),
+        ("include:", "write words after the colon"),
+        ("min_keyword:owl", "write a word, =, and a number"),
+        ("min_letter:owl=3", "write one letter where 'owl' stands"),
+        ("ends_with: ", "write a phrase"),
+        ("language:tlh", "write one of en, de"),
+    ],
+)
+def test_a_wrong_parameter_is_explained(name: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        requirement(name)
+    assert message in str(error.value)
+
+
+def test_every_example_is_a_requirement_of_its_kind() -> None:
+    for kind in KINDS.values():
+        one = requirement(kind.example)
+        assert one.name == kind.example
+        assert one.text
+        assert kind.unit
+
+
+def test_families() -> None:
+    assert [item.name for item in family("case")] == ["upper", "lower", "title"]
+    assert [item.name for item in family("words")] == ["sea", "forest", "city"]
+    assert [item.name for item in family("numbers")] == ["digits", "spelled"]
+    assert all(name == item.name for name, item in REQUIREMENTS.items())
+
+
+def test_a_composition_asks_for_both() -> None:
+    both = requirement("upper+no_comma")
+    assert both.verify("OWLS AND TREES").holds
+    assert not both.verify("OWLS, TREES").holds
+    assert not both.verify("owls and trees").holds
+    assert both.text == "UPPER CASE and no commas"
+    with pytest.raises(ValueError, match="'upper' and 'lower' cannot both hold"):
+        requirement("upper+lower")
+    with pytest.raises(ValueError, match="'uper'"):
+        requirement("no_comma+uper")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("upper", "title"),
+        ("sea", "city"),
+        ("exclaim", "ask"),
+        ("json", "quoted"),
+        ("language:en", "language:de"),
+        ("min_words:30", "max_words:20"),
+        ("min_sentences:9", "max_words:8"),
+        ("digits", "no_digits"),
+        ("include:owls", "forbid:Owls,logs"),
+        ("include:trees", "no_e"),
+        ("min_letter:e=1", "no_e"),
+        ("min_letter:a=5", "max_letter:a=4"),
+        ("ends_with:Well, bye", "no_comma"),
+        ("starts_with:Room 7", "no_digits"),
+        ("bullets:2", "bullets:3"),
+        ("upper+min_words:30", "no_comma+max_words:20"),
+    ],
+)
+def test_contradictions(one: str, other: str) -> None:
+    assert "cannot both hold" in contradiction(one, other)
+    assert contradiction(other, one)
+    assert not contradiction(one, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("upper", "no_comma"),
+        ("upper", "sea"),
+        ("min_words:20", "max_words:20"),
+        ("include:owls", "forbid:gulls"),
+        ("include:logs", "no_e"),
+        ("max_letter:a=4", "min_letter:a=4"),
+    ],
+)
+def test_what_can_hold_at_once(one: str, other: str) -> None:
+    assert not contradiction(one, other)
+    assert requirement(f"{one}+{other}").text
+
+
+def test_the_page_lists_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "requirements.md").read_text()
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert listed == [kind.example for kind in KINDS.values()]
