@@ -280,9 +280,6 @@ class Recorder:
         )
         if sum(run.length for run in runs) != len(generated.token_ids):
             runs = (VersionRun(version, len(generated.token_ids)),)
-        if served.continued and runs[0].version != version:
-            # Given its cache by the old weights, and its first token by the next.
-            return (VersionRun(version, 0), *runs)
         if any(run.version != version for run in runs) and not served.continued:
             self._problem(
                 f"pass {len(self.passes)}: started under weights {version}, but the engine says "

@@ -11,7 +11,8 @@ holds new passes back. What it does with those under way is `on_weights`:
   (`Pass.weight_versions`). Its later tokens saw KV that no single set of weights computes, so the
   learner may train on them as on any other stale token, but can compare log-probabilities only
   for passes of one version. Until the new weights have proved themselves, no pass hands anything
-  over; if they fail, what they sampled is thrown away.
+  over; if they fail, what they sampled is thrown away. So is what they sampled of a pass that
+  had no token before them.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Serving:
         self._idle = asyncio.Event()
         self._idle.set()
         self._passes: set[Interrupt] = set()
-        self._trial = ""
+        self._trial = self._label = ""
         self._rejected: set[str] = set()
         self._decided = asyncio.Event()
         self._decided.set()
@@ -123,6 +124,7 @@ class Serving:
     def open(self, version: int, cache_salt: str) -> None:
         """Let passes start, under these weights."""
         self.version, self.cache_salt = version, cache_salt
+        self._label = self._trial
         self._decided.set()
         self._opened.set()
 
@@ -146,24 +148,32 @@ class Serving:
         await self._idle.wait()
         return len(passes)
 
-    async def _accepted(self, generated: Generated, interrupt: Interrupt) -> Generated:
-        """What weights sampled that have proved themselves."""
+    async def _accepted(self, generated: Generated, label: str, interrupt: Interrupt) -> Generated:
+        """What counts of a pass that was submitted under the weights of `label`.
+
+        Nothing, where it had no token yet when they changed: only part of its prompt may have been
+        computed then. Otherwise all up to the first token of weights that were rejected.
+        """
         if self.on_weights == "restart":
             return generated
         await self._decided.wait()
+        labels = generated.weight_labels
         count = 0
-        for label, length in generated.weight_labels:
-            if label in self._rejected:
-                await interrupt.now("weights")
-                return replace(
-                    generated,
-                    token_ids=generated.token_ids[:count],
-                    logprobs=generated.logprobs[:count],
-                    finish_reason="abort",
-                    weight_labels=cut_labels(generated.weight_labels, 0, count),
-                )
-            count += length
-        return generated
+        if labels and labels[0][0] == label:
+            for one, length in labels:
+                if one in self._rejected:
+                    break
+                count += length
+        if count == len(generated.token_ids):
+            return generated
+        await interrupt.now("weights")
+        return replace(
+            generated,
+            token_ids=generated.token_ids[:count],
+            logprobs=generated.logprobs[:count],
+            finish_reason="abort",
+            weight_labels=cut_labels(labels, 0, count),
+        )
 
     async def ready(self) -> None:
         """Wait until passes may start."""
@@ -189,7 +199,7 @@ class Serving:
         session knows at the moment of submission. Without `on_tokens` the pass does not stream.
         """
         assert self._opened.is_set(), "a pass was started while the gate was closed"
-        version, salt = self.version, self.cache_salt
+        version, salt, label = self.version, self.cache_salt, self._label
         self._requests += 1
         name = f"{self.run_id}/{self._requests}"
         keep = Keep("") if keep is None else keep
@@ -211,7 +221,8 @@ class Serving:
                 stream=on_tokens is not None,
             )
             await interrupt.attach(request)
-            generated = await self._accepted(await request.wait(on_tokens, on_start), interrupt)
+            generated = await request.wait(on_tokens, on_start)
+            generated = await self._accepted(generated, label, interrupt)
             if not generated.token_ids:
                 return Served(generated, version, salt, name)
             # They went into the engine first, so they are done where this one has a token.
