@@ -40,7 +40,7 @@ def test_rows_have_the_promised_columns() -> None:
 @pytest.mark.timeout(200)
 def test_a_small_run() -> None:
     command = ["bench", "actor", "--models", "tiny", "--sessions", "2", "--states", "3"]
-    sizes = ["--prefix", "64", "--slot", "8", "--response", "48", "--rounds", "1"]
+    sizes = ["--prefix", "64", "--slot", "8", "--response", "144", "--rounds", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "launch.cli", *command, *sizes],
         capture_output=True,

@@ -209,10 +209,13 @@ def test_memory_that_others_use_stays_when_one_is_started_again(tmp_path):
         "held = mmap.mmap(fd, 4096); print('ready', flush=True); time.sleep(float(sys.argv[2]))\n"
         "print(os.path.exists(sys.argv[1]), flush=True); os.path.exists(sys.argv[1]) and sys.exit()"
     )
+    ready: list[float] = []
     killed: list[int] = []
 
     def kill_when_seen(seconds):
-        if seconds > 2.5 and not killed:  # after a scan
+        if not ready and log_of(tmp_path, "learner") and log_of(tmp_path, "actor"):
+            ready.append(seconds)
+        if ready and seconds > ready[0] + 2.2 and not killed:  # after a scan
             killed.append(1)
             pid = next(p for p in Path("/proc").iterdir() if b"doomed" in _cmdline(p))
             os.kill(int(pid.name), signal.SIGKILL)
@@ -220,7 +223,7 @@ def test_memory_that_others_use_stays_when_one_is_started_again(tmp_path):
     try:
         outcome = supervise(
             tmp_path,
-            [command("learner", hold, name, "4"), command("actor", hold, name, "3", "doomed")],
+            [command("learner", hold, name, "6"), command("actor", hold, name, "3", "doomed")],
             Quiet(kill_when_seen),
             restarts=1,
         )
