@@ -175,15 +175,20 @@ class Actor:
             await cancel(report)
 
     async def _receive_visitors(self) -> None:
-        """Let `dynatok demo --run` in."""
-
-        async def send(trajectory: Trajectory) -> None:
-            await self._channel.acquire()
-            self._channel.send(TrajectoryMessage(trajectory))
-
+        """Let `dynatok demo --run` in. What a visitor sends is sent even if its page is closed."""
         name, model = self._config.name, self._config.model
-        async with door(self._run_dir, name, model, self._serving, self._tokenizer, send):
-            await asyncio.Future()  # until cancelled
+        async with asyncio.TaskGroup() as sending:
+
+            async def hand_over(trajectory: Trajectory) -> None:
+                await self._channel.acquire()
+                self._channel.send(TrajectoryMessage(trajectory))
+                say(f"sent the visitor's trajectory {trajectory.trajectory_id}")
+
+            async def send(trajectory: Trajectory) -> None:
+                await asyncio.shield(sending.create_task(hand_over(trajectory)))
+
+            async with door(self._run_dir, name, model, self._serving, self._tokenizer, send):
+                await asyncio.Future()  # until cancelled
 
     async def _listen(self) -> None:
         """Apply weights as they are announced, until `Finish`."""
