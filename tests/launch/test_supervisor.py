@@ -202,7 +202,7 @@ def test_a_child_that_says_no_is_not_asked_again(tmp_path, code):
 
 
 def test_memory_that_others_use_stays_when_one_is_started_again(tmp_path):
-    name = f"/dev/shm/dynatok-test-{os.getpid()}-shared"
+    name = f"/dev/shm/held-by-a-test-{os.getpid()}"  # a sender would clear unlocked files of ours
     hold = (
         "import mmap, os, sys, time\n"
         "fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 4096)\n"
