@@ -28,6 +28,8 @@ from dynatok_online.trajectory import OUTSIDE, Reuse, TokenIds
 class Held:
     """The full blocks that a pass left in the cache."""
 
+    index: int
+    """Which pass."""
     tokens: TokenIds
     """All positions of the pass that have KV."""
     salt: str
@@ -74,6 +76,9 @@ class BlockNames:
             keeps = j < reused and j not in computed_ahead and j < len(same) and bool(same[j])
             if keeps and previous is not None and (kept is None or j in kept):
                 name, origin = previous.names[j], previous.origins[j]
+                if name != fresh and origin == OUTSIDE:
+                    # It is what `previous` would have computed, and not what this pass would.
+                    origin = previous.index
             elif j < reused and j not in computed_ahead:
                 name, origin = fresh, self._computed.get(fresh, OUTSIDE)
             else:
@@ -82,7 +87,7 @@ class BlockNames:
             names.append(name)
             origins.append(origin)
             chain = name if name == fresh else xxhash.xxh3_128_digest(chain + b"kept" + name)
-        return Held(tokens, salt, tuple(names), tuple(origins))
+        return Held(index, tokens, salt, tuple(names), tuple(origins))
 
 
 def same_blocks(tokens: TokenIds, others: TokenIds, size: int) -> np.ndarray:

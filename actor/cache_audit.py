@@ -121,6 +121,9 @@ def contradictions(
             )
             continue
         names = one.reused + one.computed
+        for j, (name, origin) in enumerate(zip(names, held.origins, strict=False)):
+            if origin == OUTSIDE:  # the first here that held it stands for whoever computed it
+                filled.setdefault((j, name), set()).add(k)
         for j, (mine, origin) in enumerate(zip(held.names, held.origins, strict=True)):
             wrong = ""
             if j >= len(names):

@@ -201,6 +201,7 @@ class VllmEngine:
             "publisher": "zmq",
             "endpoint": endpoint,
             "replay_endpoint": replay_endpoint,
+            "buffer_steps": 1000,  # for repeating; every batch lists the tokens of its blocks
         }
         try:
             return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**merged)), run_id, sockets)

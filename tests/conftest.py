@@ -77,7 +77,9 @@ def vllm(random_model: Path) -> Iterator[SharedEngine]:
     # Room for ten contexts of 512 tokens: where many sessions run, blocks are evicted, and
     # requests preempted.
     arguments = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20}
-    engine = VllmEngine.start(str(random_model), arguments, run_id=RUN_ID)
+    # oneDNN keeps a kernel per shape, up to 1024 of them: as much growth as a leak would be.
+    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+    engine = VllmEngine.start(str(random_model), arguments, environment=environment, run_id=RUN_ID)
     try:
         yield SharedEngine(engine, loop, random_model)
     finally:

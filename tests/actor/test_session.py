@@ -12,7 +12,7 @@ from actor.serving import Interrupt, Serving
 from actor.session import Finished, LiveSession, PassReport
 from dynatok_online.spans import audit
 from dynatok_online.tasks import ScheduledEdit, SlotState, Task
-from dynatok_online.trajectory import Reuse
+from dynatok_online.trajectory import OUTSIDE, Reuse
 from tests.actor.fake import FakeEngine
 
 A, B = SlotState("aaaa", "lower"), SlotState("BBBB", "upper")
@@ -310,6 +310,19 @@ def test_a_sticky_edit_computes_the_slot_and_keeps_what_follows() -> None:
     assert engine.ended == [engine.requests[0].cache.session]
 
 
+def test_foreign_blocks_that_go_stale_are_those_of_the_first_pass_that_held_them() -> None:
+    engine = FakeEngine()
+    serving = Serving(engine, "run")
+    serving.open(0, serving.new_salt(0))
+    asyncio.run(make(engine, task(max_tokens=1, template=LONG), serving=serving).run())
+    one = task((6, B), max_tokens=12, template=LONG)
+    finished = run(engine, one, reuse="sticky", serving=serving)
+    first, second = finished.trajectory.passes
+    assert first.reuse == (Reuse(OUTSIDE, 0, 36),)
+    # Behind the edited slot they are not what this pass would have computed.
+    assert second.reuse == (Reuse(OUTSIDE, 0, 16), Reuse(0, 24, 40))
+
+
 def test_two_slots_edited_at_once_keep_what_stands_between_them() -> None:
     engine = FakeEngine()
     one = Task(
@@ -435,7 +448,7 @@ def test_passes_that_continue_are_labelled_and_wait_for_the_verdict(fails: bool)
             await asyncio.sleep(0)
         assert await serving.close() == 0
         salt = serving.new_salt(1)
-        before, engine.label = engine.label, serving.new_label(1)
+        engine.label = serving.new_label(1)
         while not engine.requests[0].finish:
             await asyncio.sleep(0)
         for _ in range(5):
@@ -443,7 +456,7 @@ def test_passes_that_continue_are_labelled_and_wait_for_the_verdict(fails: bool)
         assert len(engine.requests) == 1, "it did not wait"
         if fails:
             await serving.reject()
-            engine.label = before
+            engine.label = serving.new_label(0)
             serving.open(0, serving.new_salt(0))
         else:
             serving.open(1, salt)
