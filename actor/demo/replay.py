@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from actor.demo.texts import Decode, TokenTexts
+from actor.demo.texts import TokenTexts
 from actor.demo.verdicts import verdict
+from actor.scoring import Decode
 from dynatok_online.blocks import blocks, recomputed_tokens
 from dynatok_online.requirements import REQUIREMENTS
 from dynatok_online.tasks import SlotState

@@ -7,9 +7,9 @@ add nothing. Pieces joined are the text, so a range of characters is a range of 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Decode = Callable[[Sequence[int]], str]
+from actor.scoring import Decode
 
 _CUT = "\ufffd"
 _BEHIND = 8

@@ -59,18 +59,22 @@ def go(settings, actor_class, **options):
     return code, actor
 
 
+def learn_alone(settings):
+    """In a process of its own, as it runs for real: DeepSpeed keeps state until a process ends."""
+    learner = subprocess.run(
+        [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert learner.returncode == 0, learner.stderr[-3000:]
+
+
 @pytest.mark.engine
 def test_trains_and_publishes_under_deepspeed(settings, fake_actor):
-    """In a process of its own, as it runs for real: DeepSpeed keeps state until a process ends."""
     settings["deepspeed"] = {"zero_optimization": {"stage": 2}}
     with fake_actor(settings["protocol"].endpoint, settings["run_id"], settings["model"]) as actor:
-        learner = subprocess.run(
-            [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings)],
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-    assert learner.returncode == 0, learner.stderr[-3000:]
+        learn_alone(settings)
     assert actor.error is None
     result = summary(settings)
     assert result["learner_steps"] == 4
@@ -104,13 +108,7 @@ def test_trains_and_publishes_under_deepspeed(settings, fake_actor):
 def test_weights_that_zero_3_has_taken_apart_are_published_whole(settings, fake_actor):
     settings["deepspeed"] = {"zero_optimization": {"stage": 3}}
     with fake_actor(settings["protocol"].endpoint, settings["run_id"], settings["model"]) as actor:
-        learner = subprocess.run(
-            [sys.executable, "-c", SCRIPT, msgspec.json.encode(settings)],
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-    assert learner.returncode == 0, learner.stderr[-3000:]
+        learn_alone(settings)
     assert actor.error is None
     assert summary(settings)["logprob_gap"] < 1e-5
     assert max(actor.gaps) < 1e-5
