@@ -21,7 +21,7 @@ import msgspec
 from actor.config import SamplingConfig
 from actor.generation import CacheUse, Generated, OnStart, OnTokens
 from actor.kv_events import KvEvents
-from actor.plugin import FOLLOW_PARENT, STICKY, WEIGHT_BACKEND
+from actor.plugin import BY_ACTOR, STICKY, WEIGHT_BACKEND
 from protocol.messages import WeightManifest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MIB = 1 << 20
 def prepare_environment(extra: Mapping[str, str], *, eager: bool) -> None:
     """Set what vLLM reads from the environment. What is set already, or in `extra`, goes first."""
     defaults = {
-        FOLLOW_PARENT: "1",
+        BY_ACTOR: "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -48,6 +48,9 @@ def prepare_environment(extra: Mapping[str, str], *, eager: bool) -> None:
             # fight it for the same cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+            # Huge pages: blocks of one request lie all over the cache, the more so after edits,
+            # and attention would wait for the address of every one of them.
+            "THP_MEM_ALLOC_ENABLE": "1",
         }
         if eager:
             # The one function that vLLM compiles all the same costs seconds and gains nothing.

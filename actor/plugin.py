@@ -16,14 +16,15 @@ WEIGHT_BACKEND = "dynatok"
 """Name of our weight-transfer backend in vLLM's `weight_transfer_config`."""
 STICKY = "dynatok"
 """Key of our entry in the `extra_args` of vLLM's sampling parameters."""
-FOLLOW_PARENT = "DYNATOK_FOLLOW_PARENT"
+BY_ACTOR = "DYNATOK_ACTOR"
 """Set by the actor in its own environment, inherited by the processes that vLLM starts."""
 
 
 def register() -> None:
     """Add the weight-transfer backend and sticky reuse.
 
-    Where an actor started the engine, its processes die with the actor.
+    Where an actor started the engine, its processes also multiply in `actor.cpu_rows`'s way on
+    CPU, and die with the actor.
     """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
@@ -34,7 +35,15 @@ def register() -> None:
             WEIGHT_BACKEND, "actor.weight_engine", "SharedMemoryWeightEngine"
         )
     sticky.install()
-    if os.environ.get(FOLLOW_PARENT) and multiprocessing.parent_process() is not None:
+    if not os.environ.get(BY_ACTOR):
+        return
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from actor import cpu_rows
+
+        cpu_rows.install()
+    if multiprocessing.parent_process() is not None:
         _die_with_parent()
 
 

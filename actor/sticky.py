@@ -18,7 +18,7 @@ The cache salt, which carries the weight version, is part of the first name, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.core import kv_cache_utils
@@ -43,7 +43,8 @@ class _Use:
     held: int = 0
     head: bool = False
     ended: tuple[str, ...] = ()
-    chain: Name = None
+    chains: list[Name] = field(default_factory=list)
+    """What the name of the block after each block is made from."""
     named: bool = False
 
 
@@ -113,25 +114,28 @@ def _assign(
 ) -> list[int]:
     """Name the request's full blocks; the indices of those kept on a changed beginning."""
     tokens = request._all_token_ids
-    old_names, old_tokens, held = _kept_from(request, use)
-    most = min(held, len(old_tokens)) // size
+    old = _kept_from(request, use)
+    most = min(old.held, len(old.tokens)) // size
     cached = manager.block_pool.get_cached_block
     last = (request.num_tokens - 1) // size  # vLLM always computes the last token
     names: list[Name] = []
+    chains: list[Name] = []
     kept: list[int] = []
     chain = None
-    searching = True
+    searching = as_before = True
     for j in range(request.num_tokens // size):
         start, stop = j * size, (j + 1) * size
-        name = fresh = _hash(request, hash_function, chain, start, stop)
+        # Compared token by token: a name is only ever asked for where it is right.
+        same = j < min(most, len(old.names)) and old.tokens[start:stop] == tokens[start:stop]
+        as_before = as_before and same
+        if as_before and old.chains[j] == old.names[j]:
+            name = fresh = old.names[j]
+        else:
+            name = fresh = _hash(request, hash_function, chain, start, stop)
         searching = searching and j < last
         if searching:
-            old = None
-            # Compared token by token: a name is only ever asked for where it is right.
-            if j < min(most, len(old_names)) and old_tokens[start:stop] == tokens[start:stop]:
-                old = old_names[j]
-            if old is not None and cached(old, [0]):
-                name = old
+            if same and cached(old.names[j], [0]):
+                name = old.names[j]
             elif not cached(fresh, [0]):
                 searching = False
         if name == fresh:
@@ -139,17 +143,34 @@ def _assign(
         else:
             kept.append(j)
             chain = hash_function((chain, b"kept", name))
+        as_before = as_before and name == old.names[j]
         names.append(name)
+        chains.append(chain)
     request.block_hashes[:] = names
-    use.chain, use.named = chain, True
+    use.chains, use.named = chains, True
     return kept
 
 
-def _kept_from(request: Request, use: _Use) -> tuple[list[Name], list[int], int]:
-    """Names, tokens and how many of them count, of the request whose blocks are kept."""
+@dataclass
+class _Old:
+    """A request whose blocks are kept; the first `held` of its tokens count."""
+
+    names: list[Name]
+    chains: list[Name]
+    tokens: list[int]
+    held: int
+
+
+def _kept_from(request: Request, use: _Use) -> _Old:
+    """The request whose blocks this one keeps."""
     if use.named:
         if request.num_preemptions:  # what it held itself
-            return list(request.block_hashes), request._all_token_ids, request.num_tokens
+            return _Old(
+                list(request.block_hashes),
+                use.chains,
+                request._all_token_ids,
+                request.num_tokens,
+            )
     else:
         for session in use.ended:
             _sessions.pop(session, None)
@@ -159,17 +180,20 @@ def _kept_from(request: Request, use: _Use) -> tuple[list[Name], list[int], int]
                 name: one for name, one in latest.items() if name == use.previous
             } | {use.name: request}
     previous = _sessions.get(use.session, {}).get(use.previous)
-    if previous is None:
-        return [], [], 0
-    return previous.block_hashes, previous._all_token_ids, use.held
+    if previous is None or previous.cache_salt != request.cache_salt:
+        return _Old([], [], [], 0)
+    names, chains = previous.block_hashes, previous.dynatok_use.chains
+    return _Old(names, chains, previous._all_token_ids, use.held)
 
 
 def _extend(request: Request, use: _Use, size: int, hash_function: Any) -> list[Name]:
     """Names of the blocks that have become full since the last call."""
     names = []
     for start in range(len(request.block_hashes) * size, request.num_tokens - size + 1, size):
-        use.chain = _hash(request, hash_function, use.chain, start, start + size)
-        names.append(use.chain)
+        chain = use.chains[-1] if use.chains else None
+        name = _hash(request, hash_function, chain, start, start + size)
+        use.chains.append(name)
+        names.append(name)
     return names
 
 

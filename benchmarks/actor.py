@@ -7,8 +7,9 @@ same; modes take turns in one run, each round under a cache salt of its own, and
 median over rounds of two times of the same round.
 
 Beside each measured ratio stands its bound: static time over static time plus what the recomputed
-tokens cost at the speed of a plain prefill, measured in the same run. A second, watched run edits
-by surprise and times from the edit to the first new token.
+tokens cost at the speed of a plain prefill, measured in the same run on short and on long prompts:
+so much a token, and so much for each earlier position that it attends to. A second, watched run
+edits by surprise and times from the edit to the first new token.
 
 Prints a card for people, then one line of JSON for machines: a list of rows.
 """
@@ -32,6 +33,8 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from dynatok_online.trajectory import RESPONSE, Trajectory
 
 if TYPE_CHECKING:
     from actor.engine import VllmEngine
@@ -85,6 +88,8 @@ class _Timed:
     seconds: list[float] = field(default_factory=list)
     reused: int = 0
     computed: int = 0
+    pairs: int = 0
+    """Positions that the computed tokens attended to."""
     edits: list[float] = field(default_factory=list)
 
 
@@ -125,8 +130,10 @@ class Bench:
         self._runs = 0
 
     def encode(self, text: str) -> list[int]:
-        """Random tokens that depend on the text alone: `P..` a prefix, `S..` a state."""
-        lengths = {"P": self._shape.prefix, "S": self._shape.slot}
+        """Random tokens that depend on the text alone: `P..` a prefix, `L..` as
+        long as a prefix and a response, `S..` a state."""
+        shape = self._shape
+        lengths = {"P": shape.prefix, "L": shape.prefix + shape.response, "S": shape.slot}
         rng = random.Random(f"{self._name}/{text}")
         return rng.choices(range(5, self._vocabulary), k=lengths.get(text[0], 1))
 
@@ -137,6 +144,7 @@ class Bench:
         from dynatok_online.tasks import ScheduledEdit, SlotState, Task
 
         length = options.pop("length", self._shape.response)
+        prefix = options.pop("prefix", "P")
         segment = length / states
         # Sessions do not all edit at one moment.
         shift = random.Random(number).uniform(-0.4, 0.4) * segment
@@ -146,7 +154,7 @@ class Bench:
         )
         task = Task(
             f"{number}",
-            f"P{number}\n{{{{slot}}}}\n",
+            f"{prefix}{number}\n{{{{slot}}}}\n",
             {"slot": SlotState(f"S{number}-0")},
             () if options.get("editor") else edits,
             length,
@@ -177,17 +185,19 @@ class Bench:
         _check(done, self._shape.response)
         into.reused = sum(one.counts.reused_tokens for one in done) // sessions
         into.computed = sum(one.counts.computed_tokens for one in done) // sessions
+        into.pairs = sum(_pairs(one.trajectory) for one in done) // sessions
 
-    async def prefill(self, sessions: int) -> float:
-        """Seconds per token of prefilling, all sessions at once."""
+    async def prefill(self, sessions: int, prefix: str, into: _Timed) -> None:
+        """Prefilling alone, all sessions at once."""
         self.fresh_cache()
         begun = time.perf_counter()
         done = await asyncio.gather(
-            *(self.session(i, 1, STATIC, length=1).run() for i in range(sessions))
+            *(self.session(i, 1, STATIC, length=1, prefix=prefix).run() for i in range(sessions))
         )
-        seconds = time.perf_counter() - begun
+        into.seconds.append(time.perf_counter() - begun)
         _check(done, 1)
-        return seconds / sum(one.counts.computed_tokens for one in done)
+        into.computed = sum(one.counts.computed_tokens for one in done) // sessions
+        into.pairs = sum(_pairs(one.trajectory) for one in done) // sessions
 
     async def surprise(self, sessions: int, states: int, mode: str, into: _Timed) -> None:
         """All sessions once, watched, each edited at random moments: what a person does."""
@@ -226,6 +236,31 @@ class Bench:
         _check([await running], self._shape.response)
 
 
+def _blocks(shape: Shape, sessions: Sequence[int]) -> int:
+    """Blocks of an engine that holds every session twice over, and soon uses all of them again.
+
+    A cache that was never filled would flatter whoever needs few blocks: those lie in order.
+    """
+    return 2 * max(sessions) * (sum(asdict(shape).values()) // 32 + 2)
+
+
+def _pairs(trajectory: Trajectory) -> int:
+    """Positions that the computed tokens attended to, themselves included."""
+    total = 0
+    for one in trajectory.passes:
+        fed = sum(
+            one.start if piece == RESPONSE else len(trajectory.pieces[piece])
+            for piece in one.layout
+        )
+        total += _triangle(fed + one.stop - one.start - 1)
+        total -= sum(_triangle(run.stop) - _triangle(run.start) for run in one.reuse)
+    return total
+
+
+def _triangle(count: int) -> int:
+    return count * (count + 1) // 2
+
+
 def _check(done: Sequence[Finished], length: int) -> None:
     for one in done:
         if one.problems or len(one.trajectory.response) != length:
@@ -250,23 +285,36 @@ def measure(
     arms = [(1, STATIC), *((k, mode) for k in states for mode in modes)]
     task = progress.add_task(f"{model}, {sessions} sessions", total=len(arms) * (rounds + 1) + 1)
     timed = {arm: _Timed() for arm in arms}
-    loop.run_until_complete(bench.prefill(sessions))  # warm up
-    prefills = []
+    short, long = _Timed(), _Timed()
+    for prefix in "PL":  # warm up
+        loop.run_until_complete(bench.prefill(sessions, prefix, _Timed()))
+    for arm in arms[1:]:
+        progress.update(task, description=f"{model}, {sessions} sessions: edits, {arm[1]} {arm[0]}")
+        loop.run_until_complete(bench.surprise(sessions, *arm, timed[arm]))
+        progress.advance(task)
     for turn in range(rounds):
-        prefills.append(loop.run_until_complete(bench.prefill(sessions)))
+        loop.run_until_complete(bench.prefill(sessions, "P", short))
+        loop.run_until_complete(bench.prefill(sessions, "L", long))
         # Whoever runs first in a round does not do so in the next.
         for arm in (*arms[turn % len(arms) :], *arms[: turn % len(arms)]):
             progress.update(task, description=f"{model}, {sessions} sessions: {arm[1]} {arm[0]}")
             loop.run_until_complete(bench.generate(sessions, *arm, timed[arm]))
             progress.advance(task)
-    for arm in arms[1:]:
-        progress.update(task, description=f"{model}, {sessions} sessions: edits, {arm[1]} {arm[0]}")
-        loop.run_until_complete(bench.surprise(sessions, *arm, timed[arm]))
-        progress.advance(task)
     progress.remove_task(task)
     static = timed[1, STATIC]
-    prefill = statistics.median(prefills)
-    return [_row(model, sessions, arm, one, static, shape, prefill) for arm, one in timed.items()]
+    costs = _costs(short, long)
+    return [_row(model, sessions, arm, one, static, shape, costs) for arm, one in timed.items()]
+
+
+def _costs(short: _Timed, long: _Timed) -> tuple[float, float]:
+    """Seconds for each token of all sessions, and for each pair."""
+    tokens, pairs = np.linalg.solve(
+        [[short.computed, short.pairs], [long.computed, long.pairs]],
+        [statistics.median(short.seconds), statistics.median(long.seconds)],
+    )
+    if pairs < 0:  # too short to tell
+        return statistics.median(long.seconds) / long.computed, 0.0
+    return float(tokens), float(pairs)
 
 
 def _row(
@@ -276,12 +324,14 @@ def _row(
     one: _Timed,
     static: _Timed,
     shape: Shape,
-    prefill: float,
+    costs: tuple[float, float],
 ) -> Row:
     states, mode = arm
     base = statistics.median(static.seconds)
-    extra = (one.computed - static.computed) * sessions * prefill
-    first = prefill * sessions * (shape.prefix + shape.slot + 1)
+    token, pair = costs
+    extra = token * (one.computed - static.computed) + pair * (one.pairs - static.pairs)
+    prompt = shape.prefix + shape.slot + 1
+    first = token * prompt + pair * _triangle(prompt)
     return Row(
         model=model,
         sessions=sessions,
@@ -329,7 +379,10 @@ def run(
             starting = progress.add_task(f"{model}: starting vLLM", total=None)
             path = tiny.resolve("tiny") if model == "tiny" else model_60m(Path(folder))
             # A sticky edit takes a second place for the step in which its slot is computed.
-            arguments = {"max_num_seqs": 2 * max(sessions), "kv_cache_memory_bytes": 3 << 29}
+            arguments = {
+                "max_num_seqs": 2 * max(sessions),
+                "num_gpu_blocks_override": _blocks(shape, sessions),
+            }
             quiet = {"VLLM_LOGGING_LEVEL": "ERROR"}
             engine = VllmEngine.start(path, arguments, environment=quiet, run_id=f"bench-{model}")
             progress.remove_task(starting)
