@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from actor.alone_config import CollectConfig
 from actor.evaluation import edited_scores
 from actor.recorder import Counts
 from actor.session import Finished, LiveSession
+from actor.usable import Usable
 from dynatok_online.json_files import write_json
 from dynatok_online.shards import Shards
 from dynatok_online.storage import schema
@@ -34,7 +34,6 @@ from dynatok_online.tasks import Task
 SETTINGS = "collection.json"
 SAME = ("model", "tasks", "split", "seed", "reuse", "placement", "sampling")
 """Settings that a folder must have been begun with to be gone on with."""
-EMPTY_IN_A_ROW = 100
 
 
 def run(config: CollectConfig) -> int:
@@ -89,19 +88,19 @@ class Tally:
     def __init__(self) -> None:
         self.counts = Counts()
         self.trajectories = 0
-        self.dropped: Counter[str] = Counter()
-        self.problems: list[str] = []
-        """The first reports of the engine that cannot be true."""
+        self._usable = Usable()
         self._scores = [0.0, 0]
 
-    def add(self, finished: Finished) -> None:
-        """One more."""
+    def add(self, finished: Finished) -> bool:
+        """One more; whether it may be kept."""
         self.counts.add(finished.counts)
-        self.problems += finished.problems[: max(0, 5 - len(self.problems))]
+        if not self._usable.take(finished):
+            return False
         self.trajectories += 1
         for _, score in edited_scores(finished.trajectory):
             self._scores[0] += score
             self._scores[1] += 1
+        return True
 
     def numbers(self) -> dict[str, Any]:
         """For the last line and the progress bar."""
@@ -112,8 +111,8 @@ class Tally:
             "generated_tokens": counts.generated_tokens,
             "reused_tokens": counts.reused_tokens,
             "audit_mismatches": counts.audit_mismatches,
-            "problems": self.problems,
-            "dropped": dict(self.dropped),
+            "problems": self._usable.problems,
+            "dropped": dict(self._usable.dropped),
             "adherence": total / count if count else None,
         }
 
@@ -129,10 +128,9 @@ async def collect(
 ) -> None:
     """Run tasks, `sessions` at once, until the shards hold `wanted` trajectories."""
     under_way = 0
-    empty = 0
 
     async def work() -> None:
-        nonlocal under_way, empty
+        nonlocal under_way
         while len(shards.done) + under_way < wanted:
             task = next(one for one in tasks if one.task_id not in shards.done)
             under_way += 1
@@ -141,18 +139,9 @@ async def collect(
                 finished = await make(task).run()
             finally:
                 under_way -= 1
-            if len(finished.trajectory.response) == 0:
-                tally.dropped["empty"] += 1
-                empty += 1
-                if empty == EMPTY_IN_A_ROW:
-                    raise ValueError(
-                        f"{empty} tasks in a row left no room for a response: their prompts fill "
-                        "the engine's context; write shorter ones, or set engine.max_model_len"
-                    )
+            if not tally.add(finished):
                 continue
-            empty = 0
             shards.add(finished.trajectory)
-            tally.add(finished)
             show(len(shards.done), tally)
 
     async with asyncio.TaskGroup() as group:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from actor.evaluation import MakeSession, edited_scores
 from actor.recorder import Counts
 from actor.session import Finished
+from actor.usable import Usable
 from dynatok_online.tasks import Task
 from dynatok_online.trajectory import Trajectory
 
-EMPTY_IN_A_ROW = 100
-"""So many responses without a token in a row mean that something is wrong."""
 RECENT = 256
 """Passes after an edit over which the running adherence is taken."""
 
@@ -48,7 +47,7 @@ class Collector:
         self, tasks: Iterator[tuple[int, Task]], sessions: int, make: MakeSession, outlet: Outlet
     ) -> None:
         self._tasks = tasks
-        self._empty_tasks: list[int] = []
+        self._unsent_tasks: list[int] = []
         self._sessions = sessions
         self._make = make
         self._outlet = outlet
@@ -59,12 +58,18 @@ class Collector:
         """Waited for credits, over all sessions."""
         self.seconds_generating = 0.0
         """Spent in sessions that came to their end, over all of them."""
-        self.dropped: Counter[str] = Counter()
-        """Started and not sent, by cause."""
-        self.problems: list[str] = []
-        """The first reports of the engine that cannot be true."""
-        self._empty = 0
+        self._usable = Usable()
         self._recent: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Started and not sent, by cause."""
+        return self._usable.dropped
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """The first reports of the engine that cannot be true."""
+        return self._usable.problems
 
     @property
     def adherence(self) -> float | None:
@@ -98,21 +103,16 @@ class Collector:
 
     def _take(self, number: int, finished: Finished) -> None:
         self.counts.add(finished.counts)
-        self.problems += finished.problems[: max(0, 20 - len(self.problems))]
-        if len(finished.trajectory.response) == 0:
-            self.dropped["empty"] += 1
-            self._empty_tasks.append(number)
+        try:
+            usable = self._usable.take(finished)
+        except ValueError:
             self._outlet.give_back()
-            self._empty += 1
-            if self._empty == EMPTY_IN_A_ROW:
-                raise ValueError(
-                    f"{EMPTY_IN_A_ROW} tasks in a row left no room for a response: their prompts "
-                    "fill the engine's context; write shorter ones, or set "
-                    "actor.engine.max_model_len higher"
-                )
+            raise
+        if not usable:
+            self._unsent_tasks.append(number)
+            self._outlet.give_back()
             return
-        self._empty = 0
         self._recent.extend(score for _, score in edited_scores(finished.trajectory))
-        self._outlet.send_trajectory(finished.trajectory, (number, *self._empty_tasks))
-        self._empty_tasks.clear()
+        self._outlet.send_trajectory(finished.trajectory, (number, *self._unsent_tasks))
+        self._unsent_tasks.clear()
         self.trajectories += 1

@@ -288,7 +288,8 @@ def measure(
     short, long = _Timed(), _Timed()
     for prefix in "PL":  # warm up
         loop.run_until_complete(bench.prefill(sessions, prefix, _Timed()))
-    for arm in arms[1:]:
+    # Edits are few where sessions are few. The first ones also warm up.
+    for arm in arms[1:] * (rounds if sessions == 1 else 1):
         progress.update(task, description=f"{model}, {sessions} sessions: edits, {arm[1]} {arm[0]}")
         loop.run_until_complete(bench.surprise(sessions, *arm, timed[arm]))
         progress.advance(task)

@@ -186,6 +186,12 @@ class Hub:
         trajectory = session.trajectory(session.lanes[lane])
         if trajectory is None or trajectory.response.size == 0:
             raise Refused("only a finished response can be sent; press Stop first")
+        finished = session.lanes[lane].finished
+        if finished is not None and finished.problems:
+            raise Refused(
+                "the engine contradicts itself, so this response cannot be trained on: "
+                f"{finished.problems[0]}"
+            )
         await self.backend.send(trajectory)
         session.emit({"type": "sent", "lane": lane})
 

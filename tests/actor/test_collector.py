@@ -91,6 +91,17 @@ def test_tasks_that_leave_no_room_are_an_error() -> None:
     assert outlet.taken == outlet.given_back
 
 
+def test_what_the_engine_contradicts_is_not_sent() -> None:
+    engine = FakeEngine()
+    engine.cache_log.lies["run/2"] = None
+    outlet = FakeOutlet(credits=6)
+    collector = collect(engine, outlet)
+    assert collector.dropped == {"contradicted": 1}
+    assert outlet.given_back == 1
+    assert sorted(outlet.tasks) == list(range(7))
+    assert len(outlet.sent) == collector.trajectories == 6
+
+
 def test_a_failing_session_ends_the_collector() -> None:
     engine = FakeEngine()
 

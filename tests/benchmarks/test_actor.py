@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import actor
+from benchmarks._edited_response import edited_response
 from benchmarks.actor import Row, Shape, card
 
 KEYS = [
@@ -34,6 +35,22 @@ def test_the_card_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_rows_have_the_promised_columns() -> None:
     assert list(asdict(row("static", 1, None)))[: len(KEYS)] == KEYS
+
+
+def test_the_cost_of_a_prefill_is_split_into_tokens_and_pairs() -> None:
+    short = actor._Timed([9.0, 1.3, 1.3], computed=100, pairs=1000)
+    long = actor._Timed([0.1, 4.4, 4.4], computed=200, pairs=8000)
+    assert actor._costs(short, long) == pytest.approx((0.01, 0.0003))
+    flat = actor._Timed([1.0], computed=200, pairs=8000)
+    assert actor._costs(short, flat) == (1.0 / 200, 0.0)
+
+
+def test_pairs_of_an_edited_response() -> None:
+    static = edited_response("exact", 4, 2, 6, 1, 50)
+    assert actor._pairs(static) == sum(range(1, 12))  # the last token is never fed
+    edited = edited_response("exact", 4, 2, 6, 2, 50)
+    # Two passes of 3 tokens: positions 0 .. 7, then 4 .. 10.
+    assert actor._pairs(edited) == sum(range(1, 9)) + sum(range(5, 12))
 
 
 @pytest.mark.engine

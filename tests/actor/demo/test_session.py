@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -242,6 +243,10 @@ def test_what_cannot_be_done_is_said():
         with pytest.raises(Refused, match="there is no lane 1"):
             await hub.handle(Send(1))
         await hub.handle(Send(0))
+        lane = hub.session.lanes[0]
+        lane.finished = replace(lane.finished, problems=("two origins",))
+        with pytest.raises(Refused, match="cannot be trained on: two origins"):
+            await hub.handle(Send(0))
         fresh = Hub(CONFIG, backend)
         with pytest.raises(Refused, match="press Start first"):
             await fresh.handle(Stop())
