@@ -17,7 +17,7 @@ STEP = 16
 SHORT = 32
 """So few rows are left as they are."""
 KERNELS = 256
-"""So many numbers of rows are remembered, each in a few hundred bytes; vLLM says 32."""
+"""A layer remembers the kernels of so many numbers of rows; vLLM says 32."""
 
 
 def filled_rows(rows: int) -> int:

@@ -241,7 +241,7 @@ def _blocks(shape: Shape, sessions: Sequence[int]) -> int:
 
     A cache that was never filled would flatter whoever needs few blocks: those lie in order.
     """
-    return 2 * max(sessions) * (sum(asdict(shape).values()) // 32 + 2)
+    return max(128, 2 * max(sessions) * (sum(asdict(shape).values()) // 32 + 2))
 
 
 def _pairs(trajectory: Trajectory) -> int:
