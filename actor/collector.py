@@ -103,14 +103,14 @@ class Collector:
 
     def _take(self, number: int, finished: Finished) -> None:
         self.counts.add(finished.counts)
+        usable = False
         try:
             usable = self._usable.take(finished)
-        except ValueError:
-            self._outlet.give_back()
-            raise
+        finally:
+            if not usable:
+                self._outlet.give_back()
         if not usable:
             self._unsent_tasks.append(number)
-            self._outlet.give_back()
             return
         self._recent.extend(score for _, score in edited_scores(finished.trajectory))
         self._outlet.send_trajectory(finished.trajectory, (number, *self._unsent_tasks))

@@ -114,8 +114,12 @@ def _assign(
 ) -> list[int]:
     """Name the request's full blocks; the indices of those kept on a changed beginning."""
     tokens = request._all_token_ids
-    old = _kept_from(request, use)
-    most = min(old.held, len(old.tokens)) // size
+    old, held = _kept_from(request, use)
+    old_names, old_chains, old_tokens = [], [], []
+    if old is not None:
+        old_names, old_chains = old.block_hashes, old.dynatok_use.chains
+        old_tokens = old._all_token_ids
+    most = min(held // size, len(old_names))
     cached = manager.block_pool.get_cached_block
     last = (request.num_tokens - 1) // size  # vLLM always computes the last token
     names: list[Name] = []
@@ -126,16 +130,16 @@ def _assign(
     for j in range(request.num_tokens // size):
         start, stop = j * size, (j + 1) * size
         # Compared token by token: a name is only ever asked for where it is right.
-        same = j < min(most, len(old.names)) and old.tokens[start:stop] == tokens[start:stop]
+        same = j < most and old_tokens[start:stop] == tokens[start:stop]
         as_before = as_before and same
-        if as_before and old.chains[j] == old.names[j]:
-            name = fresh = old.names[j]
+        if as_before and old_chains[j] == old_names[j]:
+            name = fresh = old_names[j]
         else:
             name = fresh = _hash(request, hash_function, chain, start, stop)
         searching = searching and j < last
         if searching:
-            if same and cached(old.names[j], [0]):
-                name = old.names[j]
+            if same and cached(old_names[j], [0]):
+                name = old_names[j]
             elif not cached(fresh, [0]):
                 searching = False
         if name == fresh:
@@ -143,7 +147,7 @@ def _assign(
         else:
             kept.append(j)
             chain = hash_function((chain, b"kept", name))
-        as_before = as_before and name == old.names[j]
+        as_before = as_before and name == old_names[j]
         names.append(name)
         chains.append(chain)
     request.block_hashes[:] = names
@@ -151,26 +155,11 @@ def _assign(
     return kept
 
 
-@dataclass
-class _Old:
-    """A request whose blocks are kept; the first `held` of its tokens count."""
-
-    names: list[Name]
-    chains: list[Name]
-    tokens: list[int]
-    held: int
-
-
-def _kept_from(request: Request, use: _Use) -> _Old:
-    """The request whose blocks this one keeps."""
+def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int]:
+    """The request whose blocks this one keeps, and how many of its tokens count."""
     if use.named:
         if request.num_preemptions:  # what it held itself
-            return _Old(
-                list(request.block_hashes),
-                use.chains,
-                request._all_token_ids,
-                request.num_tokens,
-            )
+            return request, request.num_tokens
     else:
         for session in use.ended:
             _sessions.pop(session, None)
@@ -181,9 +170,8 @@ def _kept_from(request: Request, use: _Use) -> _Old:
             } | {use.name: request}
     previous = _sessions.get(use.session, {}).get(use.previous)
     if previous is None or previous.cache_salt != request.cache_salt:
-        return _Old([], [], [], 0)
-    names, chains = previous.block_hashes, previous.dynatok_use.chains
-    return _Old(names, chains, previous._all_token_ids, use.held)
+        return None, 0
+    return previous, use.held
 
 
 def _extend(request: Request, use: _Use, size: int, hash_function: Any) -> list[Name]:

@@ -176,28 +176,24 @@ class Bench:
         self._runs += 1
         self._serving.open(0, self._serving.new_salt(0))
 
-    async def generate(self, sessions: int, states: int, mode: str, into: _Timed) -> None:
+    async def generate(
+        self, sessions: int, states: int, mode: str, into: _Timed, **options: Any
+    ) -> None:
         """All sessions once, unwatched, with edits that are known ahead: what collecting does."""
         self.fresh_cache()
         begun = time.perf_counter()
-        done = await asyncio.gather(*(self.session(i, states, mode).run() for i in range(sessions)))
+        done = await asyncio.gather(
+            *(self.session(i, states, mode, **options).run() for i in range(sessions))
+        )
         into.seconds.append(time.perf_counter() - begun)
-        _check(done, self._shape.response)
+        _check(done, options.get("length", self._shape.response))
         into.reused = sum(one.counts.reused_tokens for one in done) // sessions
         into.computed = sum(one.counts.computed_tokens for one in done) // sessions
         into.pairs = sum(_pairs(one.trajectory) for one in done) // sessions
 
     async def prefill(self, sessions: int, prefix: str, into: _Timed) -> None:
         """Prefilling alone, all sessions at once."""
-        self.fresh_cache()
-        begun = time.perf_counter()
-        done = await asyncio.gather(
-            *(self.session(i, 1, STATIC, length=1, prefix=prefix).run() for i in range(sessions))
-        )
-        into.seconds.append(time.perf_counter() - begun)
-        _check(done, 1)
-        into.computed = sum(one.counts.computed_tokens for one in done) // sessions
-        into.pairs = sum(_pairs(one.trajectory) for one in done) // sessions
+        await self.generate(sessions, 1, STATIC, into, length=1, prefix=prefix)
 
     async def surprise(self, sessions: int, states: int, mode: str, into: _Timed) -> None:
         """All sessions once, watched, each edited at random moments: what a person does."""
@@ -283,13 +279,15 @@ def measure(
     """All modes at one number of sessions."""
     loop = asyncio.get_event_loop()
     arms = [(1, STATIC), *((k, mode) for k in states for mode in modes)]
-    task = progress.add_task(f"{model}, {sessions} sessions", total=len(arms) * (rounds + 1) + 1)
+    # Edits are few where sessions are few. The first ones also warm up.
+    surprises = arms[1:] * (rounds if sessions == 1 else 1)
+    total = len(surprises) + rounds * len(arms)
+    task = progress.add_task(f"{model}, {sessions} sessions", total=total)
     timed = {arm: _Timed() for arm in arms}
     short, long = _Timed(), _Timed()
     for prefix in "PL":  # warm up
         loop.run_until_complete(bench.prefill(sessions, prefix, _Timed()))
-    # Edits are few where sessions are few. The first ones also warm up.
-    for arm in arms[1:] * (rounds if sessions == 1 else 1):
+    for arm in surprises:
         progress.update(task, description=f"{model}, {sessions} sessions: edits, {arm[1]} {arm[0]}")
         loop.run_until_complete(bench.surprise(sessions, *arm, timed[arm]))
         progress.advance(task)
