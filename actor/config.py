@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from protocol.config import ProtocolConfig
-from protocol.envelope import check_name
+from protocol.wire.envelope import check_name
 
 ReusePolicy = Literal["exact", "sticky", "none"]
 """What a pass takes from the cache. `exact`: an unchanged prefix. `sticky`: besides, everything

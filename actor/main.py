@@ -14,14 +14,15 @@ import signal
 import time
 from types import FrameType
 
-from actor.actor import Actor
 from actor.config import ActorConfig
-from actor.engine import VllmEngine
+from actor.demo.door import door
+from actor.engine.engine import VllmEngine
 from actor.log import say
-from actor.weight_receiver import Fenced
+from actor.online.actor import Actor
+from actor.online.weight_receiver import Fenced
 from dynatok_online import tiny
-from protocol.actor_channel import Disconnected
-from protocol.grace import end_within_grace
+from protocol.delivery.actor_channel import Disconnected
+from protocol.run.grace import end_within_grace
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -51,7 +52,7 @@ def run(config: ActorConfig) -> int:
             seed=config.seed,
         )
         say(f"engine ready after {time.monotonic() - begun:.1f} s")
-        asyncio.run(_run_until_signal(Actor(config, engine, model)))
+        asyncio.run(_run_until_signal(Actor(config, engine, model, door)))
         return 0
     except Stopped as error:
         say(f"stopped by {error}")

@@ -1,7 +1,7 @@
 """Where the actor's tasks come from. A source is one string:
 
     tiny                 the embedded world; tiny:2-3 with two to three edits a response
-    tasks.jsonl          a file of task rows (see `dynatok_online.task_files`), or a folder of them
+    tasks.jsonl          a file of task rows (see `dynatok_online.tasks.files`), or a folder of them
     package.module:name  a Python function, or any iterable, of rows or of `Task` objects
     hub:owner/name       a data set of the Hugging Face hub, or hub:FOLDER
     tasks.yaml           a description: where rows come from, and what they lack
@@ -27,9 +27,9 @@ from typing import Any
 import msgspec
 import yaml
 
-from dynatok_online.storage import SUFFIXES, OnBad, read_rows
-from dynatok_online.task_files import Chat, Split, TaskRow, make_task, read_row, tasks_of
-from dynatok_online.tasks import Task
+from dynatok_online.data.storage import SUFFIXES, OnBad, read_rows
+from dynatok_online.tasks.files import Chat, Split, TaskRow, make_task, read_row, tasks_of
+from dynatok_online.tasks.task import Task
 
 _TINY = re.compile(r"tiny(?::([0-9]+)-([0-9]+))?")
 _COLUMN = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")

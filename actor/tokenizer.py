@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dynatok_online import tiny
 from dynatok_online.prompt import Placement, from_chat
-from dynatok_online.task_files import Chat
+from dynatok_online.tasks.files import Chat
 
 
 class Tokenizer(NamedTuple):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from dynatok_online.plan import Row, plan_rows
-from dynatok_online.scripted import scripted_trajectory
-from dynatok_online.tasks import ScheduledEdit, Task
+from dynatok_online.rows.plan import Row, plan_rows
+from dynatok_online.tasks.scripted import scripted_trajectory
+from dynatok_online.tasks.task import ScheduledEdit, Task
 from dynatok_online.tiny import world
 from dynatok_online.tiny.sampling import encode
 from dynatok_online.trajectory import Pass, Trajectory

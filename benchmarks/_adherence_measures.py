@@ -10,11 +10,11 @@ import torch
 
 from benchmarks._adherence_arms import BLOCK_SIZE, insertions, removed_corrections, without_edits
 from dynatok_online import attention
-from dynatok_online.adherence import follow, repetition
-from dynatok_online.plan import plan_rows
+from dynatok_online.adherence.measures import follow, repetition
 from dynatok_online.requirements import requirement
-from dynatok_online.scripted import computed_tokens, scripted_trajectory
-from dynatok_online.tasks import Task
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.tasks.scripted import computed_tokens, scripted_trajectory
+from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import world
 from dynatok_online.tiny.sampling import SampledPass, decode, encode, passes_of, sample_trajectories
 from dynatok_online.trajectory import Trajectory

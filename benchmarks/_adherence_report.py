@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
-from dynatok_online.adherence import interval
+from dynatok_online.adherence.measures import interval
 
 Result = dict[str, Any]
 LEVEL = 0.9

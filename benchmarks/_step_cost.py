@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from dynatok_online import attention
-from dynatok_online.parts import Part
-from dynatok_online.row import Row
+from dynatok_online.rows.parts import Part
+from dynatok_online.rows.row import Row
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ from rich.table import Table
 from dynatok_online.trajectory import RESPONSE, Trajectory
 
 if TYPE_CHECKING:
-    from actor.engine import VllmEngine
-    from actor.serving import Serving
-    from actor.session import Finished, LiveSession, PassReport
+    from actor.engine.engine import VllmEngine
+    from actor.sessions.serving import Serving
+    from actor.sessions.session import Finished, LiveSession, PassReport
 
 MODES = ("exact head", "exact late", "sticky")
 MODELS = ("tiny", "60m")
@@ -121,7 +121,7 @@ class Bench:
     """One engine and everything that is measured on it."""
 
     def __init__(self, name: str, engine: VllmEngine, vocabulary: int, shape: Shape) -> None:
-        from actor.serving import Serving
+        from actor.sessions.serving import Serving
 
         self._name = name
         self._shape = shape
@@ -140,8 +140,8 @@ class Bench:
     def session(self, number: int, states: int, mode: str, **options: Any) -> LiveSession:
         """Session `number` in a mode; all modes have the same prompt and the same draws."""
         from actor.config import SamplingConfig
-        from actor.session import LiveSession
-        from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+        from actor.sessions.session import LiveSession
+        from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 
         length = options.pop("length", self._shape.response)
         prefix = options.pop("prefix", "P")
@@ -201,7 +201,7 @@ class Bench:
         await asyncio.gather(*(self._watched(i, states, mode, into) for i in range(sessions)))
 
     async def _watched(self, number: int, states: int, mode: str, into: _Timed) -> None:
-        from actor.editors import Schedule
+        from actor.sessions.editors import Schedule
 
         seen, asked = 0, 0.0
         wake = asyncio.Event()
@@ -363,7 +363,7 @@ def run(
     rounds: int,
 ) -> list[Row]:
     """Everything that is asked for, one engine after the other."""
-    from actor.engine import VllmEngine
+    from actor.engine.engine import VllmEngine
     from dynatok_online import tiny
 
     rows = []

@@ -23,8 +23,8 @@ from benchmarks._edited_response import edited_response
 from benchmarks._step_cost import step
 from benchmarks.pack import DEFAULT_SHAPES, measure
 from dynatok_online import attention
-from dynatok_online.parts import Part
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.parts import Part
+from dynatok_online.rows.plan import plan_rows
 from dynatok_online.trajectory import Trajectory
 
 Gradients = dict[str, torch.Tensor]

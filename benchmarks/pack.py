@@ -8,7 +8,7 @@ loss positions only.
 
 Beside each measured ratio stands its bound: the ratio of FLOPs of linear layers, logits at loss
 positions and attention pairs. `exact, by pass` is `exact` in parts that bound its memory (see
-`dynatok_online.parts`). Prints a card for people, then one line of JSON for machines.
+`dynatok_online.rows.parts`). Prints a card for people, then one line of JSON for machines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks._edited_response import edited_response
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.plan import plan_rows
 
 DEFAULT_SHAPES = (
     (256, 32, 512, 8),
@@ -94,7 +94,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row of results per method."""
     from benchmarks._step_cost import count_flops, peak_mb, profile, step
-    from dynatok_online.parts import Part, cut_row
+    from dynatok_online.rows.parts import Part, cut_row
 
     static, slot, response, states = shape
     longest = max(max_tokens, static + slot + response)

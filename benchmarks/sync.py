@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from protocol.config import ProtocolConfig
-from protocol.messages import Canary, WeightsComing, WeightsReady
-from protocol.transports import TRANSPORTS, FollowingReceiver, open_sender
-from protocol.weights import Tensor, as_tensor
+from protocol.weights.base import Tensor, as_tensor
+from protocol.weights.transports import TRANSPORTS, FollowingReceiver, open_sender
+from protocol.wire.messages import Canary, WeightsComing, WeightsReady
 
 _CANARY = Canary((), (), 0.0)
 

@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, Trajectory, VersionRun
-from protocol.actor_channel import ActorChannel
-from protocol.codec import decode_actor, encode
 from protocol.config import ProtocolConfig
-from protocol.durable import JournaledInbox, JournaledOutbox
-from protocol.envelope import Sealer, unseal
-from protocol.learner_channel import LearnerChannel
-from protocol.messages import Hello, TrajectoryMessage
+from protocol.delivery.actor_channel import ActorChannel
+from protocol.delivery.durable import JournaledInbox, JournaledOutbox
+from protocol.delivery.learner_channel import LearnerChannel
+from protocol.wire.codec import decode_actor, encode
+from protocol.wire.envelope import Sealer, unseal
+from protocol.wire.messages import Hello, TrajectoryMessage
 
 _RUN = "bench-wire"
 _CREDITS = 1024

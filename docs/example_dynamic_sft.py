@@ -13,7 +13,7 @@ its prompt was made of, -1 standing for the response so far. Two prompt states:
 import json
 import sys
 
-from dynatok_online.trainer import DynamicSFTConfig, DynamicSFTTrainer
+from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import from_row
 
 

@@ -228,9 +228,9 @@ def _process(known: argparse.Namespace, flags: list[str]) -> int:
 
 
 _ALONE = {
-    "collect": ("actor.alone_config:CollectConfig", "actor.collection"),
-    "train": ("learner.offline_config:TrainConfig", "launch.offline"),
-    "eval": ("actor.alone_config:EvalConfig", "actor.evaluation_run"),
+    "collect": ("actor.offline.config:CollectConfig", "actor.offline.collect"),
+    "train": ("learner.offline.config:TrainConfig", "launch.offline"),
+    "eval": ("actor.offline.config:EvalConfig", "actor.offline.eval"),
 }
 """Verb -> its configuration, and the module whose `run` takes it."""
 
@@ -307,7 +307,7 @@ def _bench(known: argparse.Namespace, rest: list[str]) -> int:
 def _keys(known: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise ConfigError(f"keys takes no '{rest[0]}'; see dynatok keys --help")
-    from protocol.keys import make_keys
+    from protocol.wire.keys import make_keys
 
     try:
         for path in make_keys(known.folder):

@@ -19,10 +19,10 @@ import msgspec
 import yaml
 
 from actor.config import ActorConfig
-from dynatok_online.run_folder import make_run_folder
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
 from learner.config import LearnerConfig
 from protocol.config import ProtocolConfig
+from protocol.run.run_folder import make_run_folder
 
 FILLED = ("run_dir", "run_id", "model", "seed", "endpoint", "protocol")
 """Fields of a process's section that come from the run."""

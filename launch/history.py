@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dynatok_online.json_files import read_json
-from dynatok_online.metrics import Tail
+from protocol.run.json_files import read_json
+from protocol.run.metrics import Tail
 
 ADHERENCE = "adherence"
 """The actor's running mean, over its latest passes that follow an edit, of the share of the text

@@ -15,8 +15,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dynatok_online.blocks import KINDS, blocks, recomputed_tokens
-from dynatok_online.spans import audit
+from dynatok_online.spans.blocks import KINDS, blocks, recomputed_tokens
+from dynatok_online.spans.build import audit
 from dynatok_online.trajectory import Trajectory
 from launch.decode import ConfigError
 from launch.recordings import Recording, model_of, read
@@ -215,8 +215,8 @@ def _decoder(model: str | None) -> Decode:
 def _write_html(
     path: Path, chosen: Sequence[Trajectory], decode: Decode, damage: Sequence[str]
 ) -> None:
-    from actor.demo.export import page
-    from actor.demo.replay import events
+    from dynatok_online.view.export import page
+    from dynatok_online.view.replay import events
 
     notes = [f"damaged: {line}" for line in damage]
     if len(chosen) > PAGE_LIMIT:

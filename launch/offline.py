@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from dynatok_online.json_files import read_json
-from dynatok_online.run_folder import make_run_folder
 from launch import environment, picture
 from launch.config import free_port
-from learner.offline_config import TrainConfig
+from learner.offline.config import TrainConfig
+from protocol.run.json_files import read_json
+from protocol.run.run_folder import make_run_folder
 
 
 def run(config: TrainConfig) -> int:
@@ -54,7 +54,7 @@ def _run_ranks(ranks: int, run_dir: Path) -> int:
             with (logs / f"rank-{rank}.log").open("wb") as log:
                 started.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "learner.offline", str(run_dir)],
+                        [sys.executable, "-m", "learner.offline.train", str(run_dir)],
                         env=own,
                         stdin=subprocess.DEVNULL,
                         stdout=log,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dynatok_online.storage import SUFFIXES, read_trajectories
+from dynatok_online.data.storage import SUFFIXES, read_trajectories
 from dynatok_online.trajectory import Trajectory
 from launch.decode import ConfigError, read_yaml
 
@@ -90,10 +90,10 @@ def _read_one(place: Path) -> Recording:
 
 
 def _read_journal(folder: Path, damage: list[str]) -> Iterator[Trajectory]:
-    from protocol.codec import decode_actor
-    from protocol.envelope import HEADER, Rejected, unseal
-    from protocol.journal import Journal
-    from protocol.messages import TrajectoryMessage
+    from protocol.delivery.journal import Journal
+    from protocol.wire.codec import decode_actor
+    from protocol.wire.envelope import HEADER, Rejected, unseal
+    from protocol.wire.messages import TrajectoryMessage
 
     with tempfile.TemporaryDirectory(prefix="dynatok-inspect-") as copy:
         segments = sorted(folder.glob(f"*{_JOURNAL}"))

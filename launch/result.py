@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dynatok_online.json_files import read_json, write_json
+from protocol.run.json_files import read_json, write_json
 
 FROM_ACTOR = (
     "weight_syncs",

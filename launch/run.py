@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynatok_online.json_files import read_json
 from launch import environment, picture
 from launch.config import (
     RunConfig,
@@ -24,6 +23,7 @@ from launch.config import (
 from launch.decode import ConfigError
 from launch.panel import display
 from launch.supervisor import Command, supervise
+from protocol.run.json_files import read_json
 
 
 def launch(config: RunConfig, *, dry_run: bool = False) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dynatok_online.spans import Spans, build_spans
+from dynatok_online.spans.build import Spans, build_spans
 from dynatok_online.trajectory import Trajectory
 from launch.decode import ConfigError
 

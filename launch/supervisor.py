@@ -22,9 +22,9 @@ from typing import Protocol
 
 import msgspec
 
-from dynatok_online.json_files import read_json
 from launch import process, result
 from launch.janitor import Janitor
+from protocol.run.json_files import read_json
 
 PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL; with the killing itself, less than ten."""

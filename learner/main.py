@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from learner.config import LearnerConfig
 from learner.environment import set_environment
-from learner.stream import LearnerFailed
-from protocol.grace import end_within_grace
+from learner.online.stream import LearnerFailed
+from protocol.run.grace import end_within_grace
 
 if TYPE_CHECKING:
-    from learner.session import Session
+    from learner.online.session import Session
 
 
 def run(config: LearnerConfig) -> int:
@@ -32,7 +32,9 @@ def run(config: LearnerConfig) -> int:
     over = threading.Event()
     code, last_words = 0, ""
     try:
-        from learner.session import Session  # imports torch: only after the environment is set
+        from learner.online.session import (
+            Session,  # imports torch: only after the environment is set
+        )
 
         session = Session(config)
         _obey_signals(session, over)

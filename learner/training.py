@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynatok_online.trainer import DynamicSFTConfig
+    from dynatok_online.training.trainer import DynamicSFTConfig
     from learner.config import LearnerConfig
 
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +44,7 @@ _SET_ELSEWHERE = {
 
 def training_arguments(config: LearnerConfig, world_size: int = 1) -> DynamicSFTConfig:
     """The trainer's arguments. Raises ValueError for an unknown or contradicting one."""
-    from dynatok_online.trainer import DynamicSFTConfig
+    from dynatok_online.training.trainer import DynamicSFTConfig
 
     given = dict(config.training)
     known = [field.name for field in dataclasses.fields(DynamicSFTConfig) if field.init]

@@ -14,9 +14,9 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from actor.engine import VllmEngine
-    from actor.serving import Serving
-    from protocol.messages import WeightManifest
+    from actor.engine.engine import VllmEngine
+    from actor.sessions.serving import Serving
+    from protocol.wire.messages import WeightManifest
 
 T = TypeVar("T")
 RUN_ID = f"engine-tests-{os.getpid()}"
@@ -71,7 +71,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm(random_model: Path) -> Iterator[SharedEngine]:
     """The shared engine, at weight label `default`; tests use cache salts of their own."""
     pytest.importorskip("vllm")
-    from actor.engine import VllmEngine
+    from actor.engine.engine import VllmEngine
 
     loop = asyncio.new_event_loop()
     # Room for ten contexts of 512 tokens: where many sessions run, blocks are evicted, and
@@ -99,9 +99,9 @@ def reference(vllm: SharedEngine) -> PreTrainedModel:
 @pytest.fixture
 def ring(vllm: SharedEngine, reference: PreTrainedModel) -> Iterator[Callable[..., WeightManifest]]:
     """`publish(version, model, ...)` into the ring that the engine's worker reads."""
-    from protocol.messages import Canary
-    from protocol.shm import ShmSender
-    from protocol.weights import as_tensor, payload_bytes
+    from protocol.weights.base import as_tensor, payload_bytes
+    from protocol.weights.shm import ShmSender
+    from protocol.wire.messages import Canary
     from tests.actor.models import full_forward
 
     layout = {n: ("F32", tuple(t.shape)) for n, t in reference.state_dict().items()}
@@ -129,7 +129,7 @@ def ring(vllm: SharedEngine, reference: PreTrainedModel) -> Iterator[Callable[..
 @pytest.fixture
 def serving(vllm: SharedEngine, request: pytest.FixtureRequest) -> Serving:
     """A gate that is open, with a cache salt that no other test uses."""
-    from actor.serving import Serving
+    from actor.sessions.serving import Serving
 
     vllm.run(vllm.engine.set_weight_label("default"))
     serving = Serving(vllm.engine, request.node.name)

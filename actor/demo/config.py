@@ -8,7 +8,7 @@ import msgspec
 
 from actor.config import SamplingConfig
 from dynatok_online.prompt import Placement
-from dynatok_online.tasks import SlotState, Task
+from dynatok_online.tasks.task import SlotState, Task
 
 Reuse = Literal["exact", "sticky", "none"]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actor.demo.config import DemoConfig
-from actor.serving import Serving
+from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.trajectory import Trajectory
 

@@ -12,8 +12,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from actor.generation import Generated
-from actor.serving import Interrupt, Served, Serving
+from actor.sessions.generation import Generated
+from actor.sessions.serving import Interrupt, Served, Serving
 
 Lost = Callable[[Exception], Awaitable[bool]]
 """Told that a pass failed; answers whether the engine died (else the pass itself was wrong)."""

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 
 from actor.demo.config import DemoConfig
-from actor.engine import VllmEngine
-from actor.serving import Serving
+from actor.engine.engine import VllmEngine
+from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.trajectory import Trajectory
 

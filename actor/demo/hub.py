@@ -16,10 +16,10 @@ from actor.demo.config import DemoConfig
 from actor.demo.messages import Edit, Hello, Pause, Request, Send, Speed, Start, Stop
 from actor.demo.pace import Pace, Pausable
 from actor.demo.session import DemoSession
-from actor.serving import Serving
+from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.requirements import REQUIREMENTS
-from dynatok_online.tasks import SlotState
+from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Trajectory
 
 

@@ -15,15 +15,15 @@ from actor.config import SamplingConfig
 from actor.demo.config import Reuse
 from actor.demo.gate import Gate, Lost
 from actor.demo.record import Record
-from actor.demo.replay import end_event, piece_events
-from actor.demo.texts import TokenTexts
-from actor.demo.verdicts import verdict
-from actor.serving import Served, Serving
-from actor.session import Finished, LiveSession, PassReport
+from actor.sessions.serving import Served, Serving
+from actor.sessions.session import Finished, LiveSession, PassReport
 from actor.tokenizer import Tokenizer
-from dynatok_online.blocks import blocks
 from dynatok_online.prompt import Placement
-from dynatok_online.tasks import SlotState, Task
+from dynatok_online.spans.blocks import blocks
+from dynatok_online.tasks.task import SlotState, Task
+from dynatok_online.view.replay import end_event, piece_events
+from dynatok_online.view.texts import TokenTexts
+from dynatok_online.view.verdicts import verdict
 
 Emit = Callable[[dict[str, Any]], None]
 

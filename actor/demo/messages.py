@@ -8,7 +8,7 @@ import msgspec
 
 from actor.demo.config import Reuse
 from dynatok_online.prompt import Placement
-from dynatok_online.tasks import SlotState
+from dynatok_online.tasks.task import SlotState
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """Longest message from a page."""

@@ -25,10 +25,12 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from actor.demo import export
 from actor.demo.hub import Hub
 from actor.demo.messages import MAX_MESSAGE_BYTES, Hello, decode
+from dynatok_online.view import export
 
+PAGE = Path(__file__).parent / "page"
+"""What only the live page is made of."""
 HELLO_TIMEOUT = 10.0
 """Seconds for a page's first message."""
 BATCH = 400
@@ -55,7 +57,7 @@ class PageServer:
         self.address = f"http://127.0.0.1:{self.port}/?token={self._token}"
         self._hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
         self._cookie = f"dynatok_{self.port}"  # cookies do not tell ports apart
-        self._files = export.page_files()
+        self._files = export.page_files() | export.page_files(PAGE)
         self._headers = {
             "Content-Security-Policy": _policy(self._files["index.html"].decode()),
             "X-Content-Type-Options": "nosniff",

@@ -18,10 +18,10 @@ from actor.config import SamplingConfig
 from actor.demo.gate import Lost
 from actor.demo.lane import Lane
 from actor.demo.messages import Start
-from actor.serving import Serving
+from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.prompt import parse
-from dynatok_online.tasks import SlotState, Task
+from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.trajectory import Trajectory
 
 

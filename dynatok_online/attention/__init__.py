@@ -23,8 +23,8 @@ from dynatok_online.attention import concat, dense, flex
 from dynatok_online.attention.held import HeldKV
 from dynatok_online.attention.layout import LayerMask, Layout
 from dynatok_online.attention.support import check_call, check_model
-from dynatok_online.parts import Part
-from dynatok_online.row import Row
+from dynatok_online.rows.parts import Part
+from dynatok_online.rows.row import Row
 
 __all__ = ["ATTENTIONS", "Layout", "check_model", "inputs", "prepare", "register", "run_part"]
 

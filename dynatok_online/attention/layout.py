@@ -20,7 +20,7 @@ import torch
 
 from dynatok_online.arrays import Flags, Ints
 from dynatok_online.attention.held import HeldKV
-from dynatok_online.row import Row
+from dynatok_online.rows.row import Row
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
-from dynatok_online.wordlists import NUMBER_WORDS
+from dynatok_online.requirements.wordlists import NUMBER_WORDS
 
 _BRACKETABLE = re.compile(r"\[?[^\W_]+(?:'[^\W_]+)*\]?")
 

@@ -18,7 +18,7 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
-from dynatok_online.wordlists import WORD_LISTS
+from dynatok_online.requirements.wordlists import WORD_LISTS
 
 
 def _from_list(topic: str) -> Callable[[str], bool | None]:

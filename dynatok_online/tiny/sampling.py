@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynatok_online.requirements import requirement
-from dynatok_online.scripted import Script
-from dynatok_online.tasks import SlotState, Task
+from dynatok_online.tasks.scripted import Script
+from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.tiny import tokenizer
 from dynatok_online.trajectory import Trajectory
 

@@ -13,9 +13,9 @@ from functools import cache
 from typing import Literal
 
 from dynatok_online.requirements import family, requirement
-from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+from dynatok_online.requirements.wordlists import NUMBER_WORDS, WORD_LISTS
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.tiny import grammar
-from dynatok_online.wordlists import NUMBER_WORDS, WORD_LISTS
 
 Split = Literal["train", "heldout"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from actor.config import SamplingConfig
-from actor.generation import CacheUse, Generated, OnStart, OnTokens, Scheduled
-from protocol.messages import WeightManifest
+from actor.sessions.generation import CacheUse, Generated, OnStart, OnTokens, Scheduled
+from protocol.wire.messages import WeightManifest
 
 BLOCK = 4
 
@@ -46,7 +46,7 @@ class FakeRequest:
         return tuple([*self.fed, *self.token_ids][j * BLOCK : (j + 1) * BLOCK])
 
     def _take_blocks(self) -> None:
-        """What is found in the cache, by the rule of `actor.block_names`."""
+        """What is found in the cache, by the rule of `actor.sessions.block_names`."""
         before = self.engine.named.get(self.cache.previous) if self.cache.session else None
         self.chain = hash(self.cache.salt)
         for j in range((len(self.fed) - 1) // BLOCK if self.cache.read else 0):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actor.task_source import tasks
-from dynatok_online.tasks import Task
+from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import world
 
 GOOD = {"prompt": "In {{case}}: ", "slots": {"case": ["upper", "lower"]}, "split": "train"}

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from dynatok_online import attention
-from dynatok_online.parts import Part, cut_row
-from dynatok_online.plan import plan_rows
-from dynatok_online.spans import audit
+from dynatok_online.rows.parts import Part, cut_row
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.spans.build import audit
 from dynatok_online.trajectory import Trajectory
 from tests.models import make
 from tests.oracle import oracle_loss

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynatok_online import attention
-from dynatok_online.plan import Row, plan_rows
+from dynatok_online.rows.plan import Row, plan_rows
 from dynatok_online.trajectory import RESPONSE, Trajectory
 from tests.models import make
 from tests.simulate import World, simulate

@@ -9,8 +9,8 @@ import pytest
 
 from dynatok_online.attention.layout import Layout
 from dynatok_online.attention.pieces import cut_pieces
-from dynatok_online.parts import Part, cut_row
-from dynatok_online.plan import Row, plan_rows
+from dynatok_online.rows.parts import Part, cut_row
+from dynatok_online.rows.plan import Row, plan_rows
 from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory
 from tests.simulate import World, simulate
 

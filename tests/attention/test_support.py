@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dynatok_online import attention
-from dynatok_online.parts import Part, cut_row
-from dynatok_online.plan import Row, plan_rows
+from dynatok_online.rows.parts import Part, cut_row
+from dynatok_online.rows.plan import Row, plan_rows
 from tests.models import COMMON, make
 from tests.simulate import World, simulate
 

@@ -9,9 +9,9 @@ import pytest
 from benchmarks._edited_response import edited_response
 from benchmarks._step_cost import profile
 from benchmarks.pack import load, main, measure, run
-from dynatok_online.audit import audit
-from dynatok_online.parts import Part
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.parts import Part
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.spans.audit import audit
 
 
 def test_tokens_are_the_theory() -> None:

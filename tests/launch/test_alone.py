@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import launch
-from actor.alone_config import CollectConfig, EvalConfig
+from actor.offline.config import CollectConfig, EvalConfig
 from launch import cli
 from launch.config import load_process
-from learner.offline_config import TrainConfig
+from learner.offline.config import TrainConfig
 
 ROOT = Path(launch.__file__).parent.parent
 CONFIGS = ROOT / "launch" / "configs"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import latest
-from protocol.delivery import Consumed
-from protocol.durable import JournaledInbox
-from protocol.messages import TrajectoryMessage
-from protocol.trace import account, trace_of
+from learner.online.checkpoint import latest
+from protocol.delivery.delivery import Consumed
+from protocol.delivery.durable import JournaledInbox
+from protocol.run.trace import account, trace_of
+from protocol.wire.messages import TrajectoryMessage
 from tests.launch.running import gone, launched, process_of, wait_for_step
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from actor.alone_config import CollectConfig, EvalConfig
 from actor.config import ActorConfig
 from actor.demo.config import DemoConfig
+from actor.offline.config import CollectConfig, EvalConfig
 from launch import config as launch_config
 from launch.config import (
     RunConfig,
@@ -26,7 +26,7 @@ from launch.config import (
 )
 from launch.decode import ConfigError, all_fields, decode, parse_flags
 from learner.config import LearnerConfig
-from learner.offline_config import TrainConfig
+from learner.offline.config import TrainConfig
 
 ALONE: dict[str, type[Any]] = {
     "collect": CollectConfig,

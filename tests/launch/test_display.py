@@ -8,9 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from dynatok_online.metrics import Metrics
 from launch import panel, picture, result
 from launch.history import History, smooth
+from protocol.run.metrics import Metrics
 
 
 @pytest.fixture

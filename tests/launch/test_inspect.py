@@ -9,15 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from dynatok_online.spans import build_spans
-from dynatok_online.storage import write_trajectories
+from dynatok_online.data.storage import write_trajectories
+from dynatok_online.spans.build import build_spans
 from launch import cli
 from launch.recordings import read
 from launch.spans_figure import visibility
-from protocol.codec import encode
-from protocol.envelope import Sealer
-from protocol.journal import Journal
-from protocol.messages import TrajectoryMessage
+from protocol.delivery.journal import Journal
+from protocol.wire.codec import encode
+from protocol.wire.envelope import Sealer
+from protocol.wire.messages import TrajectoryMessage
 from tests.simulate import simulate
 from tests.test_trajectory import ids, worked_example
 

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory, VersionRun
-from protocol.actor_channel import ActorChannel
 from protocol.config import ProtocolConfig
-from protocol.messages import (
+from protocol.delivery.actor_channel import ActorChannel
+from protocol.weights.shm import ShmReceiver
+from protocol.wire.messages import (
     Bye,
     Finish,
     Hello,
@@ -31,7 +32,6 @@ from protocol.messages import (
     WeightsReady,
     WeightsRejected,
 )
-from protocol.shm import ShmReceiver
 
 VOCAB = 40
 

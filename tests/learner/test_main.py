@@ -217,7 +217,7 @@ def test_a_learner_killed_after_its_last_step_only_publishes_again(settings, fak
 
 
 def _rings(settings):
-    from protocol.shm import segment_path
+    from protocol.weights.shm import segment_path
 
     path = segment_path(settings["run_id"])
     return [path] if path.exists() else []

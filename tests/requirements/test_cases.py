@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynatok_online.requirements import KINDS, REQUIREMENTS, Verdict, requirement
-from dynatok_online.wordlists import NUMBER_WORDS, WORD_LISTS
+from dynatok_online.requirements.wordlists import NUMBER_WORDS, WORD_LISTS
 
 CASES = [
     ("upper", "THE 3 OWLS CAN'T SLEEP.", 1.0),

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dynatok_online import attention
-from dynatok_online.audit import audit
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.spans.audit import audit
 from dynatok_online.tiny import model_path, world
 from dynatok_online.tiny.sampling import decode, encode, sample_trajectories
 

@@ -5,7 +5,7 @@ from itertools import islice, pairwise
 import pytest
 
 from dynatok_online.requirements import family, requirement
-from dynatok_online.tasks import Task
+from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import tokenizer, world
 
 

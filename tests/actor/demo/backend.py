@@ -11,10 +11,10 @@ from actor.demo.config import DemoConfig
 from actor.demo.hub import Hub
 from actor.demo.pace import Pausable
 from actor.demo.server import PageServer
-from actor.generation import Generated, OnStart, OnTokens
-from actor.serving import Serving
+from actor.sessions.generation import Generated, OnStart, OnTokens
+from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
-from dynatok_online.tasks import SlotState
+from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Trajectory
 from tests.actor.fake import FakeEngine, FakeRequest
 

@@ -12,7 +12,7 @@ from actor.demo import attach
 from actor.demo.door import SUFFIX, Answer, RunBackend, Visit, door, short
 from actor.demo.hub import Hub
 from actor.demo.messages import Send, Start
-from actor.serving import Serving
+from actor.sessions.serving import Serving
 from dynatok_online.trajectory import Trajectory
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from actor.demo.texts import TokenTexts
-from actor.demo.verdicts import verdict
 from actor.tokenizer import load_tokenizer
 from dynatok_online import tiny
-from dynatok_online.blocks import KINDS, blocks, recomputed_tokens
+from dynatok_online.data.storage import read_trajectories
 from dynatok_online.requirements import REQUIREMENTS
-from dynatok_online.spans import audit
-from dynatok_online.storage import read_trajectories
-from dynatok_online.tasks import SlotState
+from dynatok_online.spans.blocks import KINDS, blocks, recomputed_tokens
+from dynatok_online.spans.build import audit
+from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import RESPONSE, Trajectory
+from dynatok_online.view.texts import TokenTexts
+from dynatok_online.view.verdicts import verdict
 from tests.actor.demo.conftest import Demo, FakeDemo, OpenPage, wait_until
 
 if TYPE_CHECKING:

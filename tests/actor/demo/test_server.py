@@ -19,7 +19,7 @@ from websockets.typing import Origin
 from actor.demo.hub import Hub
 from actor.demo.messages import MAX_MESSAGE_BYTES, Start
 from actor.demo.server import PageServer
-from dynatok_online.storage import read_trajectories
+from dynatok_online.data.storage import read_trajectories
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine, served
 
 Scenario = Callable[[Hub, PageServer], Awaitable[None]]

@@ -11,9 +11,9 @@ import pytest
 
 from actor.demo.hub import Hub, Refused
 from actor.demo.messages import Edit, Pause, Send, Start, Stop
-from actor.demo.replay import events
-from dynatok_online.spans import audit
-from dynatok_online.tasks import SlotState
+from dynatok_online.spans.build import audit
+from dynatok_online.tasks.task import SlotState
+from dynatok_online.view.replay import events
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
 
 UPPER = {"case": SlotState("UPPER CASE", "upper")}

@@ -1,0 +1,199 @@
+"""What vLLM's cache events say about each of our requests.
+
+vLLM publishes every block that is stored over ZeroMQ, with a sequence number, and says again what
+a request found in the cache when we ask it to. The sticky plugin adds one event of ours,
+`BlocksFound`, where a request gets its blocks. Events wait in the socket until somebody asks about
+a request, so they cost the event loop nothing while tokens come; what the socket missed is
+fetched from vLLM's replay socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import zmq
+
+from actor.sessions.generation import Scheduled
+
+MOST_REQUESTS = 100_000
+"""Requests that nobody asked about are dropped, oldest first, beyond so many."""
+
+BlockHash = bytes | int
+
+
+class BlocksFound(msgspec.Struct, tag=True, gc=False):
+    """A request was given its blocks; what vLLM stores for it from here on follows them."""
+
+    name: str
+    tokens: int
+    """Tokens of the request at that moment."""
+    preemptions: int
+    """How often it had been preempted before."""
+    blocks: int
+    """How many blocks it found in the cache."""
+    kept: list[int]
+    """Which of them a sticky session kept although something before them had changed."""
+
+
+class BlockStored(msgspec.Struct, tag=True, gc=False):
+    """vLLM's event, as far as we need it: blocks that a request filled, or found."""
+
+    block_hashes: list[BlockHash]
+    parent_block_hash: BlockHash | None
+    session_id: str | None = None
+
+
+class BlockRemoved(msgspec.Struct, tag=True, gc=False):
+    """vLLM's event: a block was evicted."""
+
+    block_hashes: list[BlockHash]
+
+
+class AllBlocksCleared(msgspec.Struct, tag=True, gc=False):
+    """vLLM's event: the cache was reset."""
+
+
+class _Batch(msgspec.Struct, array_like=True, gc=False):
+    ts: float
+    events: list[BlocksFound | BlockStored | BlockRemoved | AllBlocksCleared]
+
+
+@dataclass
+class _Blocks:
+    """One request between two preemptions."""
+
+    found: BlocksFound
+    names: list[bytes] = field(default_factory=list)
+
+    def add(self, event: BlockStored) -> None:
+        """What it found comes first (no parent), what it fills follows on it."""
+        at = 0
+        if event.parent_block_hash is not None:
+            parent = _name(event.parent_block_hash)
+            if parent not in self.names:
+                return  # a hole: it will count as not reported
+            at = self.names.index(parent) + 1
+        self.names[at:] = [_name(one) for one in event.block_hashes]
+
+    def scheduled(self) -> Scheduled:
+        cut = self.found.blocks
+        return Scheduled(
+            self.found.tokens,
+            tuple(self.found.kept),
+            tuple(self.names[:cut]),
+            tuple(self.names[cut:]),
+        )
+
+
+class KvEvents:
+    """`actor.sessions.generation.CacheLog` over vLLM's event sockets."""
+
+    def __init__(self, endpoint: str, replay_endpoint: str, *, timeout: float = 5.0) -> None:
+        self.endpoints = (endpoint, replay_endpoint)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._socket = context.socket(zmq.SUB)
+        self._socket.set_hwm(0)  # nothing may be dropped while nobody asks
+        self._socket.subscribe(b"")
+        self._socket.connect(endpoint)
+        self._replay_socket = context.socket(zmq.DEALER)
+        self._replay_socket.connect(replay_endpoint)
+        self._decoder = msgspec.msgpack.Decoder(_Batch)
+        self._timeout = timeout
+        self._next = 0
+        self._reading = asyncio.Lock()
+        self._requests: dict[str, list[_Blocks]] = {}
+        self.replays = 0
+        """How often something was missed and fetched again."""
+        self.removed_blocks = 0
+        """Blocks evicted so far."""
+
+    async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
+        """See `generation.CacheLog`. Waits until the events of `full_blocks` blocks came."""
+        begun = time.monotonic()
+        wait, asked = 0.001, 0.0
+        while True:
+            await self._drain()
+            parts = self._requests.get(name)
+            if parts and len(parts[-1].names) >= full_blocks:
+                return tuple(part.scheduled() for part in parts)
+            waited = time.monotonic() - begun
+            if waited > self._timeout:
+                return None
+            if waited - asked > self._timeout / 8:
+                asked = waited  # the last batch may be what is missing
+                async with self._reading:
+                    await self._replay()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 0.05)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """See `generation.CacheLog`."""
+        for name in names:
+            self._requests.pop(name, None)
+
+    @property
+    def remembered(self) -> int:
+        """Requests that were not forgotten."""
+        return len(self._requests)
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._socket.close(linger=0)
+        self._replay_socket.close(linger=0)
+
+    async def _drain(self) -> None:
+        """Take in all that has arrived."""
+        async with self._reading:
+            while True:
+                try:
+                    _, sequence, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    return
+                number = int.from_bytes(sequence, "big")
+                if number > self._next:
+                    await self._replay()
+                if number == self._next:  # not taken in by the replay
+                    self._take(number, payload)
+
+    async def _replay(self) -> None:
+        """Fetch everything from the first batch that is missing on."""
+        while self._replay_socket.poll(0):
+            self._replay_socket.recv_multipart()  # the late answer to an earlier question
+        self.replays += 1
+        self._replay_socket.send_multipart([b"", self._next.to_bytes(8, "big")])
+        deadline = time.monotonic() + self._timeout / 4
+        while time.monotonic() < deadline:
+            if not self._replay_socket.poll(0):
+                await asyncio.sleep(0.002)
+                continue
+            *_, sequence, payload = self._replay_socket.recv_multipart()
+            number = int.from_bytes(sequence, "big", signed=True)
+            if number < 0:
+                return
+            if number == self._next:
+                self._take(number, payload)
+
+    def _take(self, number: int, payload: bytes) -> None:
+        self._next = number + 1
+        for event in self._decoder.decode(payload).events:
+            if isinstance(event, BlocksFound):
+                parts = self._requests.setdefault(event.name, [])
+                if parts and parts[-1].found.preemptions == event.preemptions:
+                    parts.pop()  # it was refused its blocks before, and waited
+                parts.append(_Blocks(event))
+            elif isinstance(event, BlockStored):
+                if (of := self._requests.get(event.session_id or "")) is not None:
+                    of[-1].add(event)
+            elif isinstance(event, BlockRemoved):
+                self.removed_blocks += len(event.block_hashes)
+        while len(self._requests) > MOST_REQUESTS:
+            del self._requests[next(iter(self._requests))]
+
+
+def _name(block_hash: BlockHash) -> bytes:
+    """vLLM can be told to publish hashes as 64-bit numbers."""
+    return block_hash if isinstance(block_hash, bytes) else block_hash.to_bytes(8, "big")

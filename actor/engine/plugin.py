@@ -1,0 +1,53 @@
+"""What vLLM loads into each of its processes (entry point group `vllm.general_plugins`).
+
+vLLM may call `register` several times in one process, and calls it in every vLLM process of the
+environment, also in those that have nothing to do with DynaTok: it must be idempotent and cheap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+from actor.engine.names import BY_ACTOR, WEIGHT_BACKEND
+
+
+def register() -> None:
+    """Add the weight-transfer backend and sticky reuse.
+
+    Where an actor started the engine, its processes also multiply in `cpu_rows`'s way on CPU, and
+    die with the actor.
+    """
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    from actor.engine import sticky
+
+    if WEIGHT_BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            WEIGHT_BACKEND, "actor.engine.weight_engine", "SharedMemoryWeightEngine"
+        )
+    sticky.install()
+    if not os.environ.get(BY_ACTOR):
+        return
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from actor.engine import cpu_rows
+
+        cpu_rows.install()
+    if multiprocessing.parent_process() is not None:
+        _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """A killed actor must not leave an engine behind: ask the kernel to kill this process too."""
+    if not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os.kill(os.getpid(), signal.SIGKILL)  # it died before we asked

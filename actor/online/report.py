@@ -1,0 +1,142 @@
+"""The numbers of one actor: in its summary `RUN/NAME.json`, the run's metrics, and Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from actor.config import ActorConfig
+from actor.log import say
+from actor.online.collector import Collector
+from actor.sessions.serving import Serving
+from protocol.delivery.actor_channel import ActorChannel
+from protocol.run.exporter import open_exporter
+from protocol.run.json_files import read_json, write_json
+from protocol.run.metrics import Metrics
+from protocol.wire.messages import WeightsApplied, WeightsRejected
+
+
+class Report:
+    """Is told of weights and evaluations; asks the collector for everything else."""
+
+    def __init__(
+        self, config: ActorConfig, collector: Collector, serving: Serving, channel: ActorChannel
+    ) -> None:
+        """Raises ValueError where the port for Prometheus is taken."""
+        run_dir = Path(config.run_dir)
+        self._every = config.report_every
+        self._collector = collector
+        self._serving = serving
+        self._channel = channel
+        self._evaluations = run_dir / "evaluation"
+        self._summary = run_dir / f"{config.name}.json"
+        self._before = read_json(self._summary)
+        self._metrics = Metrics(config.run_dir, config.name)
+        self._exporter = open_exporter(run_dir, config.run_id, config.name, config.prometheus_port)
+        self._syncs = 0
+        self._seconds_paused = 0.0
+        self._rejected = 0
+
+    def close(self) -> None:
+        """Give back files and the port."""
+        self._metrics.close()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def weights(self, answer: WeightsApplied | WeightsRejected) -> None:
+        """What became of a weight version."""
+        if isinstance(answer, WeightsRejected):
+            self._rejected += 1
+            say(f"weights {answer.version} rejected, serving {answer.serving}: {answer.reason}")
+            return
+        self._syncs += answer.version > 0
+        self._seconds_paused += answer.pause_seconds
+        self._metrics.log(
+            answer.version,
+            weight_version=answer.version,
+            pause_seconds=answer.pause_seconds,
+            fetch_seconds=answer.fetch_seconds,
+            canary_gap=answer.canary_gap,
+            restarted_passes=answer.restarted_passes,
+        )
+
+    def evaluation(self, name: str, summary: dict[str, Any]) -> None:
+        """What an evaluation of the weights that serve has found (see `evaluation`)."""
+        version = self._serving.version
+        write_json(self._evaluations / f"{name}.json", {"version": version, **summary})
+        say(
+            f"evaluation {name}: adherence after edit {summary['adherence_after_edit']} over "
+            f"{summary['passes_after_edit']} passes, static {summary['adherence_static']}"
+        )
+        self._metrics.log(
+            version,
+            evaluation_adherence_after_edit=_number(summary["adherence_after_edit"]),
+            evaluation_adherence_static=_number(summary["adherence_static"]),
+            evaluation_seconds=summary["seconds"],
+        )
+
+    async def write_often(self) -> None:
+        """Write every `report_every` seconds until cancelled; say when the actor pauses."""
+        tokens, at = 0, time.monotonic()
+        paused: str | None = None
+        while True:
+            await asyncio.sleep(self._every)
+            if self._channel.paused != paused:
+                paused = self._channel.paused
+                say("there is room again" if paused is None else f"pausing: {paused}")
+            now, generated = time.monotonic(), self._collector.counts.generated_tokens
+            self.write(tokens_per_second=(generated - tokens) / (now - at))
+            tokens, at = generated, now
+
+    def write(self, **numbers: float) -> None:
+        """Write the summary, and log its numbers and these."""
+        summary = self.summary()
+        write_json(self._summary, summary)
+        plain = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+        numbers["free_credits"] = self._channel.free_credits
+        self._metrics.log(None, **plain, **numbers)
+        if self._exporter is not None:
+            self._exporter.set(plain | numbers)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the run so far."""
+        collector = self._collector
+        counts = collector.counts
+        now: dict[str, Any] = {
+            "trajectories": collector.trajectories,
+            "edits": counts.edits,
+            "passes": counts.passes,
+            "empty_passes": counts.empty_passes,
+            "generated_tokens": counts.generated_tokens,
+            "computed_tokens": counts.computed_tokens,
+            "reused_tokens": counts.reused_tokens,
+            "audit_mismatches": counts.audit_mismatches,
+            "problems": collector.problems,
+            "seconds_wait_for_credit": collector.seconds_waiting,
+            "seconds_generate": collector.seconds_generating,
+            "seconds_weights": self._seconds_paused,
+            "weight_syncs": self._syncs,
+            "weights_rejected": self._rejected,
+            "dropped": dict(collector.dropped),
+        }
+        # What a process of this name counted before it was killed stays counted.
+        return _added(self._before, now) | {
+            "weight_version": self._serving.version,
+            "adherence": collector.adherence,
+            "paused": self._channel.paused,
+        }
+
+
+def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Numbers are added up, lists put together, and so on inside."""
+    out = before | now
+    for name in before.keys() & now.keys():
+        old, new = before[name], now[name]
+        out[name] = _added(old, new) if isinstance(new, dict) else old + new
+    return out
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,160 @@
+"""The block audit: what was recorded of a trajectory, against the engine's own cache events.
+
+The recorder says from the number of cached tokens which pass computed each block, and names it by
+what is in it. The engine's events name each block that a request found and each that it filled.
+The two must agree block by block: as many found as counted, one name of ours for one of theirs,
+and every reused block filled by the pass that the record names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actor.sessions.block_names import Held
+from actor.sessions.generation import Scheduled, cut_labels
+from actor.sessions.serving import Served
+from dynatok_online.trajectory import OUTSIDE, RESPONSE, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """A pass as it was served, or one of the pieces into which preemption cut it."""
+
+    served: Served
+    layout: tuple[int, ...]
+    states: Mapping[str, str]
+    fed: TokenIds
+    finish_reason: str
+    scheduled: Scheduled | None = None
+    """What the engine's cache events say of it; None: they have not been asked."""
+
+    @property
+    def tokens(self) -> TokenIds:
+        """All positions that have KV."""
+        return np.append(self.fed, np.asarray(self.served.generated.token_ids[:-1], np.int32))
+
+    @property
+    def requests(self) -> list[tuple[str, int]]:
+        """The engine requests that it took, and how many positions of each are in its events.
+
+        An engine that runs ahead does not report a block that the very last position filled.
+        """
+        heads = [(head.name, head.length - 1) for head in self.served.heads]
+        return [*heads, (self.served.name, len(self.tokens) - 1)]
+
+
+def pieces(part: PassRecord, reported: Sequence[Scheduled], size: int) -> list[PassRecord]:
+    """The pass, cut wherever preemption gave it another cache; ValueError where that cannot be.
+
+    Sticky sessions only: any other pass computes again exactly what it lost.
+    """
+    scheduled = _merged(reported)
+    if not scheduled:
+        return [part]
+    generated, fed = part.served.generated, len(part.fed)
+    sampled = len(generated.token_ids)
+    # A cache that sampled nothing which we have makes no piece.
+    cuts = [one for one in scheduled if one.tokens - fed < sampled]
+    while len(cuts) > 1 and cuts[1].tokens == fed:
+        del cuts[0]
+    if len(cuts) == 1 and cuts[0] is scheduled[0]:
+        return [replace(part, scheduled=cuts[0])]
+    if part.layout[-1] != RESPONSE and len(cuts) > 1:
+        raise ValueError(
+            "preempted, and kept blocks were lost; a pass with text behind the response cannot be "
+            "recorded as two"
+        )
+    out = []
+    for i, one in enumerate(cuts):
+        start = max(0, one.tokens - fed)
+        stop = cuts[i + 1].tokens - fed if i + 1 < len(cuts) else sampled
+        again = one is not scheduled[0]
+        given = replace(
+            generated,
+            token_ids=generated.token_ids[start:stop],
+            logprobs=generated.logprobs[start:stop],
+            weight_labels=cut_labels(generated.weight_labels, start, stop),
+        )
+        if again:
+            given = replace(given, num_cached_tokens=len(one.reused) * size)
+        out.append(
+            replace(
+                part,
+                served=replace(
+                    part.served, generated=given, heads=() if start else part.served.heads
+                ),
+                fed=np.append(part.fed, np.asarray(generated.token_ids[:start], np.int32)),
+                finish_reason="preempted" if i + 1 < len(cuts) else part.finish_reason,
+                scheduled=one,
+            )
+        )
+    return out
+
+
+def contradictions(
+    parts: Sequence[PassRecord],
+    blocks: Sequence[Held],
+    reports: Mapping[str, Sequence[Scheduled]],
+    size: int,
+) -> list[str]:
+    """Block by block: the record's names and origins against those of the engine; one per pass."""
+    out = []
+    filled: dict[tuple[int, bytes], set[int]] = {}
+    theirs_of: dict[bytes, bytes] = {}
+    for k, (part, held) in enumerate(zip(parts, blocks, strict=True)):
+        one = part.scheduled
+        if one is None:
+            continue  # not reported, which has been counted
+        for head in part.served.heads:
+            for scheduled in reports.get(head.name, ()):
+                _fill(filled, k, scheduled)
+        for scheduled in (*reports[part.served.name], one):
+            _fill(filled, k, scheduled)
+        cached = part.served.generated.num_cached_tokens
+        if len(one.reused) * size != cached:
+            out.append(
+                f"pass {k}: the engine says it reused {cached} tokens, its events "
+                f"{len(one.reused) * size}"
+            )
+            continue
+        names = one.reused + one.computed
+        for j, (name, origin) in enumerate(zip(names, held.origins, strict=False)):
+            if origin == OUTSIDE:  # the first here that held it stands for whoever computed it
+                filled.setdefault((j, name), set()).add(k)
+        for j, (mine, origin) in enumerate(zip(held.names, held.origins, strict=True)):
+            wrong = ""
+            if j >= len(names):
+                if (j + 1) * size == len(part.tokens):
+                    break  # see `PassRecord.requests`
+                wrong = "is not in the engine's cache events"
+            elif theirs_of.setdefault(mine, names[j]) != names[j]:
+                wrong = "holds other KV than recorded"
+            elif origin != OUTSIDE and origin not in filled.get((j, names[j]), ()):
+                wrong = f"is recorded as pass {origin}'s, which did not compute it"
+            if wrong:
+                out.append(f"pass {k}: block {j} {wrong}")
+                break
+    return out
+
+
+def _fill(filled: dict[tuple[int, bytes], set[int]], k: int, scheduled: Scheduled) -> None:
+    for j, name in enumerate(scheduled.computed, len(scheduled.reused)):
+        filled.setdefault((j, name), set()).add(k)
+
+
+def _merged(scheduled: Sequence[Scheduled]) -> list[Scheduled]:
+    """Without the preemptions after which a request held the same KV as before."""
+    out: list[Scheduled] = []
+    for one in scheduled:
+        if out:
+            before, after = (each.reused + each.computed for each in (out[-1], one))
+            both = min(len(before), len(after))
+            if before[:both] == after[:both]:
+                names = max(before, after, key=len)
+                out[-1] = replace(out[-1], computed=names[len(out[-1].reused) :])
+                continue
+        out.append(one)
+    return out

@@ -1,0 +1,327 @@
+"""A live session: one response, written pass by pass while its prompt changes.
+
+Every pass feeds the prompt in its current states and the whole response so far. What ends a pass:
+an edit known ahead (its token limit), a surprise edit or new weights (an abort that keeps every
+token received), a stop token, or a limit. Sessions are independent; many run at once.
+
+How a session treats the cache and its slots is chosen when it is made:
+
+- `reuse`: `exact` takes an unchanged prefix from the cache, so a pass equals a fresh prompt;
+  `sticky` recomputes only an edited slot and keeps all that comes after it; `none` starts over.
+- `placement`: `head` leaves slots where the template puts them; `late` moves their lines behind
+  the response so far, just before the next token (`dynatok_online.prompt.late`).
+- `on_pass` hears of every pass: once when it has its first token (only if `on_tokens` is given
+  too, since other passes do not stream), and once when it has ended (`PassReport.ended`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from actor.config import ReusePolicy, SamplingConfig
+from actor.sessions.block_names import Held
+from actor.sessions.editors import Editor, PlannedEdit, Schedule
+from actor.sessions.recorder import Counts, Recorder, fed_tokens
+from actor.sessions.serving import Interrupt, Serving
+from dynatok_online.adherence.scoring import Decode, score_passes
+from dynatok_online.prompt import Placement, Prompt, Renderer, late, parse
+from dynatok_online.tasks.task import SlotState, Task
+from dynatok_online.trajectory import OUTSIDE, Edit, TokenIds, Trajectory
+
+OnPassTokens = Callable[[Sequence[int]], None]
+BlockKind = Literal["reused", "shared", "computed", "sampled"]
+"""Where a block's KV came from: an earlier pass of this session, somebody else's request, this
+pass's prompt, or (at least its last token) this pass's own sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Positions `start .. stop` of a pass; the last block may be partly filled."""
+
+    start: int
+    stop: int
+    kind: BlockKind
+    origin: int
+    """The pass that computed its KV; -1: somebody else's request."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one pass fed, and what became of its KV, block by block."""
+
+    index: int
+    """Which pass it is; it counts passes that have tokens."""
+    states: Mapping[str, str]
+    """Slot name -> its text."""
+    layout: tuple[int, ...]
+    """Indices into `pieces`, with `dynatok_online.trajectory.RESPONSE` for the response so far."""
+    pieces: Sequence[TokenIds]
+    fed: TokenIds
+    """[F] token ids that were fed."""
+    start: int
+    """Response index of the first token sampled here."""
+    sampled: int
+    """How many tokens this pass has sampled so far."""
+    blocks: tuple[Block, ...]
+    """All positions that have KV, in order."""
+    ended: bool
+    finish_reason: str = ""
+    """`edit`, `weights`, `stop` or `length`; empty while it runs."""
+
+    @property
+    def reused_tokens(self) -> int:
+        """Positions whose KV this pass did not compute."""
+        return sum(b.stop - b.start for b in self.blocks if b.kind in ("reused", "shared"))
+
+
+OnPass = Callable[[PassReport], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A response that is complete."""
+
+    trajectory: Trajectory
+    counts: Counts
+    problems: tuple[str, ...]
+    """Reports of the engine that cannot be true."""
+
+
+class LiveSession:
+    """Runs one task to its end. `edit` may be called from other coroutines at any time.
+
+    With `reuse="sticky"` every slot is as wide as the longest state that the task knows of, or
+    `slot_width` tokens where that is more; ValueError for a state that does not fit.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        serving: Serving,
+        *,
+        encode: Callable[[str], list[int]],
+        decode: Decode,
+        sampling: SamplingConfig,
+        editor: Editor | None = None,
+        seeded: bool = True,
+        reuse: ReusePolicy = "exact",
+        placement: Placement = "head",
+        slot_width: int = 0,
+        on_tokens: OnPassTokens | None = None,
+        on_pass: OnPass | None = None,
+    ) -> None:
+        self.task = task
+        self.states: dict[str, SlotState] = dict(task.states)
+        """What stands in the slots now."""
+        self.prompt: Prompt = parse(task.template)
+        """What is rendered, in its placement."""
+        if placement == "late":
+            self.prompt = late(self.prompt)
+        self._serving = serving
+        self._reuse = reuse
+        widths = _widths(task, encode, slot_width) if reuse == "sticky" else None
+        self._renderer = Renderer(self.prompt, encode, widths)
+        self._decode = decode
+        self._sampling = sampling
+        self._editor = Schedule(task.edits) if editor is None else editor
+        self._seeded = seeded
+        self._on_tokens = on_tokens
+        self._on_pass = on_pass
+        self._recorder = Recorder(
+            serving.engine.block_size, reuse, serving.new_session() if reuse == "sticky" else ""
+        )
+        self._pass_states: list[tuple[int, dict[str, SlotState]]] = []
+        self._limit = min(task.max_tokens, sampling.max_tokens or task.max_tokens)
+        self._surprises: list[PlannedEdit] = []
+        self._interrupt: Interrupt | None = None
+        self._streamed = 0
+        self._done = False
+
+    async def edit(
+        self, slot: str, text: str, source: str = "human", requirement: str | None = None
+    ) -> bool:
+        """Change a slot now: the pass under way ends, the next one sees the new text.
+
+        Returns False, and changes nothing, where the response has already ended. Raises
+        ValueError for a slot that the prompt does not have, or a text that does not fit into it.
+        """
+        if slot not in self.states:
+            raise ValueError(f"there is no slot {slot!r}; the prompt has {sorted(self.states)}")
+        if self._done:
+            return False
+        self._renderer.state(slot, text)
+        asked_at = len(self._recorder.response) + self._streamed
+        self._surprises.append(PlannedEdit(slot, SlotState(text, requirement), asked_at, source))
+        if self._interrupt is not None:
+            await self._interrupt.now("edit")
+        return True
+
+    async def run(self) -> Finished:
+        """Write the response. Cancelling this ends the pass under way and gives up."""
+        try:
+            finish = ""
+            while finish not in ("stop", "length"):
+                finish = await self._pass()
+        finally:
+            self._done = True
+            if self._reuse == "sticky":
+                self._serving.engine.end_session(self._recorder.session)
+        if self._serving.engine.cache_log is not None:
+            await self._recorder.confirm(self._serving.engine.cache_log)
+        return self._finished()
+
+    async def _pass(self) -> str:
+        """One pass; returns why it ended."""
+        recorder = self._recorder
+        await self._serving.ready()
+        # From here to the submission nothing may be awaited: see `Serving.run`.
+        at = len(recorder.response)
+        for planned in (*self._editor.due(at), *self._surprises):
+            self._apply(planned, at)
+        self._surprises.clear()
+        texts = {name: state.text for name, state in self.states.items()}
+        layout = self._renderer.layout(texts)
+        fed = fed_tokens(layout, self._renderer.pieces, recorder.response)
+        room = min(self._limit - at, self._serving.engine.max_model_len - len(fed))
+        if room <= 0:
+            return "length"
+        salt = self._serving.cache_salt
+        keep = recorder.keep(fed, salt)
+        next_edit = self._editor.next_index(at)
+        known_edit = next_edit is not None and next_edit - at < room
+        interrupt = self._interrupt = Interrupt()
+        self._streamed = 0
+
+        def started(cached: int) -> None:
+            if self._on_pass is not None:
+                held = recorder.preview(fed, salt, cached, keep)
+                self._report(held, layout, texts, fed, "")
+
+        try:
+            served = await self._serving.run(
+                fed.tolist(),
+                sampling=self._sampling,
+                max_tokens=next_edit - at if known_edit and next_edit is not None else room,
+                seed=self._pass_seed(at),
+                interrupt=interrupt,
+                read_cache=self._reuse != "none",
+                keep=keep,
+                on_start=started,
+                on_tokens=None if self._on_tokens is None else self._stream,
+            )
+        finally:
+            self._interrupt = None
+            self._streamed = 0
+        finish = served.generated.finish_reason
+        if finish == "abort":
+            if interrupt.reason is None:
+                raise RuntimeError(f"task {self.task.task_id}: the engine aborted a pass by itself")
+            finish = interrupt.reason
+        elif finish == "length" and known_edit:
+            finish = "edit"
+        if not served.generated.token_ids:
+            recorder.empty_pass(served, len(keep.heads) if keep else 0)
+            return finish
+        self._pass_states.append((at, dict(self.states)))
+        held = recorder.add_pass(served, layout=layout, states=texts, fed=fed, finish_reason=finish)
+        if self._on_pass is not None:
+            self._report(held, layout, texts, fed, finish)
+        return finish
+
+    def _report(
+        self,
+        held: Held,
+        layout: tuple[int, ...],
+        texts: Mapping[str, str],
+        fed: TokenIds,
+        finish: str,
+    ) -> None:
+        assert self._on_pass is not None
+        start = self._recorder.passes[-1].start if finish else len(self._recorder.response)
+        index = len(self._recorder.passes) - bool(finish)
+        self._on_pass(
+            PassReport(
+                index=index,
+                states=dict(texts),
+                layout=layout,
+                pieces=tuple(self._renderer.pieces),
+                fed=fed,
+                start=start,
+                sampled=len(self._recorder.response) - start if finish else 1,
+                blocks=_blocks(held, index, len(fed), self._recorder.block_size),
+                ended=bool(finish),
+                finish_reason=finish,
+            )
+        )
+
+    def _apply(self, planned: PlannedEdit, at: int) -> None:
+        if planned.slot not in self.states:
+            raise ValueError(
+                f"task {self.task.task_id}: edit of slot {planned.slot!r}, but the prompt has "
+                f"{sorted(self.states)}"
+            )
+        self.states[planned.slot] = planned.state
+        # Nobody saw the tokens of an unwatched pass: such an edit was asked for where it ended.
+        asked_at = planned.requested_at if self._on_tokens or planned.source == "schedule" else at
+        self._recorder.add_edit(
+            Edit(planned.slot, planned.state.text, asked_at, at, planned.source)
+        )
+
+    def _stream(self, token_ids: Sequence[int]) -> None:
+        self._streamed += len(token_ids)
+        if self._on_tokens is not None:
+            self._on_tokens(token_ids)
+
+    def _pass_seed(self, at: int) -> int | None:
+        """A seed for the draws of the pass that begins at response index `at`."""
+        if not self._seeded:
+            return None
+        return zlib.crc32(f"{self.task.seed}/{self.task.task_id}/{at}".encode())
+
+    def _finished(self) -> Finished:
+        recorder = self._recorder
+        scores = score_passes(
+            recorder.response,
+            [(one.start, one.stop) for one in recorder.passes],
+            [self._states_at(one.start) for one in recorder.passes],
+            self._decode,
+        )
+        trajectory = recorder.trajectory(
+            self.task.task_id, self._renderer.pieces, scores, _info(self.task)
+        )
+        return Finished(trajectory, recorder.counts, tuple(recorder.problems))
+
+    def _states_at(self, index: int) -> Mapping[str, SlotState]:
+        """The slots under which response token `index` was sampled."""
+        return self._pass_states[bisect_right(self._pass_states, index, key=lambda at: at[0]) - 1][
+            1
+        ]
+
+
+def _info(task: Task) -> Mapping[str, str]:
+    return {"task": task.task_id, "seed": str(task.seed)}
+
+
+def _widths(task: Task, encode: Callable[[str], list[int]], least: int) -> dict[str, int]:
+    """Slot -> its width in tokens."""
+    widths = dict.fromkeys(task.states, least)
+    for slot, state in task.all_states():
+        widths[slot] = max(widths[slot], len(encode(state.text)))
+    return widths
+
+
+def _blocks(held: Held, index: int, fed: int, size: int) -> tuple[Block, ...]:
+    """The blocks of pass `index`, the last one as far as it is filled."""
+    out = []
+    for j, start in enumerate(range(0, len(held.tokens), size)):
+        stop = min(start + size, len(held.tokens))
+        origin = held.origins[j] if j < len(held.origins) else index
+        kind: BlockKind = "sampled" if stop > fed else "computed"
+        if origin != index:
+            kind = "shared" if origin == OUTSIDE else "reused"
+        out.append(Block(start, stop, kind, origin))
+    return tuple(out)

@@ -1,0 +1,86 @@
+"""What came of every requirement of a response: before its edits, and after each of them.
+
+Lengths are tokens. The requirement of a slot is the task's: a trajectory holds its text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dynatok_online.adherence.measures import follow
+from dynatok_online.adherence.scoring import Decode
+from dynatok_online.requirements import requirement
+from dynatok_online.tasks.task import Task
+from dynatok_online.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One slot of one pass."""
+
+    requirement: str
+    edited: bool
+    """Whether this pass began with an edit of the slot."""
+    static: bool
+    """Whether no edit came before."""
+    score: float
+    latency: int | None
+    """Tokens from the pass's beginning to its first compliant sentence; None: there is none."""
+    tokens: int
+    """Tokens of the pass."""
+
+
+def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
+    """Every slot with evidence, pass by pass."""
+    asked = _requirements(task)
+    response = trajectory.response.tolist()
+    text = decode(response)
+    cuts = [min(len(decode(response[: one.start])), len(text)) for one in trajectory.passes]
+    cuts.append(len(text))
+    first = min((edit.effective_at for edit in trajectory.edits), default=len(response))
+    found = []
+    for k, one in enumerate(trajectory.passes):
+        edited = {edit.slot for edit in trajectory.edits if edit.effective_at == one.start}
+        here = text[cuts[k] : cuts[k + 1]]
+        for slot, shown in one.states.items():
+            name = asked.get((slot, shown))
+            if name is None:
+                continue
+            came = follow(
+                requirement(name), here, before=text[: cuts[k]], after=text[cuts[k + 1] :]
+            )
+            if came.score is None:
+                continue
+            latency = came.latency
+            if latency is not None:
+                latency = _token_at(response, one.start, one.stop, cuts[k] + latency, decode)
+            found.append(
+                Judged(
+                    name,
+                    slot in edited,
+                    one.start < first,
+                    came.score,
+                    latency,
+                    one.stop - one.start,
+                )
+            )
+    return found
+
+
+def _requirements(task: Task) -> Mapping[tuple[str, str], str]:
+    """(slot, text) -> the requirement that this text states."""
+    known = task.all_states()
+    return {(slot, one.text): one.requirement for slot, one in known if one.requirement}
+
+
+def _token_at(response: list[int], start: int, stop: int, character: int, decode: Decode) -> int:
+    """How many tokens of `start .. stop` end at or before this character of the text."""
+    low, high = start, stop
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(decode(response[:middle])) <= character:
+            low = middle
+        else:
+            high = middle - 1
+    return low - start

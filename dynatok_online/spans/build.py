@@ -1,0 +1,166 @@
+"""Passes to spans: which KV is the same, where it must be cut, and who sees what.
+
+Invariant: a position's KV is decided by its token, its position and the KV at all lower
+positions of the pass that computed it. `entries` lists what was computed, `merging` finds what
+is the same; here the pieces become spans with the list of what each sees.
+
+Legend: E entries (computed positions, with repeats), N nodes (distinct ones), S spans, M targets,
+P readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dynatok_online.arrays import Ints, ranges, stretches
+from dynatok_online.spans.audit import Mismatch, audit
+from dynatok_online.spans.entries import Held, list_entries
+from dynatok_online.spans.merging import Nodes, merge
+from dynatok_online.trajectory import Trajectory
+
+__all__ = ["Mismatch", "Spans", "audit", "build_spans"]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The spans of some trajectories, in an order in which each comes after all it sees."""
+
+    input_ids: npt.NDArray[np.int32]
+    """[N] token ids, span after span."""
+    position_ids: npt.NDArray[np.int32]
+    """[N] engine positions."""
+    bounds: Ints
+    """[S+1] span s holds tokens `bounds[s] .. bounds[s+1]`."""
+    seen_bounds: Ints
+    """[S+1] span s sees, besides itself, `seen[seen_bounds[s] .. seen_bounds[s+1]]`."""
+    seen: Ints
+    """Span indices, all lower than the span that sees them."""
+    reader_bounds: Ints
+    """[P+1] reader p holds spans `reader_spans[reader_bounds[p] .. reader_bounds[p+1]]`."""
+    reader_spans: Ints
+    """Span indices by ascending position."""
+    reader_trajectory: Ints
+    """[P] index of the trajectory that a reader belongs to."""
+    reader_pass: Ints
+    """[P] index of its pass. A reader is a pass that sampled something."""
+    loss_positions: Ints
+    """[M] index of the token whose hidden state a response token was sampled from."""
+    loss_reader: Ints
+    """[M] the pass that sampled it, as an index of readers; ascending."""
+    response_index: Ints
+    """[M] which response token of its trajectory it is."""
+
+    @property
+    def lengths(self) -> Ints:
+        """[S] tokens per span."""
+        return np.diff(self.bounds)
+
+    def pairs(self) -> Ints:
+        """[S] (query, key) pairs that the attention of each span computes."""
+        lengths = self.lengths
+        owner = np.repeat(np.arange(len(lengths)), np.diff(self.seen_bounds))
+        before = np.bincount(owner, lengths[self.seen], len(lengths)).astype(np.int64)
+        return lengths * before + lengths * (lengths + 1) // 2
+
+
+def build_spans(trajectories: Sequence[Trajectory]) -> Spans:
+    """The merged spans of `trajectories`; exact, sticky and static alike.
+
+    Raises ValueError where a pass's reuse records cannot be followed (see `audit`).
+    """
+    passes, tokens, positions = list_entries(trajectories)
+    flat = [one for group in passes for one in group]
+    nodes = merge(flat, tokens, positions)
+    first = nodes.first
+
+    heads = np.flatnonzero(nodes.begins)
+    heads = heads[np.argsort(first[heads], kind="stable")]
+    rank = np.empty(len(first), np.int64)
+    rank[heads] = np.arange(len(heads))
+    span = rank[nodes.head]
+    order = np.lexsort((positions[first], span))
+    place = np.empty(len(first), np.int64)
+    place[order] = np.arange(len(first))
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(span, minlength=len(heads)))])
+
+    held, held_bounds = _held_spans(flat, nodes, span)
+    seen_bounds, seen = _seen(held, held_bounds)
+
+    names = [(t, k) for t, group in enumerate(passes) for k in range(len(group))]
+    sampled = [trajectories[t].passes[k].stop > trajectories[t].passes[k].start for t, k in names]
+    readers = np.flatnonzero(sampled)
+    losses, response_index, counts = _targets(trajectories, names, flat, readers)
+    return Spans(
+        input_ids=tokens[first[order]],
+        position_ids=positions[first[order]],
+        bounds=bounds,
+        seen_bounds=seen_bounds,
+        seen=seen,
+        reader_bounds=np.concatenate([[0], np.cumsum(np.diff(held_bounds)[readers])]),
+        reader_spans=held[ranges(held_bounds, readers)],
+        reader_trajectory=np.array([names[p][0] for p in readers], np.int64),
+        reader_pass=np.array([names[p][1] for p in readers], np.int64),
+        loss_positions=place[nodes.node[losses]],
+        loss_reader=np.repeat(np.arange(len(readers)), counts),
+        response_index=response_index,
+    )
+
+
+def _held_spans(passes: Sequence[Held], nodes: Nodes, span: Ints) -> tuple[Ints, Ints]:
+    """The spans that each pass holds, by position, and where each pass's begin."""
+    head_entries = np.flatnonzero(nodes.begins[nodes.node])
+    low = [entry for one in passes for entry in one.entries]
+    high = [
+        entry + stop - start
+        for one in passes
+        for entry, start, stop in zip(one.entries, one.starts, one.stops, strict=True)
+    ]
+    start = np.searchsorted(head_entries, np.array(low, np.int64))
+    stop = np.searchsorted(head_entries, np.array(high, np.int64))
+    which = head_entries[stretches(start, stop)]
+    runs = np.concatenate([[0], np.cumsum([len(one.entries) for one in passes])]).astype(np.int64)
+    held_before = np.concatenate([[0], np.cumsum(stop - start)])
+    return span[nodes.node[which]], held_before[runs]
+
+
+def _seen(held: Ints, held_bounds: Ints) -> tuple[Ints, Ints]:
+    """What each span sees: all that the first pass that held it held below it."""
+    start = np.repeat(held_bounds[:-1], np.diff(held_bounds))
+    _, at = np.unique(held, return_index=True)
+    bounds = np.concatenate([[0], np.cumsum(at - start[at])]).astype(np.int64)
+    return bounds, held[stretches(start[at], at)]
+
+
+def _targets(
+    trajectories: Sequence[Trajectory],
+    names: Sequence[tuple[int, int]],
+    passes: Sequence[Held],
+    readers: Ints,
+) -> tuple[Ints, Ints, Ints]:
+    """[M] entries that predict response tokens, [M] response indices, [P] tokens per reader."""
+    low: list[int] = []
+    high: list[int] = []
+    first: list[int] = []
+    counts: list[int] = []
+    for p in readers:
+        t, k = names[p]
+        one = trajectories[t].passes[k]
+        position = trajectories[t].fed_length(k) - 1
+        held = passes[p]
+        for entry, start, stop in zip(held.entries, held.starts, held.stops, strict=True):
+            if stop > position:
+                low.append(entry + max(0, position - start))
+                high.append(entry + stop - start)
+        first.append(one.start)
+        counts.append(one.stop - one.start)
+    lengths = np.array(counts, np.int64)
+    begin = np.array(first, np.int64)
+    return (
+        stretches(np.array(low, np.int64), np.array(high, np.int64)),
+        stretches(begin, begin + lengths),
+        lengths,
+    )

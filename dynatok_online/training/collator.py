@@ -1,0 +1,65 @@
+"""Trajectories of one micro batch -> the rows that a model runs.
+
+Takes rows of a dataset (`dynatok_online.trajectory.to_row`) and `Trajectory` objects alike.
+Every trajectory is audited: one whose passes contradict what the engine reported is an error,
+because training on it would train on a context that nobody saw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dynatok_online.objectives.weights import token_weights
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.spans.audit import audit
+from dynatok_online.trajectory import Trajectory, from_row
+
+
+@dataclass(frozen=True)
+class TrajectoryCollator:
+    """Plans one micro batch. Returns a dict:
+
+    `rows` (list of `plan.Row`), `loss_tokens` (their targets), `tokens` (what they compute),
+    `truncated_tokens` (what one truncated pass per prompt state would), `plan_seconds`.
+    """
+
+    strategy: str = "packed"
+    max_row_tokens: int = 16384
+    objective: str = "sft"
+    reward_power: float = 1.0
+    reward_threshold: float = 0.0
+
+    def __call__(self, items: Sequence[Trajectory | Mapping[str, Any]]) -> dict[str, Any]:
+        """Raises ValueError naming the trajectory that cannot be trained on, and why."""
+        began = time.perf_counter()
+        trajectories = [one if isinstance(one, Trajectory) else from_row(one) for one in items]
+        for one in trajectories:
+            if mismatches := audit(one):
+                raise ValueError(
+                    f"trajectory {one.trajectory_id} fails the audit: {mismatches[0]}; leave it "
+                    "out, or correct num_cached_tokens and reuse of its passes"
+                )
+        weights = [
+            token_weights(
+                one, self.objective, power=self.reward_power, threshold=self.reward_threshold
+            )
+            for one in trajectories
+        ]
+        rows = plan_rows(trajectories, weights, self.max_row_tokens, strategy=self.strategy)
+        return {
+            "rows": rows,
+            "loss_tokens": sum(len(row.targets) for row in rows),
+            "tokens": sum(row.tokens for row in rows),
+            "truncated_tokens": sum(truncated_tokens(one) for one in trajectories),
+            "plan_seconds": time.perf_counter() - began,
+        }
+
+
+def truncated_tokens(trajectory: Trajectory) -> int:
+    """What one truncated pass per prompt state computes: nothing is shared."""
+    return sum(
+        trajectory.kv_length(k) for k, one in enumerate(trajectory.passes) if one.stop > one.start
+    )

@@ -1,0 +1,320 @@
+"""TRL's `SFTTrainer` on trajectories: prompts that changed while the response was written.
+
+The loss of an optimizer step is one sum over all loss tokens of the global batch, weight times
+cross-entropy, divided by their number: over every row, micro step and rank alike. So neither
+gradient accumulation, nor the number of ranks, nor the way trajectories are packed into rows
+changes it.
+
+A *micro batch* (`per_device_train_batch_size` trajectories) becomes one or more rows of at most
+`max_row_tokens`. Each row runs forward and backward alone, so a row's length bounds the memory;
+with `memory="pass"` its longest pass does, whatever else is in the row: see `parts`.
+
+    trainer = DynamicSFTTrainer(
+        model="Qwen/Qwen3-0.6B",
+        args=DynamicSFTConfig(output_dir="out", max_steps=100),
+        train_dataset=load_dataset("json", data_files="trajectories.jsonl", split="train"),
+    )
+    trainer.train()
+
+Rows of the dataset are what `dynatok_online.trajectory.to_row` writes. A list, or any other
+iterable, of `Trajectory` objects does as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from trl import SFTTrainer
+
+from dynatok_online import attention
+from dynatok_online.rows.parts import Part, cut_row
+from dynatok_online.rows.row import Row, empty_row
+from dynatok_online.training.collator import TrajectoryCollator
+from dynatok_online.training.config import DynamicSFTConfig
+from dynatok_online.training.sources import as_dataset, no_tokenizer, placeholder, tokenizer_of
+
+__all__ = ["DynamicSFTConfig", "DynamicSFTTrainer"]
+
+Batch = dict[str, Any]
+
+_SUMS = ("loss_tokens", "weight", "drift", "drift_tokens", "tokens", "truncated_tokens", "rows")
+
+
+class DynamicSFTTrainer(SFTTrainer):
+    """Supervised fine-tuning on trajectories; see the module's docstring.
+
+    Logged with the loss: `packing_ratio` (tokens run against one truncated pass per state),
+    `logprob_drift` (mean absolute difference to the recorded log-probabilities, over tokens of
+    every weight version), `weight_mean`, `tokens_per_second`, `loss_tokens_per_second`.
+    """
+
+    _tag_names = ("trl", "dynatok-online")
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: DynamicSFTConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("data_collator", "formatting_func", "compute_loss_func", "compute_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"DynamicSFTTrainer takes no {name}: trajectories are collated, and their "
+                    "loss is computed, by the trainer itself"
+                )
+        if args is None:
+            args = DynamicSFTConfig("trainer_output")
+        if not isinstance(args, DynamicSFTConfig):
+            raise ValueError(
+                f"args must be a DynamicSFTConfig, got {type(args).__name__}; it takes every "
+                "argument of SFTConfig"
+            )
+        if processing_class is None:
+            processing_class = tokenizer_of(model)
+        train = as_dataset(train_dataset, "train_dataset")
+        if not hasattr(train, "__len__") and args.max_steps <= 0:
+            raise ValueError(
+                "train_dataset has no length, so the trainer cannot know when to stop; set "
+                "max_steps in DynamicSFTConfig"
+            )
+        # accelerate would send batches of an iterable from rank 0, which only works for tensors.
+        args.accelerator_config.dispatch_batches = False
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=TrajectoryCollator(
+                args.strategy,
+                args.max_row_tokens,
+                args.objective,
+                args.reward_power,
+                args.reward_threshold,
+            ),
+            # TRL looks at the first row before training. A stream may have none yet.
+            train_dataset=train if isinstance(train, datasets.Dataset) else placeholder(),
+            eval_dataset=None,
+            processing_class=processing_class or no_tokenizer(),
+            **kwargs,
+        )
+        self.train_dataset = train
+        if eval_dataset is not None:
+            self.eval_dataset = as_dataset(eval_dataset, "eval_dataset")
+        if processing_class is None:
+            self.processing_class = None  # nothing to save beside the model
+        base = self.accelerator.unwrap_model(self.model)
+        base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        if "logits_to_keep" not in inspect.signature(type(base).forward).parameters:
+            raise ValueError(
+                f"{type(base).__name__} does not take logits_to_keep, so its logits cannot be "
+                "computed at loss positions only; use a causal language model of transformers "
+                "that does"
+            )
+        attention.prepare(base, args.attention)
+        plugin = self.accelerator.state.deepspeed_plugin
+        sharded = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        if args.memory == "pass" and sharded:
+            raise ValueError(
+                "memory='pass' cannot be combined with weights that are sharded over ranks (ZeRO 3 "
+                "or FSDP): ranks would gather them in different orders, and wait for each other "
+                "for ever; use ZeRO 2, or leave memory at row and lower max_row_tokens"
+            )
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self.timings = {"plan": 0.0, "forward_backward": 0.0}
+        """Seconds spent on each since the trainer was made."""
+        self._logged_at = 0.0
+
+    # ---- batches ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
+        """The micro batches of one optimizer step, and their number of loss tokens, globally.
+
+        Under ZeRO every backward is a round of collectives, so all ranks must run equally many:
+        ranks with fewer add rows of one token and no target.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:  # or transformers asks again, up to max_steps times
+            self.control.should_epoch_stop = True
+        elif self.args.world_size > 1:
+            counts = torch.tensor([self._backwards(batch) for batch in batches], device=device)
+            most = self.accelerator.gather(counts[None]).amax(0).tolist()
+            for batch, want in zip(batches, most, strict=True):
+                batch["rows"] += [empty_row()] * (want - self._backwards(batch))
+        return batches, count
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Batch], device: torch.device
+    ) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        count = torch.tensor(sum(batch["loss_tokens"] for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    def _parts(self, batch: Batch) -> list[Part]:
+        rows = batch["rows"]
+        if self.args.memory == "row":
+            return [Part(row) for row in rows]
+        return [part for row in rows for part in cut_row(row)]
+
+    def _backwards(self, batch: Batch) -> int:
+        return sum(part.count for part in self._parts(batch))
+
+    # ---- loss ----
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of every part of one micro batch; gradients meet at the last."""
+        began = time.perf_counter()
+        model.train()
+        parts = self._parts(inputs)
+        nested = self.args.memory == "pass"
+        total = torch.zeros((), device=self.args.device)
+
+        def forward(part: Part, layout: attention.Layout) -> torch.Tensor:
+            with self._gradients_stay_here(model, nested or part is not parts[-1]):
+                loss = self._row_loss(model, part.row, num_items_in_batch, layout)
+            total.add_(loss.detach())
+            return loss
+
+        def backward(part: Part, loss: torch.Tensor) -> None:
+            last = part is parts[-1]
+            meet = nested and last and self.accelerator.sync_gradients
+            if meet and isinstance(model, DistributedDataParallel):
+                # DDP expects that gradients meet in the backward right after a forward.
+                model.reducer.prepare_for_backward([loss])
+            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            with self._gradients_stay_here(model, not last):
+                self.accelerator.backward(loss, **scale)
+
+        with self.maybe_activation_offload_context:
+            for part in parts:
+                attention.run_part(part, forward, backward)
+        self._count(inputs)
+        self.timings["plan"] += inputs["plan_seconds"]
+        self.timings["forward_backward"] += time.perf_counter() - began
+        return total
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Sum over the rows of one micro batch, divided by `num_items_in_batch`.
+
+        Without it, by the number of the micro batch's own loss tokens.
+        """
+        if return_outputs:
+            raise ValueError("DynamicSFTTrainer returns losses only; logits are never all built")
+        count = inputs["loss_tokens"] if num_items_in_batch is None else num_items_in_batch
+        globally = num_items_in_batch is not None
+        return sum(self._row_loss(model, row, count, globally=globally) for row in inputs["rows"])
+
+    def _row_loss(
+        self,
+        model: torch.nn.Module,
+        row: Row,
+        count: torch.Tensor | int | None,
+        layout: attention.Layout | None = None,
+        *,
+        globally: bool = True,
+    ) -> torch.Tensor:
+        """Weighted cross-entropy of one row over `count`, scaled for the average over ranks."""
+        device = self.args.device
+        # One forward, logits at the M loss positions only: [1, N] -> [1, M, V].
+        logits = model(**attention.inputs(row, device, layout), use_cache=False).logits[0]
+        targets = torch.as_tensor(row.targets, dtype=torch.long, device=device)
+        weights = torch.as_tensor(row.weights, device=device)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        nll = F.cross_entropy(logits, targets, reduction="none")
+        if model.training:
+            self._watch(nll.detach(), weights, row)
+        loss = (nll * weights.to(nll.dtype)).sum()
+        loss = loss / torch.as_tensor(count, device=device).clamp(min=1)
+        # DDP and DeepSpeed average gradients over ranks; the count is already the global one.
+        return loss * self.accelerator.num_processes if globally else loss
+
+    @contextmanager
+    def _gradients_stay_here(self, model: torch.nn.Module, stay: bool) -> Iterator[None]:
+        """While `stay`, backward adds to the gradients, and ranks exchange nothing they can
+        exchange later; DeepSpeed takes no step."""
+        if not stay:
+            yield
+            return
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Loss only."""
+        with torch.no_grad():
+            return self.compute_loss(model, inputs), None, None
+
+    # ---- numbers ----
+
+    def _watch(self, nll: torch.Tensor, weights: torch.Tensor, row: Row) -> None:
+        recorded = torch.as_tensor(row.logprobs, device=nll.device)
+        known = recorded.isfinite()
+        drift = (-nll - recorded).abs()[known].sum()
+        add = {"weight": weights.sum(), "drift": drift, "drift_tokens": known.sum()}
+        for name, value in add.items():
+            self._sums[_SUMS.index(name)] += value
+
+    def _count(self, inputs: Batch) -> None:
+        for name in ("loss_tokens", "tokens", "truncated_tokens"):
+            self._sums[_SUMS.index(name)] += inputs[name]
+        self._sums[_SUMS.index("rows")] += len(inputs["rows"])
+        self._total_train_tokens += inputs["tokens"]
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """6 per parameter and token: linear layers, forward and backward."""
+        return int(6 * inputs["tokens"] * self.model.num_parameters(exclude_embeddings=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was counted since the last log; sums go over all ranks."""
+        seconds = self.timings["forward_backward"] - self._logged_at
+        if "loss" in logs and seconds > 0:
+            sums = self._sums
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums, "sum")
+            at = dict(zip(_SUMS, sums.tolist(), strict=True))
+            logs["packing_ratio"] = at["tokens"] / max(1.0, at["truncated_tokens"])
+            logs["weight_mean"] = at["weight"] / max(1.0, at["loss_tokens"])
+            if at["drift_tokens"]:
+                logs["logprob_drift"] = at["drift"] / at["drift_tokens"]
+            logs["tokens_per_second"] = at["tokens"] / seconds
+            logs["loss_tokens_per_second"] = at["loss_tokens"] / seconds
+            self._sums.zero_()
+            self._logged_at += seconds
+        super().log(logs, start_time)

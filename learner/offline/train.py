@@ -1,0 +1,154 @@
+"""One rank of `dynatok train`: the same trainer and loss as online, on data that lies still.
+
+    RANK=0 WORLD_SIZE=2 ... python -m learner.offline.train RUN_DIR
+
+The launcher starts the ranks, with torchrun's variables, on `RUN_DIR/train.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PrinterCallback, set_seed
+
+from dynatok_online import tiny
+from dynatok_online.prompt import from_chat
+from dynatok_online.tasks.files import Chat
+from dynatok_online.tasks.gold import load_training_data
+from dynatok_online.training.trainer import DynamicSFTTrainer
+from dynatok_online.trajectory import Trajectory
+from learner.config import LearnerConfig
+from learner.environment import compile_nothing
+from learner.offline.config import TrainConfig
+from learner.online.callbacks import StepLog
+from learner.training import training_arguments
+from protocol.run.json_files import write_json
+from protocol.run.metrics import Metrics
+
+CONFIG = "train.json"
+RESULT = "result.json"
+
+
+def main(run_dir: Path) -> int:
+    """Train, save the model, write the result; the exit code."""
+    config = msgspec.json.decode((run_dir / CONFIG).read_bytes(), type=TrainConfig)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        result = train(config, run_dir, first)
+    except ValueError as error:
+        if first:
+            print(f"dynatok: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if first:
+        write_json(run_dir / RESULT, result)
+    return 0
+
+
+def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
+    """The numbers of the run. ValueError for what cannot be trained on."""
+    if config.deepspeed:
+        compile_nothing()
+    set_seed(config.seed)
+    model = tiny.resolve(config.model)
+    bad: list[str] = []
+    data = read_data(config, model, bad)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
+    defaults: dict[str, Any] = {"max_steps": steps, "save_strategy": "no"}
+    if not torch.accelerator.is_available():
+        defaults |= {"use_cpu": True, "ddp_backend": "gloo"}  # or ranks do not find each other
+    arguments = training_arguments(
+        LearnerConfig(
+            run_dir=str(run_dir),
+            seed=config.seed,
+            objective=config.objective,
+            trajectories_per_step=config.trajectories_per_step,
+            training={**defaults, **config.training},
+            deepspeed=config.deepspeed,
+        ),
+        world,
+    )
+    trainer = DynamicSFTTrainer(model, arguments, data)
+    trainer.remove_callback(PrinterCallback)
+    metrics = Metrics(run_dir, "learner") if first else None
+    with _progress(arguments.max_steps, shown=first) as bar:
+
+        def write(step: int, numbers: dict[str, float]) -> None:
+            if metrics is not None:
+                metrics.log(step, **{k: v for k, v in numbers.items() if k != "epoch"})
+                bar.update(bar.task_ids[0], completed=step, loss=numbers["loss"])
+
+        trainer.add_callback(StepLog(lambda: dict(trainer.timings), write))
+        trainer.train()
+    trainer.save_model(str(run_dir / "model"))
+    if metrics is not None:
+        metrics.close()
+    losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+    return {
+        "run_dir": str(run_dir),
+        "model": str(run_dir / "model"),
+        "ranks": world,
+        "steps": trainer.state.global_step,
+        "trajectories": len(data),
+        "bad_rows": len(bad),
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "seconds": round(trainer.timings["forward_backward"], 1),
+    }
+
+
+def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajectory]:
+    """The trajectories to train on; what was left out is appended to `bad`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def chat() -> Chat:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the data holds chat messages, but model {config.model!r} has no chat template; "
+                "write 'prompt' instead of 'messages', or take an instruction-tuned model"
+            )
+        return lambda messages: from_chat(messages, tokenizer)
+
+    data = load_training_data(
+        config.data,
+        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
+        chat=chat,
+        reuse=config.reuse,
+        block_size=config.block_size,
+        seed=config.seed,
+        on_bad=bad.append if config.skip_bad else None,
+    )
+    data = data[: config.limit or None]
+    if not data:
+        raise ValueError(f"data: {config.data} holds no trajectory")
+    if bad and os.environ.get("RANK", "0") == "0":
+        print(f"dynatok: left out {len(bad)} rows; the first: {bad[0]}", file=sys.stderr)
+    return data
+
+
+def _progress(steps: int, shown: bool) -> Progress:
+    bar = Progress(
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
+    bar.add_task("train", total=steps, loss=math.nan)
+    return bar
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))

@@ -1,0 +1,208 @@
+"""What comes from the actors: audited, then handed to the stream, its credit returned once.
+
+One thread reads the protocol's channel. A trajectory leaves it in one of three ways: it waits in
+the stream (its credit goes back when the trainer takes it), it was too old (dropped and counted
+there), or it is rejected here and counted by cause.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from dynatok_online.spans.build import audit
+from dynatok_online.trajectory import Trajectory
+from learner.log import say
+from learner.online.staleness import ARRIVED_STALE
+from learner.online.stream import Stream
+from protocol.delivery.learner_channel import LearnerChannel, PeerLost, Received
+from protocol.wire.messages import (
+    Bye,
+    Hello,
+    Skipped,
+    TrajectoryMessage,
+    WeightsApplied,
+    WeightsRejected,
+)
+
+_REJECTIONS = 3
+"""So many refused versions in a row end the run: the actor would only grow staler."""
+
+
+class Readers(Protocol):
+    """What a weight transport is told of its readers."""
+
+    def joined(self, reader: str) -> None:
+        """A reader is told of the latest version."""
+
+    def applied(self, reader: str, version: int) -> None:
+        """A reader serves a version."""
+
+    def rejected(self, reader: str, version: int) -> None:
+        """A reader goes on without a version."""
+
+    def left(self, reader: str) -> None:
+        """A reader is gone."""
+
+
+class Inbox:
+    """A thread between the channel and the stream; start it with `start`."""
+
+    def __init__(
+        self,
+        channel: LearnerChannel,
+        stream: Stream,
+        readers: Readers,
+        audit_mismatch_threshold: int = 0,
+        *,
+        done: Callable[[Received], None] = lambda event: None,
+        dropped: Callable[[Trajectory, str], None] = lambda trajectory, cause: None,
+    ) -> None:
+        """`done`: a trajectory was taken for training, or dropped. `dropped`: which, and why."""
+        self._done = done
+        self._dropped = dropped
+        self._channel = channel
+        self._stream = stream
+        self._readers = readers
+        self._mismatches_allowed = audit_mismatch_threshold
+        self._rejected_in_a_row = 0
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+        self._closing = False
+        self._finishing = False
+        self.gone = threading.Event()
+        """Training is over, and every actor has said good-bye."""
+        self.audit_mismatches = 0
+        self.rejected: Counter[str] = Counter()
+        """Trajectories that were not handed on, by cause."""
+        self.applied: dict[str, WeightsApplied] = {}
+        """The last answer of each actor."""
+        self.weight_syncs = 0
+        """Versions above 0 that an actor put into service."""
+        self.weights_rejected = 0
+
+    def counts(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {
+            "audit_mismatches": self.audit_mismatches,
+            "weight_syncs": self.weight_syncs,
+            "weights_rejected": self.weights_rejected,
+            **{f"rejected_{cause}": n for cause, n in self.rejected.items()},
+        }
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Go on counting from a checkpoint."""
+        self.audit_mismatches = counts.get("audit_mismatches", 0)
+        self.weight_syncs = counts.get("weight_syncs", 0)
+        self.weights_rejected = counts.get("weights_rejected", 0)
+        for name, number in counts.items():
+            if name.startswith("rejected_"):
+                self.rejected[name.removeprefix("rejected_")] = number
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Training is over: what still comes is not trained on, and good-byes are expected."""
+        self._finishing = True
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Stop reading. The channel is closed by its owner."""
+        self._closing = True
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                event = self._channel.receive(timeout=0.2)
+                if event is not None:
+                    self._handle(event)
+        except BaseException as error:  # the trainer must not wait for a thread that is dead
+            self._stream.fail(f"the inbox stopped: {type(error).__name__}: {error}")
+            self.gone.set()
+
+    def _handle(self, event: Received) -> None:
+        message, actor = event.message, event.actor
+        if isinstance(message, TrajectoryMessage):
+            self._trajectory(event, message.trajectory)
+        elif isinstance(message, Skipped):
+            self.rejected["lost_by_actor"] += 1
+        elif isinstance(message, Hello):
+            self._stream.note = ""
+            self._readers.joined(actor)
+            if message.serving >= 0:
+                self._readers.applied(actor, message.serving)
+            say(f"actor {actor} (process {message.pid}) is here")
+        elif isinstance(message, WeightsApplied):
+            self._readers.applied(actor, message.version)
+            self.applied[actor] = message
+            self._rejected_in_a_row = 0
+            self.weight_syncs += message.version > 0
+        elif isinstance(message, WeightsRejected):
+            self._weights_rejected(actor, message)
+        elif isinstance(message, Bye | PeerLost):
+            self._gone(actor, message)
+
+    def _trajectory(self, event: Received, trajectory: Trajectory) -> None:
+        cause = "after_finish" if self._finishing else self._problem(trajectory)
+        if cause is not None:
+            self.rejected[cause] += 1
+        elif self._stream.offer(trajectory, lambda: self._accept(event)):
+            return
+        self._dropped(trajectory, cause or ARRIVED_STALE)
+        self._accept(event)
+
+    def _accept(self, event: Received) -> None:
+        self._done(event)
+        self._channel.accept(event)
+
+    def _problem(self, trajectory: Trajectory) -> str | None:
+        """Why a trajectory cannot be trained on; counts and reports what should never be."""
+        if len(trajectory.response) == 0:
+            return "empty"
+        if not np.isfinite(trajectory.logprobs).all():
+            return "no_logprobs"
+        try:
+            mismatches = [str(one) for one in audit(trajectory)]
+        except ValueError as error:
+            mismatches = [str(error)]
+        if not mismatches:
+            return None
+        self.audit_mismatches += 1
+        say(f"audit: trajectory {trajectory.trajectory_id}: {mismatches[0]}")
+        if self.audit_mismatches > self._mismatches_allowed:
+            self._stream.fail(
+                f"{self.audit_mismatches} trajectories contradict what the engine reported "
+                f"(learner.audit_mismatch_threshold is {self._mismatches_allowed}); the last is "
+                f"{trajectory.trajectory_id}: {mismatches[0]}"
+            )
+        return "audit"
+
+    def _weights_rejected(self, actor: str, message: WeightsRejected) -> None:
+        self._readers.rejected(actor, message.version)
+        self.weights_rejected += 1
+        self._rejected_in_a_row += 1
+        say(f"actor {actor} refused weights {message.version}: {message.reason}")
+        if message.serving < 0 or self._rejected_in_a_row >= _REJECTIONS:
+            self._stream.fail(
+                f"actor {actor} does not take the weights: version {message.version} refused, "
+                f"serving {message.serving}: {message.reason}"
+            )
+
+    def _gone(self, actor: str, message: Bye | PeerLost) -> None:
+        self._readers.left(actor)
+        left = "said good-bye" if isinstance(message, Bye) else "is lost"
+        say(f"actor {actor} {left}: {message.reason}")
+        if any(peer.actor != actor for peer in self._channel.peers()):
+            return
+        if isinstance(message, PeerLost) and message.reason == "replaced":
+            return
+        # Another may join, or this one be started again: who waits for it has a deadline.
+        self._stream.note = f"; the last actor ({actor}) {left}: {message.reason}"
+        if self._finishing and isinstance(message, Bye):
+            self.gone.set()

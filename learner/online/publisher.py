@@ -1,0 +1,94 @@
+"""New weights out to the actors: numbered, hashed, with a canary, and never over what is read.
+
+Versions count up from 0, and a number is used once: the canary, the shadow copy and the bytes in
+the ring all belong to the same tensors. Publishing does not wait for an actor that is slow; the
+next step tries again, and only the last version insists.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from learner.online.canary import Texts, canary
+from learner.online.shadow import Shadow
+from protocol.weights.base import NoFreeSlot, Tensor, WeightSender, as_tensor
+from protocol.wire.messages import WeightManifest, WeightsComing
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Publisher:
+    """Publishes what `gather` returns. One thread calls it."""
+
+    def __init__(
+        self,
+        *,
+        ring: WeightSender,
+        shadow: Shadow,
+        texts: Texts,
+        tolerance: float,
+        gather: Callable[[], Weights],
+        readers: Callable[[], Iterable[str]],
+        announce: Callable[[WeightManifest], None],
+        published: Callable[[int, Weights], None],
+        version: int = -1,
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
+    ) -> None:
+        """`version`: the newest one that was ever published in this run. `coming`: told of each
+        before it is written."""
+        self._coming = coming
+        self._ring = ring
+        self._shadow = shadow
+        self._texts = texts
+        self._tolerance = tolerance
+        self._gather = gather
+        self._readers = readers
+        self._announce = announce
+        self._published = published
+        self.version = version
+        """The newest published version; -1: none yet."""
+        self.postponed = 0
+        """How often every buffer was still being read."""
+        self.seconds = 0.0
+        """Time spent publishing."""
+
+    def publish(self, wait: float = 0.0) -> bool:
+        """Publish the weights as they are. False: no buffer became free within `wait` seconds."""
+        began = time.perf_counter()
+        try:
+            self._ring.wait_free(wait)
+            weights = self._gather()
+            self._shadow.load(weights)
+            manifest = self._ring.publish(
+                self.version + 1,
+                ((name, to_bytes(tensor)) for name, tensor in weights.items()),
+                canary(self._shadow, self._texts, self._tolerance),
+                self._readers(),
+                self._coming,
+            )
+        except NoFreeSlot:
+            self.postponed += 1
+            return False
+        finally:
+            self.seconds += time.perf_counter() - began
+        self.version = manifest.version
+        # The bookkeeping comes first: an actor may answer before the next line is reached.
+        self._published(self.version, weights)
+        self._announce(manifest)
+        return True
+
+
+def to_bytes(tensor: torch.Tensor) -> Tensor:
+    """A CPU tensor as the bytes that travel; nothing is copied."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return as_tensor(DTYPES[tensor.dtype], tuple(tensor.shape), data)
+
+
+def shapes(weights: Weights) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (dtype, shape), as a weight transport wants to know them."""
+    return {name: (DTYPES[one.dtype], tuple(one.shape)) for name, one in weights.items()}

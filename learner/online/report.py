@@ -1,0 +1,139 @@
+"""The numbers of the learner: each step in the log, the run's metrics and Prometheus, and
+`RUN/learner.json`, which sums the run up while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from learner.log import say
+from learner.online.gap import Gap, GapProbe
+from learner.online.inbox import Inbox
+from learner.online.publisher import Publisher
+from learner.online.stream import Batches, Stream
+from protocol.delivery.learner_channel import LearnerChannel
+from protocol.run.exporter import Exporter
+from protocol.run.json_files import write_json
+from protocol.run.metrics import Metrics
+
+_SUMMARY_SECONDS = 5.0
+
+
+class Report:
+    """Asks the parts of a session what they have counted."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        metrics: Metrics,
+        exporter: Exporter | None,
+        channel: LearnerChannel,
+        stream: Stream,
+        batches: Batches,
+        inbox: Inbox,
+        publisher: Publisher,
+        probe: GapProbe,
+        timings: Mapping[str, float],
+        step: int,
+    ) -> None:
+        """`timings`: seconds that the trainer has spent, by stage. `step`: where the run is."""
+        self._path = run_dir / "learner.json"
+        self._metrics = metrics
+        self._exporter = exporter
+        self._channel = channel
+        self._stream = stream
+        self._batches = batches
+        self._inbox = inbox
+        self._publisher = publisher
+        self._probe = probe
+        self._timings = timings
+        self.step = step
+        """The last step that was logged."""
+        self.finished = False
+        """Whether training has reached its end."""
+        self._last: dict[str, float] = {}
+        self._written_at = 0.0
+        self._no_room = 0
+
+    def stages(self) -> dict[str, float]:
+        """Seconds that each stage has taken so far."""
+        return {
+            "wait_for_batch": self._batches.waited,
+            "plan": self._timings["plan"],
+            "forward_backward": self._timings["forward_backward"],
+            "publish": self._publisher.seconds,
+            "compare": self._probe.seconds,
+        }
+
+    def write_gap(self, gap: Gap) -> None:
+        """One comparison of log-probabilities."""
+        self._metrics.log(
+            gap.version,
+            logprob_gap=gap.mean,
+            logprob_gap_largest=gap.largest,
+            logprob_gap_tokens=gap.tokens,
+        )
+
+    def write_step(self, step: int, numbers: dict[str, float]) -> None:
+        """One optimizer step, with the numbers that the trainer logged and `seconds_STAGE`."""
+        self.step, self._last = step, numbers
+        counts = self._stream.counts()
+        applied = [one.version for one in self._inbox.applied.values()]
+        every = {
+            **numbers,
+            **counts,
+            "version": self._publisher.version,
+            "actor_version": min(applied, default=-1),
+            "audit_mismatches": self._inbox.audit_mismatches,
+            "publish_postponed": self._publisher.postponed,
+        }
+        self._metrics.log(step, **every)
+        if self._exporter is not None:
+            self._exporter.set({"step": step, **every})
+        refusals = self._channel.refusals
+        refused = refusals.counts.get("no_room", 0)
+        if refused > self._no_room:
+            self._no_room = refused
+            say(f"trajectories wait at the actors: {refusals.last['no_room']}")
+        say(
+            f"step {step}: loss {numbers['loss']:.4f}, weights {self._publisher.version} "
+            f"(actor {min(applied, default=-1)}), {counts['waiting']} waiting, "
+            f"{counts['dropped_stale']} stale; {numbers['seconds_step']:.2f} s, of which waited "
+            f"{numbers['seconds_wait_for_batch']:.2f}"
+        )
+        if time.monotonic() - self._written_at > _SUMMARY_SECONDS:
+            self.write()
+
+    def write(self, failure: str = "") -> None:
+        """Write the summary."""
+        self._written_at = time.monotonic()
+        write_json(self._path, self.summary(failure))
+
+    def summary(self, failure: str = "") -> dict[str, Any]:
+        """What goes into `learner.json`."""
+        counts = self._stream.counts()
+        worst = self._probe.worst
+        return {
+            "learner_steps": self.step,
+            "weight_syncs": self._inbox.weight_syncs,
+            "weights_published": self._publisher.version,
+            "weights_rejected": self._inbox.weights_rejected,
+            "publish_postponed": self._publisher.postponed,
+            "trajectories": counts["taken"],
+            "received": counts["received"] + sum(self._inbox.rejected.values()),
+            "audit_mismatches": self._inbox.audit_mismatches,
+            "logprob_gap": None if worst is None else worst.mean,
+            "logprob_gap_version": None if worst is None else worst.version,
+            "logprob_gap_compared": self._probe.compared,
+            "logprob_gap_missed": self._probe.missed,
+            "policy_lag_max": counts["policy_lag_max"],
+            "dropped_stale": counts["dropped_stale"],
+            "rejected": dict(self._inbox.rejected),
+            "refused_messages": dict(self._channel.refusals.counts),
+            "loss": self._last.get("loss"),
+            "finished": self.finished,
+            "failure": failure or None,
+        }

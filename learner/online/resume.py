@@ -1,0 +1,45 @@
+"""Where a run begins or goes on: its newest checkpoint, and what the journal holds beyond it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learner.config import LearnerConfig
+from learner.online.checkpoint import Progress, StreamState, latest
+from learner.training import CHECKPOINTS
+from protocol.delivery.durable import JournaledInbox
+from protocol.delivery.learner_channel import Received
+from protocol.wire.messages import Offsets
+
+_BEGINNING = StreamState(step=0, consumed=Offsets(), tasks={})
+
+
+class ResumePoint:
+    """What a run folder says about the run so far."""
+
+    def __init__(self, run_dir: Path) -> None:
+        checkpoint = latest(run_dir / CHECKPOINTS)
+        self.path = None if checkpoint is None else checkpoint.path
+        """Folder of the newest checkpoint; None: there is none."""
+        self.state = _BEGINNING if checkpoint is None else checkpoint.state
+        self.progress = Progress(self.state)
+
+    def replay(self, journal: JournaledInbox) -> list[Received]:
+        """What the journal holds and the checkpoint has not consumed.
+
+        The journal is told which tasks are done.
+        """
+        held = list(journal.replay(self.progress.consumed))
+        for actor, tasks in self.state.tasks.items():
+            journal.inbox.tasks_of(actor).add_all(tasks)
+        return held
+
+
+def open_journal(config: LearnerConfig) -> JournaledInbox:
+    """The journal of what has come from the actors."""
+    return JournaledInbox(
+        Path(config.run_dir) / "journal" / "learner",
+        config.run_id,
+        max_bytes=config.journal_bytes,
+        max_message_bytes=config.protocol.max_message_bytes,
+    )

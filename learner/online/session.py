@@ -1,0 +1,295 @@
+"""One run of the learner: everything that it is made of, from the model to the good-bye.
+
+Order matters: the socket is bound first, so that a busy port is known before a model is loaded
+(an actor that is early waits, and is told of the first weights when they are there); and the ring
+is kept until the last actor has gone, because it may still be reading.
+
+A session that finds a checkpoint in its run folder goes on from there: trainer, offsets and
+counters come from the checkpoint, and what the journal holds beyond it is given out again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, set_seed
+
+from dynatok_online import tiny
+from dynatok_online.trajectory import Trajectory
+from learner.config import LearnerConfig
+from learner.environment import compile_nothing
+from learner.log import say
+from learner.online.callbacks import PublishCallback, StepLog
+from learner.online.canary import canary_texts
+from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
+from learner.online.gap import Gap, GapProbe
+from learner.online.gather import gather_weights
+from learner.online.inbox import Inbox
+from learner.online.publisher import Publisher, Weights, shapes
+from learner.online.report import Report
+from learner.online.resume import ResumePoint, open_journal
+from learner.online.shadow import Shadow
+from learner.online.staleness import WAITED_STALE
+from learner.online.stream import Batches, LearnerFailed, Stream
+from learner.online.trainer import OnlineTrainer
+from learner.training import lora_arguments, training_arguments
+from protocol.delivery.learner_channel import LearnerChannel
+from protocol.run.exporter import open_exporter
+from protocol.run.metrics import Metrics
+from protocol.run.trace import Traces, trace_of
+from protocol.weights.transports import open_sender
+from protocol.wire.messages import Finish, WeightManifest, WeightsReady
+
+
+class Session:
+    """Built ready to train. `train` runs it, `stop` ends it early, `close` gives all back."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) != 1:
+            raise ValueError("the online learner runs as one process; start it with WORLD_SIZE=1")
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2))
+        set_seed(config.seed)
+        self.config = config
+        self._run_dir = Path(config.run_dir)
+        self._closed = threading.Lock()
+        self._opened: list[Any] = []
+        try:
+            self._build(config)
+        except BaseException:
+            self._close_opened()
+            raise
+
+    def _build(self, config: LearnerConfig) -> None:
+        if config.deepspeed:
+            compile_nothing()
+        arguments = training_arguments(config)
+        model = tiny.resolve(config.model)
+        metrics = Metrics(self._run_dir, "learner")
+        self._opened.append(metrics)
+        self.traces = Traces(self._run_dir, "learner")
+        self._opened.append(self.traces)
+        exporter = open_exporter(self._run_dir, config.run_id, "learner", config.prometheus_port)
+        if exporter is not None:
+            self._opened.append(exporter)
+        self._resume = ResumePoint(self._run_dir)
+        self._versions = VersionFile(self._run_dir)
+        before = self._versions.read()
+        self.stream = Stream(
+            config.max_policy_lag,
+            per_version=config.trajectories_per_step * config.publish_every,
+            first_version=before + 1,
+        )
+        self.channel = self._open_channel(config)
+        self.batches = Batches(
+            self.stream, config.trajectories_per_step, config.batch_deadline, self._on_batch
+        )
+        self.trainer = OnlineTrainer(model, arguments, self.batches, **lora_arguments(config.lora))
+        self.trainer.remove_callback(PrinterCallback)
+        base = self.trainer.model
+        shadow = Shadow(base)
+        self.probe = GapProbe(
+            shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
+        )
+        gather = partial(gather_weights, base, getattr(torch, config.weight_dtype))
+        ring = open_sender(
+            config.weight_transport,
+            config.protocol,
+            config.run_id,
+            self._run_dir,
+            shapes(gather()),
+            config.weight_full_every,
+        )
+        self._opened.append(ring)
+        self.inbox = Inbox(
+            self.channel,
+            self.stream,
+            ring,
+            config.audit_mismatch_threshold,
+            done=self._resume.progress.done,
+            dropped=self._dropped,
+        )
+        self._opened.append(self.inbox)
+        self.publisher = Publisher(
+            ring=ring,
+            shadow=shadow,
+            texts=canary_texts(
+                base.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
+            ),
+            tolerance=config.canary_tolerance,
+            gather=gather,
+            readers=lambda: [peer.actor for peer in self.channel.peers()],
+            announce=self._announce,
+            published=self._published,
+            version=before,
+            coming=self.channel.broadcast,
+        )
+        state = self._resume.state
+        self._publishing = PublishCallback(
+            self.publisher,
+            self.stream,
+            config.publish_every,
+            config.publish_deadline,
+            config.max_seconds or math.inf,
+            max_policy_lag=config.max_policy_lag,
+            seconds_before=state.seconds,
+        )
+        self.trainer.add_callback(self._publishing)
+        self.report = Report(
+            self._run_dir,
+            metrics=metrics,
+            exporter=exporter,
+            channel=self.channel,
+            stream=self.stream,
+            batches=self.batches,
+            inbox=self.inbox,
+            publisher=self.publisher,
+            probe=self.probe,
+            timings=self.trainer.timings,
+            step=state.step,
+        )
+        self.trainer.add_callback(StepLog(self.report.stages, self.report.write_step))
+        self.trainer.add_callback(CheckpointCallback(self._state, self._saved))
+        if self._resume.path is not None:
+            self.stream.restore(state.counts)
+            self.inbox.restore(state.counts)
+            self.probe.worst = None if state.worst_gap is None else Gap(*state.worst_gap)
+        self.inbox.start()
+
+    def _open_channel(self, config: LearnerConfig) -> LearnerChannel:
+        """Bind the socket, with what the journal holds and the checkpoint has not consumed."""
+        journal = open_journal(config)
+        self._opened.append(journal)
+        replay = self._resume.replay(journal)
+        if self._resume.path is not None or replay:
+            step = self._resume.state.step
+            self.traces.write("resumed", step=step)
+            say(
+                f"going on from step {step}, with {len(replay)} trajectories that were held"
+                + (f"; {journal.missing} are no longer in the journal" if journal.missing else "")
+            )
+        channel = LearnerChannel(
+            config.protocol,
+            config.run_id,
+            store=journal,
+            inbox=journal.inbox,
+            replay=replay,
+            room=self.stream.room,
+        )
+        channel.start()
+        self._opened.append(channel)
+        say(f"listening on {channel.endpoint}")
+        return channel
+
+    # ---- the run ----
+
+    def train(self) -> None:
+        """Train to the end, save the model, and see the actors off.
+
+        Raises LearnerFailed with the reason where the run cannot go on.
+        """
+        checkpoint = self._resume.path
+        if checkpoint is None or self._resume.state.step < self.trainer.args.max_steps:
+            self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        else:  # nothing is left to train, only to publish
+            self.trainer.load(checkpoint)
+            self.publisher.publish(self.config.publish_deadline)
+        self._raise_failure()
+        if self.stream.stopped is not None:
+            say(f"stopped by {self.stream.stopped} after {self.report.step} steps")
+            return
+        self.report.finished = True
+        self.inbox.finish()
+        self.channel.announce(Finish(self.publisher.version))
+        say(f"training is over after {self.report.step} steps; saving, and waiting for the actors")
+        self.trainer.save_model(str(self._run_dir / "model"))
+        self.report.write()
+        self._see_off()
+
+    def stop(self, reason: str) -> None:
+        """End the run after the step that is under way. Safe in a signal handler."""
+        self.stream.stop(reason)
+
+    def close(self, failure: str = "") -> None:
+        """Write the summary and give everything back. May be called twice, from any thread."""
+        if not self._closed.acquire(blocking=False):
+            return
+        with contextlib.suppress(OSError):
+            self.report.write(failure)
+        self._close_opened()
+        if torch.distributed.is_initialized():
+            with contextlib.suppress(Exception):
+                torch.distributed.destroy_process_group()
+
+    def _close_opened(self) -> None:
+        for one in reversed(self._opened):
+            one.close()
+        self._opened.clear()
+
+    def _see_off(self) -> None:
+        """Wait until every actor is gone: they still read the ring, and evaluate."""
+        end = time.monotonic() + self.config.finish_deadline
+        while not self.inbox.gone.wait(0.2):
+            if self.stream.stopped is not None:
+                return
+            if time.monotonic() > end:
+                raise LearnerFailed(
+                    f"no good-bye from the actors within {self.config.finish_deadline:g} s of the "
+                    "last step; see their logs, or raise learner.finish_deadline" + self.stream.note
+                )
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self.stream.failure is not None:
+            raise LearnerFailed(self.stream.failure)
+
+    # ---- what the parts call ----
+
+    def _announce(self, manifest: WeightManifest) -> None:
+        self.channel.announce(WeightsReady(manifest))
+
+    def _published(self, version: int, weights: Weights) -> None:
+        self._versions.write(version)
+        self.probe.published(version, weights)
+        if dropped := self.stream.advance(version):
+            self.traces.write(
+                "dropped", cause=WAITED_STALE, traces=[trace_of(one) for one in dropped]
+            )
+
+    def _dropped(self, trajectory: Trajectory, cause: str) -> None:
+        self.traces.write("dropped", cause=cause, traces=[trace_of(trajectory)])
+
+    def _state(self, step: int) -> StreamState:
+        records, tasks = self._resume.progress.offsets()
+        return StreamState(
+            step=step,
+            consumed=records,
+            tasks=tasks,
+            seconds=self._publishing.seconds,
+            counts=self.stream.counts() | self.inbox.counts(),
+            worst_gap=self.probe.worst,
+        )
+
+    def _saved(self, state: StreamState) -> None:
+        self.channel.checkpointed(state.consumed)
+        say(f"checkpoint of step {state.step} is on disk")
+
+    def _on_batch(self, batch: list[Trajectory]) -> None:
+        step = self.trainer.state.global_step + 1
+        self.traces.write("trained", step=step, traces=[trace_of(one) for one in batch])
+        for gap in self.probe.observe(batch):
+            self.report.write_gap(gap)
+            if not gap.mean <= self.config.logprob_gap_threshold:
+                raise LearnerFailed(
+                    f"logprob_gap of weights {gap.version} is {gap.mean:.3g} over {gap.tokens} "
+                    f"tokens, above learner.logprob_gap_threshold "
+                    f"({self.config.logprob_gap_threshold:g}): actor and learner do not compute "
+                    "the same thing"
+                )

@@ -1,0 +1,164 @@
+"""Trajectories on their way from the inbox thread to the training thread.
+
+`Stream` is the staleness buffer behind a lock: the inbox offers, the trainer waits for whole
+batches. It ends once, with a reason, and then every waiting call returns: `stop` is a clean end,
+`fail` an error that the training thread raises.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from dynatok_online.trajectory import Trajectory
+from learner.online.staleness import StalenessBuffer
+
+
+class LearnerFailed(RuntimeError):
+    """The run cannot go on; the message is the last line that people read."""
+
+
+class _Held(NamedTuple):
+    trajectory: Trajectory
+    release: Callable[[], None]
+
+
+class Stream:
+    """A staleness buffer that one thread fills and another empties."""
+
+    def __init__(self, max_policy_lag: int, per_version: int = 1, first_version: int = 0) -> None:
+        self._buffer = StalenessBuffer[_Held](max_policy_lag, per_version, first_version)
+        self._changed = threading.Condition()
+        self._stopped: str | None = None
+        self._failure: str | None = None
+        self.note = ""
+        """What else there is to say where no batch comes."""
+
+    def offer(self, trajectory: Trajectory, release: Callable[[], None] = lambda: None) -> bool:
+        """Hand over a trajectory; False: it is too old, and was dropped and counted.
+
+        `release` is called once when it no longer waits: taken, or dropped for its age.
+        """
+        with self._changed:
+            held = _Held(trajectory, release)
+            taken_in = self._buffer.offer(held, trajectory.oldest_version)
+            self._changed.notify_all()
+        return taken_in
+
+    def room(self, serving: int) -> int:
+        """How many trajectories may be under way or waiting; see `StalenessBuffer`."""
+        with self._changed:
+            return self._buffer.room(serving)
+
+    def advance(self, version: int) -> list[Trajectory]:
+        """Weights of `version` were published. Returns what waited and is too old for it."""
+        with self._changed:
+            dropped = self._buffer.advance(version)
+        for one in dropped:
+            one.release()
+        return [one.trajectory for one in dropped]
+
+    def take(self, count: int, deadline: float) -> list[Trajectory] | None:
+        """`count` trajectories, or None once the stream was stopped.
+
+        Raises LearnerFailed when it failed, or when they did not come within `deadline` seconds.
+        """
+        end = time.monotonic() + deadline
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise LearnerFailed(self._failure)
+                if self._stopped is not None:
+                    return None
+                batch = self._buffer.take(count)
+                if batch is not None:
+                    break
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise LearnerFailed(
+                        f"no batch of {count} trajectories within {deadline:g} s "
+                        f"({len(self._buffer)} waiting, {self._buffer.offered} received, dropped "
+                        f"{dict(self._buffer.dropped)}); see the actor's log, or raise "
+                        f"learner.batch_deadline{self.note}"
+                    )
+                # Short waits, so that a signal handler of this thread gets its turn.
+                self._changed.wait(min(left, 0.5))
+        for one in batch:
+            one.release()
+        return [one.trajectory for one in batch]
+
+    def stop(self, reason: str) -> None:
+        """No more batches; who waits returns. The first reason stays."""
+        with self._changed:
+            if self._stopped is None:
+                self._stopped = reason
+            self._changed.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """The run cannot go on: who waits raises LearnerFailed. The first reason stays."""
+        with self._changed:
+            if self._failure is None and self._stopped is None:
+                self._failure = reason
+            self._changed.notify_all()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it was stopped, or None."""
+        return self._stopped
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, or None."""
+        return self._failure
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Go on counting from what `counts` returned before a restart."""
+        with self._changed:
+            self._buffer.restore(counts)
+
+    def counts(self) -> dict[str, int]:
+        """`waiting`, `received`, `taken`, `policy_lag_max`, and `dropped_<cause>`."""
+        with self._changed:
+            buffer = self._buffer
+            return {
+                "waiting": len(buffer),
+                "received": buffer.offered,
+                "taken": buffer.taken,
+                "policy_lag_max": buffer.policy_lag_max,
+                "dropped_stale": sum(buffer.dropped.values()),
+                **{f"dropped_{cause}": n for cause, n in buffer.dropped.items()},
+            }
+
+
+class Batches:
+    """The stream as a trainer sees it: an iterable of trajectories, taken `count` at a time.
+
+    `on_batch` runs in the training thread, on each batch, before it is trained on. `waited` adds
+    up the seconds spent waiting.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        count: int,
+        deadline: float,
+        on_batch: Callable[[list[Trajectory]], None] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._count = count
+        self._deadline = deadline
+        self._on_batch = on_batch
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        while True:
+            began = time.monotonic()
+            batch = self._stream.take(self._count, self._deadline)
+            self.waited += time.monotonic() - began
+            if batch is None:
+                return
+            if self._on_batch is not None:
+                self._on_batch(batch)
+            yield from batch

@@ -1,0 +1,182 @@
+"""Outbox and inbox whose contents survive the process: `delivery` on top of `journal`.
+
+Actor: a frame is written before it is sent, and forgotten when it is acknowledged. Learner: a
+frame is on disk before it is acknowledged, and forgotten when a checkpoint that includes its
+training is on disk; that checkpoint stores which ones were consumed. Between the two, every
+trajectory is in at least one journal, and is trained on once relative to the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from protocol.delivery.delivery import Consumed, Inbox, Outbox
+from protocol.delivery.journal import Journal
+from protocol.delivery.learner_channel import Received
+from protocol.wire.codec import decode_actor, encode
+from protocol.wire.envelope import Rejected, Sealer, unseal
+from protocol.wire.messages import Offsets, Skipped, TrajectoryMessage
+from protocol.wire.socket import new_epoch
+
+
+class JournaledOutbox(Outbox):
+    """An outbox that a killed actor finds again. Give it to `ActorChannel`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        actor_id: str,
+        *,
+        max_bytes: int = 2**30,
+        segment_bytes: int = 8 * 2**20,
+        max_message_bytes: int = 16 * 2**20,
+    ) -> None:
+        self.journal = Journal(folder, max_bytes=max_bytes, segment_bytes=segment_bytes)
+        self.unreadable = 0
+        """Records that were not frames of this actor and run."""
+        self._indices: dict[tuple[int, int], int] = {}
+        kept: list[tuple[int, int, bytes]] = []
+        for index, frame in self.journal.records():
+            try:
+                envelope = unseal(frame, run_id, max_message_bytes + 4096)
+                if envelope.actor != actor_id:
+                    raise Rejected("peer", f"belongs to actor '{envelope.actor}'")
+            except Rejected:
+                self.unreadable += 1
+                continue
+            kept.append((envelope.epoch, envelope.sequence, frame))
+            self._indices[envelope.epoch, envelope.sequence] = index
+        super().__init__(max([new_epoch(), *(epoch + 1 for epoch, _, _ in kept)]))
+        sealer = Sealer(run_id, actor_id)
+        before: dict[int, int] = {}
+        for epoch, sequence, frame in kept:
+            # A number that never comes would hold up all behind it: say that it was lost.
+            for lost in range(before.get(epoch, sequence - 1) + 1, sequence):
+                skipped = Skipped("its record in the outbox was damaged")
+                super().put(epoch, lost, sealer.seal(encode(skipped), epoch, lost))
+            before[epoch] = sequence
+            super().put(epoch, sequence, frame)
+
+    def put(self, epoch: int, sequence: int, frame: bytes) -> None:
+        """Write a frame. Raises `JournalFull`; then it is not in the outbox."""
+        self._indices[epoch, sequence] = self.journal.append(frame)
+        super().put(epoch, sequence, frame)
+
+    def commit(self) -> None:
+        """Make everything put so far survive the machine, not just the process."""
+        self.journal.commit()
+
+    def acknowledge(self, epoch: int, sequence: int) -> int:
+        """Forget what the learner holds."""
+        for number in list(self._frames.get(epoch, ())):
+            if number > sequence:
+                break
+            self._indices.pop((epoch, number), None)
+        done = super().acknowledge(epoch, sequence)
+        if done:  # indices were added in ascending order: the first one is the lowest
+            self.journal.release(next(iter(self._indices.values()), self.journal.next_index))
+        return done
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.journal.close()
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What a segment of the inbox says about everything before it."""
+
+    held: dict[str, dict[int, int]] = {}
+    tasks: dict[str, Offsets] = {}
+
+
+class JournaledInbox:
+    """The learner's store. Give it to `LearnerChannel` as `store`, and its `inbox` as `inbox`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        *,
+        max_bytes: int = 8 * 2**30,
+        segment_bytes: int = 64 * 2**20,
+        max_message_bytes: int = 16 * 2**20,
+    ) -> None:
+        self.inbox = Inbox()
+        self.unreadable = 0
+        """Records that were not frames of this run."""
+        self.missing = 0
+        """Records that `replay` should have given out, but that are no longer on disk."""
+        self._run_id = run_id
+        self._limit = max_message_bytes + 4096
+        self.journal = Journal(
+            folder,
+            max_bytes=max_bytes,
+            segment_bytes=segment_bytes,
+            max_record_bytes=self._limit,
+            head=self._head,
+        )
+        try:
+            head = msgspec.msgpack.decode(self.journal.head() or b"\x90", type=_Head)
+        except msgspec.MsgspecError:
+            head = _Head()
+        self.inbox.load(head.held)
+        for actor, tasks in head.tasks.items():
+            self.inbox.tasks_of(actor).add_all(tasks)
+        for _, frame in self.journal.records():
+            try:
+                envelope = unseal(frame, run_id, self._limit)
+                message = decode_actor(envelope.payload)
+            except Rejected:
+                self.unreadable += 1
+                continue
+            tasks_done = message.tasks if isinstance(message, TrajectoryMessage) else ()
+            self.inbox.hold(envelope.actor, envelope.epoch, envelope.sequence, tasks_done)
+
+    def _head(self) -> bytes:
+        inbox = self.inbox
+        tasks = {actor: done.state() for actor, done in inbox.tasks.items()}
+        return msgspec.msgpack.encode(_Head(inbox.table(), tasks))
+
+    def append(self, frame: bytes) -> int:
+        """Write a frame. Raises `JournalFull`; then it is not held."""
+        return self.journal.append(frame)
+
+    def commit(self) -> None:
+        """What was appended may be acknowledged when this returns."""
+        self.journal.commit()
+
+    def replay(self, consumed: Consumed) -> Iterator[Received]:
+        """What a checkpoint has not consumed, in order: to be given out again after a restart.
+
+        Records that never came to be trajectories are marked as consumed.
+        """
+        expected = consumed.low
+        for index, frame in self.journal.records(consumed.low):
+            for gone in range(expected, index):
+                self.missing += gone not in consumed
+                consumed.add(gone)
+            expected = index + 1
+            if index in consumed:
+                continue
+            try:
+                envelope = unseal(frame, self._run_id, self._limit)
+                message = decode_actor(envelope.payload)
+            except Rejected:
+                consumed.add(index)
+                continue
+            if isinstance(message, TrajectoryMessage):
+                yield Received(envelope.actor, envelope.epoch, envelope.sequence, message, index)
+            else:
+                consumed.add(index)
+
+    def checkpointed(self, consumed: Offsets) -> int:
+        """A checkpoint with this `Consumed.state()` is on disk: bytes that came back."""
+        return self.journal.release(consumed.low)
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.journal.close()

@@ -1,0 +1,484 @@
+"""The learner's end: one thread owns the socket, the rest of the learner owns two queues.
+
+    channel = LearnerChannel(config, run_id)
+    channel.start()                             # binds; ValueError where the port is busy
+    event = channel.receive(timeout=1.0)        # Received, or None
+    channel.accept(event)                       # trained on (or dropped): its credit goes back
+    channel.announce(WeightsReady(manifest))    # to every actor, and to each that joins later
+    channel.close()
+
+The thread answers `Hello`, heartbeats and trajectories by itself, so a training step that takes
+minutes lets no peer look dead. A trajectory is acknowledged when it is held: in memory, or on
+disk where a `store` is given, one `commit` for all that arrived meanwhile (group commit). It
+reaches `receive` exactly once and in order per actor, whatever was sent twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, Protocol
+
+import zmq
+
+from protocol.config import ProtocolConfig
+from protocol.delivery.delivery import Grants, Inbox, Verdict
+from protocol.wire.codec import decode_actor, encode
+from protocol.wire.envelope import Rejected, Sealer, unseal
+from protocol.wire.keys import Authenticator, secure_server
+from protocol.wire.messages import (
+    Acknowledge,
+    ActorMessage,
+    Bye,
+    Finish,
+    Heartbeat,
+    Hello,
+    Introduce,
+    LearnerMessage,
+    Offsets,
+    Refused,
+    Skipped,
+    TrajectoryMessage,
+    WeightsApplied,
+    WeightsReady,
+    Welcome,
+)
+from protocol.wire.socket import Refusals, apply_options, new_epoch
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_BATCH: Final = 512
+"""Messages read before they are committed and acknowledged together."""
+
+
+class PeerLost(NamedTuple):
+    """Not a message: an actor was silent for `dead_after_seconds`, or was replaced."""
+
+    reason: str
+
+
+class Received(NamedTuple):
+    """What `receive` gives: a message and where it came from.
+
+    `sequence` is above 0 for trajectories (and `Skipped`) only. `record` is its index in the
+    store, None without one.
+    """
+
+    actor: str
+    epoch: int
+    sequence: int
+    message: ActorMessage | PeerLost
+    record: int | None = None
+
+
+class PeerInfo(NamedTuple):
+    """A connected actor. `serving` is the weight version of its last heartbeat (-1: none)."""
+
+    actor: str
+    epoch: int
+    serving: int
+    silent_seconds: float
+    waiting: int
+    """Its trajectories that are held and not yet accepted."""
+
+
+class Store(Protocol):
+    """Where trajectories are put before they are acknowledged."""
+
+    def append(self, frame: bytes) -> int:
+        """Write a frame, return its index. Raises OSError where there is no room: not held."""
+
+    def commit(self) -> None:
+        """What was appended is on disk when this returns."""
+
+    def checkpointed(self, consumed: Offsets) -> int:
+        """A checkpoint that includes these records is on disk: they may go."""
+
+
+class _Peer:
+    def __init__(self, identity: bytes, actor: str, epoch: int, sealer: Sealer) -> None:
+        self.identity = identity
+        self.actor = actor
+        self.epoch = epoch
+        self.sealer = sealer
+        self.heard = time.monotonic()
+        self.serving = -1
+        self.refused = False
+        self.gap_asked = 0.0
+
+
+class LearnerChannel:
+    """ROUTER socket, its thread, and the queues to it. All public methods are thread-safe."""
+
+    def __init__(
+        self,
+        config: ProtocolConfig,
+        run_id: str,
+        *,
+        store: Store | None = None,
+        inbox: Inbox | None = None,
+        replay: Iterable[Received] = (),
+        room: Callable[[int], int] | None = None,
+    ) -> None:
+        """`replay`: what was held before a restart; given out again before anything new.
+
+        `room`: weight version that an actor serves -> how many trajectories may be under way at
+        it and all others, or held; called from the channel's thread.
+        """
+        self.config = config
+        self.endpoint = config.endpoint
+        self.refusals = Refusals()
+        self.held = 0
+        """Trajectories that were held since the start."""
+        self._run_id = run_id
+        self._epoch = new_epoch()
+        self._store = store
+        self._inbox = Inbox() if inbox is None else inbox
+        self._peers: dict[bytes, _Peer] = {}
+        self._current: dict[str, _Peer] = {}
+        self._grants = Grants(config.credits)
+        self._room = room
+        self._announced: dict[type, tuple[int, float, LearnerMessage]] = {}
+        self._announcements = 0
+        self._commands: deque[Callable[[], object]] = deque()
+        self._accepts: deque[str] = deque()
+        self._woken = False
+        self._events: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self._uncommitted: list[Received] = []
+        self._to_acknowledge: dict[bytes, dict[int, bool]] = {}
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        for event in replay:
+            self._events.put(event)
+            self._grants.held(event.actor)
+        self._thread = threading.Thread(target=self._run, name="learner-channel", daemon=True)
+
+    # --- for the learner's own threads
+
+    def start(self) -> None:
+        """Bind and start the thread. Raises ValueError where the address cannot be bound."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        apply_options(self._socket, self.config)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._authenticator = None
+        if self.config.keys is not None:
+            secure_server(self._socket, self.config.keys)
+            self._authenticator = Authenticator(self._context, self.config.keys, self.refusals)
+        try:
+            self._socket.bind(self.config.endpoint)
+        except zmq.ZMQError as error:
+            if self._authenticator is not None:
+                self._authenticator.stop()
+            self._context.destroy(linger=0)
+            raise ValueError(
+                f"cannot listen on {self.config.endpoint}: {error.strerror}; set "
+                "protocol.endpoint to a free port of this machine (port 0 picks one)"
+            ) from error
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+        self._thread.start()
+
+    def receive(self, timeout: float | None = None) -> Received | None:
+        """The next message, or None after `timeout` seconds.
+
+        Raises what stopped the channel's thread, once everything received has been given out.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            try:
+                return self._events.get(timeout=max(0.0, left))
+            except queue.Empty:
+                if self._error is not None:
+                    raise self._error from None
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+
+    def accept(self, event: Received) -> None:
+        """The consumer has this trajectory (trained or dropped it): its credit goes back."""
+        if isinstance(event.message, TrajectoryMessage):
+            self._accepts.append(event.actor)
+            self._wake()
+
+    def send(self, actor: str, message: LearnerMessage) -> None:
+        """Send to one actor; forgotten where it is not connected."""
+        self._command(lambda: self._send_to(actor, message))
+
+    def broadcast(self, message: LearnerMessage) -> None:
+        """Send to every actor that is connected, once."""
+        self._command(lambda: self._broadcast(message))
+
+    def announce(self, message: WeightsReady | Finish) -> None:
+        """Send to every actor, and to each that joins later until the next of the same type."""
+        self._command(lambda: self._announce(message))
+
+    def checkpointed(self, consumed: Offsets) -> None:
+        """A checkpoint that includes these records is on disk: the store may forget them."""
+        store = self._store
+        if store is not None:
+            self._command(lambda: store.checkpointed(consumed))
+
+    def peers(self) -> list[PeerInfo]:
+        """The actors that are connected."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                PeerInfo(p.actor, p.epoch, p.serving, now - p.heard, self._grants.waiting(p.actor))
+                for p in self._current.values()
+            ]
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Send what is still to be sent, then stop. Waits at most `timeout` seconds."""
+        if self._thread.ident is None:
+            return
+        self._stopping = True
+        self._wake()
+        self._thread.join(timeout)
+
+    # --- in the channel's thread
+
+    def _command(self, command: Callable[[], object]) -> None:
+        self._commands.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.write(self._wake_in, b"\0")
+
+    def _run(self) -> None:
+        try:
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._wake_out, zmq.POLLIN)
+            wait = int(self.config.heartbeat_seconds * 500)
+            while True:
+                stopping = self._stopping
+                ready = dict(poller.poll(wait))
+                if self._wake_out in ready:
+                    os.read(self._wake_out, 65536)
+                self._woken = False  # before looking: what comes later wakes again
+                while self._commands:
+                    self._commands.popleft()()
+                while self._accepts:
+                    self._accepted(self._accepts.popleft())
+                if stopping:
+                    break
+                self._read_batch()
+                self._commit()
+                self._acknowledge()
+                self._notice_lost()
+        except BaseException as error:  # handed to `receive`: the learner must not go on deaf
+            self._error = error
+        finally:
+            os.close(self._wake_out)
+            os.close(self._wake_in)
+            self._socket.close()
+            if self._authenticator is not None:
+                self._authenticator.stop()
+            self._context.term()
+
+    def _read_batch(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                frames = self._socket.recv_multipart(_NOBLOCK)
+            except zmq.Again:
+                return
+            identity = frames[0]
+            try:
+                if len(frames) != 2:
+                    raise Rejected("frames", f"{len(frames)} frames instead of 2")
+                self._read(identity, frames[1])
+            except Rejected as rejected:
+                self.refusals.add(rejected)
+                peer = self._peers.get(identity)
+                # Its envelope was sound but it speaks another language: it must not wait forever.
+                if peer is not None and rejected.cause in ("content", "depth"):
+                    self._refuse(peer, f"a message could not be read: {rejected}")
+
+    def _read(self, identity: bytes, frame: bytes) -> None:
+        envelope = unseal(frame, self._run_id, self.config.max_message_bytes)
+        message = decode_actor(envelope.payload)
+        peer = self._peers.get(identity)
+        if isinstance(message, Hello):
+            self._hello(identity, envelope.actor, envelope.epoch, message)
+            return
+        if peer is None:
+            sealer = Sealer(self._run_id, envelope.actor)
+            self._send(identity, sealer.seal(encode(Introduce()), self._epoch))
+            self.refusals.count("unknown_peer", f"actor '{envelope.actor}' did not say hello")
+            return
+        if envelope.actor != peer.actor or envelope.epoch > peer.epoch or peer.refused:
+            raise Rejected("peer", f"actor '{envelope.actor}' is not the one that said hello")
+        peer.heard = time.monotonic()
+        if isinstance(message, TrajectoryMessage | Skipped):
+            self._trajectory(peer, envelope.epoch, envelope.sequence, message, frame)
+        elif isinstance(message, Heartbeat):
+            peer.serving = message.serving
+            self._acknowledge_later(peer, peer.epoch)
+            self._announce_again(peer, message.seen)
+        else:
+            self._events.put(Received(peer.actor, peer.epoch, 0, message))
+            if isinstance(message, WeightsApplied):
+                peer.serving = message.version
+                self._acknowledge_later(peer, peer.epoch)
+            elif isinstance(message, Bye):
+                self._forget(peer)
+
+    def _hello(self, identity: bytes, actor: str, epoch: int, hello: Hello) -> None:
+        peer = _Peer(identity, actor, epoch, Sealer(self._run_id, actor))
+        lost = self._inbox.hello(actor, epoch, hello.streams)
+        if lost is None:
+            self.refusals.count("old_epoch", f"actor '{actor}' epoch {epoch} was replaced")
+            self._refuse(peer, "a newer process of this actor is connected")
+            return
+        if lost:
+            self.refusals.count("forgotten", f"{lost} acknowledged trajectories of '{actor}'")
+        before = self._current.get(actor)
+        if before is not None and before.identity != identity:
+            self._events.put(Received(actor, before.epoch, 0, PeerLost("replaced")))
+            self._forget(before)
+        peer.serving = hello.serving
+        with self._lock:
+            self._peers[identity] = peer
+            self._current[actor] = peer
+        if before is None or before.epoch != epoch:
+            self._grants.joined(actor)
+        tasks = self._inbox.tasks_of(actor).state()
+        held = self._inbox.held(actor, epoch)
+        self._send_peer(peer, Welcome(self._window(peer), held, tasks))
+        for stream in hello.streams:
+            if stream.epoch != epoch:
+                self._acknowledge_later(peer, stream.epoch)
+        self._announce_again(peer, 0)
+        self._events.put(Received(actor, epoch, 0, hello))
+
+    def _trajectory(
+        self,
+        peer: _Peer,
+        epoch: int,
+        sequence: int,
+        message: TrajectoryMessage | Skipped,
+        frame: bytes,
+    ) -> None:
+        verdict = self._inbox.offer(peer.actor, epoch, sequence)
+        if verdict is Verdict.UNKNOWN:
+            raise Rejected("old_epoch", f"actor '{peer.actor}' never named epoch {epoch}")
+        if verdict is Verdict.NEW:
+            index = None
+            if self._store is not None:
+                try:
+                    index = self._store.append(frame)
+                except OSError as error:
+                    self.refusals.count("no_room", f"{error}")
+                    return
+            tasks = message.tasks if isinstance(message, TrajectoryMessage) else ()
+            self._inbox.hold(peer.actor, epoch, sequence, tasks)
+            self._uncommitted.append(Received(peer.actor, epoch, sequence, message, index))
+            if isinstance(message, TrajectoryMessage):
+                self._grants.held(peer.actor)
+            else:
+                self.refusals.count("skipped", f"actor '{peer.actor}': {message.reason}")
+            self.held += 1
+        else:
+            self.refusals.count(verdict.value, f"actor '{peer.actor}' {epoch}/{sequence}")
+        now = time.monotonic()
+        ask = verdict is Verdict.GAP and now - peer.gap_asked > self.config.heartbeat_seconds
+        if ask:
+            peer.gap_asked = now
+        self._acknowledge_later(peer, epoch, resend=ask)
+
+    def _commit(self) -> None:
+        if not self._uncommitted:
+            return
+        if self._store is not None:
+            self._store.commit()
+        for event in self._uncommitted:
+            self._events.put(event)
+        self._uncommitted.clear()
+
+    def _acknowledge_later(self, peer: _Peer, epoch: int, resend: bool = False) -> None:
+        epochs = self._to_acknowledge.setdefault(peer.identity, {})
+        epochs[epoch] = epochs.get(epoch, False) or resend
+
+    def _acknowledge(self) -> None:
+        for identity, epochs in self._to_acknowledge.items():
+            peer = self._peers.get(identity)
+            if peer is None:
+                continue
+            for epoch, resend in epochs.items():
+                held = self._inbox.held(peer.actor, epoch)
+                self._send_peer(peer, Acknowledge(held, self._window(peer), epoch, resend))
+        self._to_acknowledge.clear()
+
+    def _window(self, peer: _Peer) -> int:
+        room = None if self._room is None else self._room(peer.serving)
+        return self._grants.window(peer.actor, room)
+
+    def _accepted(self, actor: str) -> None:
+        self._grants.accepted(actor)
+        peer = self._current.get(actor)
+        if peer is not None:
+            self._acknowledge_later(peer, peer.epoch)
+
+    def _announce(self, message: LearnerMessage) -> None:
+        self._announcements += 1
+        self._announced[type(message)] = (self._announcements, time.monotonic(), message)
+        self._broadcast(message, self._announcements)
+
+    def _broadcast(self, message: LearnerMessage, number: int = 0) -> None:
+        for peer in list(self._current.values()):
+            self._send_peer(peer, message, number)
+
+    def _announce_again(self, peer: _Peer, seen: int) -> None:
+        # What was sent a moment ago may still be on its way, unless the peer is new.
+        recent = time.monotonic() - 2 * self.config.heartbeat_seconds
+        for number, sent, message in sorted(self._announced.values(), key=lambda one: one[0]):
+            if number > seen and (seen == 0 or sent < recent):
+                self._send_peer(peer, message, number)
+
+    def _notice_lost(self) -> None:
+        now = time.monotonic()
+        for peer in list(self._current.values()):
+            silent = now - peer.heard
+            if silent > self.config.dead_after_seconds:
+                self._events.put(
+                    Received(peer.actor, peer.epoch, 0, PeerLost(f"silent for {silent:.0f} s"))
+                )
+                self._forget(peer)
+
+    def _forget(self, peer: _Peer) -> None:
+        with self._lock:
+            self._peers.pop(peer.identity, None)
+            if self._current.get(peer.actor) is peer:
+                del self._current[peer.actor]
+                self._grants.left(peer.actor)
+
+    def _refuse(self, peer: _Peer, reason: str) -> None:
+        peer.refused = True
+        self._send_peer(peer, Refused(reason))
+
+    def _send_to(self, actor: str, message: LearnerMessage) -> None:
+        peer = self._current.get(actor)
+        if peer is not None:
+            self._send_peer(peer, message)
+
+    def _send_peer(self, peer: _Peer, message: LearnerMessage, number: int = 0) -> None:
+        self._send(peer.identity, peer.sealer.seal(encode(message), self._epoch, number))
+
+    def _send(self, identity: bytes, frame: bytes) -> None:
+        try:
+            self._socket.send_multipart([identity, frame], _NOBLOCK)
+        except zmq.ZMQError as error:  # gone, or not reading: what matters is sent again
+            self.refusals.count("unsent", f"{error}")

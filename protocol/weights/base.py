@@ -1,0 +1,305 @@
+"""What a set of weights is made of, and the proof that exactly these bytes arrived.
+
+Tensors travel as raw bytes with a safetensors dtype name and a shape, so nothing here needs
+torch: a torch tensor becomes bytes through ``tensor.contiguous().view(torch.uint8).numpy()``.
+Each tensor has its own hash; a set is used whole or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import xxhash
+
+from protocol.wire.messages import Canary, TensorSpec, WeightManifest, WeightsComing
+
+DTYPE_BYTES: Final[dict[str, int]] = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""safetensors dtype name -> bytes per element."""
+
+ALIGN: Final = 64
+"""Tensors start at multiples of this in a payload: a cache line, and every vector load."""
+
+
+_PIECE: Final = 128 * 1024
+_THREADED_FROM: Final = 16 * 2**20
+
+
+class Tensor(NamedTuple):
+    """One tensor as bytes: `data` is a contiguous buffer of `nbytes(dtype, shape)` bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+class WeightsError(ValueError):
+    """A set of weights that must not be used, and why."""
+
+
+class NoFreeSlot(RuntimeError):
+    """Every buffer is still being read: publish later."""
+
+
+class WeightSender(ABC):
+    """The learner's end of a weight transport."""
+
+    @abstractmethod
+    def publish(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        canary: Canary,
+        readers: Iterable[str] = (),
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
+    ) -> WeightManifest:
+        """Write a complete set, then describe it. `tensors` is consumed one at a time.
+
+        `coming` is called before the first byte, by transports whose readers can look on.
+        Raises `NoFreeSlot` while readers hold every buffer.
+        """
+
+    def wait_free(self, timeout: float) -> None:  # noqa: B027 (some are never full)
+        """Wait until a version can be published. Raises `NoFreeSlot` after `timeout` seconds."""
+
+    @abstractmethod
+    def joined(self, reader: str) -> None:
+        """A reader came late and is told of the latest version."""
+
+    @abstractmethod
+    def applied(self, reader: str, version: int) -> None:
+        """A reader serves `version`: it needs nothing older."""
+
+    @abstractmethod
+    def rejected(self, reader: str, version: int) -> None:
+        """A reader will not use `version`, and goes on with what it had."""
+
+    @abstractmethod
+    def left(self, reader: str) -> None:
+        """A reader is gone and reads nothing more."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class WeightReceiver(ABC):
+    """The actor's end of a weight transport."""
+
+    @abstractmethod
+    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+        """The tensors of a set, every hash checked. Raises `WeightsError`.
+
+        They may be views of a shared buffer: valid until a newer version is reported as applied,
+        or this one as rejected.
+        """
+
+    def expect(self, coming: WeightsComing) -> None:  # noqa: B027 (most cannot look on)
+        """A version is about to be written."""
+
+    def serves(self, manifest: WeightManifest) -> None:  # noqa: B027 (some hold nothing)
+        """This version is in service: what is older is not needed any more."""
+
+    @abstractmethod
+    def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
+        """The local file that holds the payload, and the byte where it starts.
+
+        For a process that maps the file itself (an engine worker), after `read` has verified it:
+        tensor `t` lies at that byte plus `t.offset`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor. Raises ValueError for an unknown dtype."""
+    size = DTYPE_BYTES.get(dtype)
+    if size is None:
+        raise ValueError(f"unknown dtype '{dtype}'; known are {', '.join(DTYPE_BYTES)}")
+    return size * math.prod(shape)
+
+
+def as_tensor(dtype: str, shape: Iterable[int], data: object) -> Tensor:
+    """A tensor over any contiguous buffer (bytes, numpy array, memoryview), checked for size."""
+    shape = tuple(int(n) for n in shape)
+    view = memoryview(data)  # type: ignore[arg-type]
+    if not view.c_contiguous:
+        raise ValueError("a tensor's buffer must be contiguous; call .contiguous() first")
+    if view.nbytes != nbytes(dtype, shape):
+        raise ValueError(
+            f"{view.nbytes} bytes for a tensor of {dtype} {list(shape)}, which has "
+            f"{nbytes(dtype, shape)}"
+        )
+    flat = view.cast("B") if view.nbytes else memoryview(b"")
+    return Tensor(dtype, shape, flat)
+
+
+def payload_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes of a payload that holds tensors of these dtypes and shapes, with alignment."""
+    return sum(aligned(nbytes(dtype, shape)) for dtype, shape in tensors.values())
+
+
+def aligned(offset: int) -> int:
+    """The next multiple of `ALIGN`."""
+    return -(-offset // ALIGN) * ALIGN
+
+
+def check_layout(manifest: WeightManifest, limit: int) -> None:
+    """Raise `WeightsError` where a manifest does not describe a sound payload.
+
+    Names are unique, sizes follow from dtype and shape, tensors lie inside the payload and do
+    not overlap, and the payload is at most `limit` bytes.
+    """
+    if not 0 <= manifest.nbytes <= limit:
+        raise WeightsError(
+            f"weights {manifest.version}: {manifest.nbytes} bytes, but there is room for {limit}"
+        )
+    end = 0
+    names = set()
+    for spec in manifest.tensors:
+        where = f"weights {manifest.version}, tensor '{spec.name}'"
+        if spec.name in names:
+            raise WeightsError(f"{where} is listed twice")
+        names.add(spec.name)
+        if spec.dtype not in DTYPE_BYTES or any(n < 0 for n in spec.shape):
+            raise WeightsError(f"{where} has dtype {spec.dtype}, shape {list(spec.shape)}")
+        if spec.nbytes != nbytes(spec.dtype, spec.shape):
+            raise WeightsError(
+                f"{where} says {spec.nbytes} bytes, but {spec.dtype} {list(spec.shape)} has "
+                f"{nbytes(spec.dtype, spec.shape)}"
+            )
+        if spec.offset < end or spec.offset + spec.nbytes > manifest.nbytes:
+            raise WeightsError(
+                f"{where} lies at {spec.offset} .. {spec.offset + spec.nbytes}, outside its place "
+                f"in {end} .. {manifest.nbytes}"
+            )
+        end = spec.offset + spec.nbytes
+
+
+def check_expected(
+    manifest: WeightManifest, expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> None:
+    """Raise `WeightsError` unless the set has exactly these names, dtypes and shapes."""
+    found = {spec.name: (spec.dtype, spec.shape) for spec in manifest.tensors}
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    if missing or extra:
+        what = f"lack {_some(missing)}" if missing else f"hold unknown {_some(extra)}"
+        raise WeightsError(f"weights {manifest.version} {what}")
+    for name, is_now in found.items():
+        if is_now != expected[name]:
+            raise WeightsError(
+                f"weights {manifest.version}, tensor '{name}' is {is_now[0]} {list(is_now[1])}, "
+                f"but the model has {expected[name][0]} {list(expected[name][1])}"
+            )
+
+
+def slice_verified(
+    manifest: WeightManifest,
+    payload: memoryview,
+    *,
+    verify: bool = True,
+    known: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Views of a payload's tensors, after `check_layout`. Raises `WeightsError` on a wrong hash.
+
+    `known`: hashes of tensors that were taken from this very payload before. Large sets are hashed
+    by several threads: one alone does not use all of the memory's bandwidth.
+    """
+    out = {
+        spec.name: Tensor(spec.dtype, spec.shape, payload[spec.offset : spec.offset + spec.nbytes])
+        for spec in manifest.tensors
+    }
+    if not verify:
+        return out
+    known = known or {}
+    unknown = [spec for spec in manifest.tensors if known.get(spec.name) != spec.xxh3]
+    views = [out[spec.name].data for spec in unknown]
+    nbytes_left = sum(view.nbytes for view in views)
+    threads = min(4, os.cpu_count() or 1) if nbytes_left > _THREADED_FROM else 1
+    if threads == 1:
+        hashes = [xxhash.xxh3_64_intdigest(view) for view in views]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            hashes = list(pool.map(xxhash.xxh3_64_intdigest, views))
+    for spec, found in zip(unknown, hashes, strict=True):
+        if found != spec.xxh3:
+            raise WeightsError(
+                f"weights {manifest.version}, tensor '{spec.name}': its bytes do not match its hash"
+            )
+    return out
+
+
+def write_all(
+    version: int,
+    tensors: Iterable[tuple[str, Tensor]],
+    put: Callable[[int, memoryview], None],
+    room: int,
+    written: Callable[[int], None] = lambda end: None,
+) -> tuple[tuple[TensorSpec, ...], int]:
+    """Write a set through `put(offset, bytes)`; returns what was written and the bytes it takes.
+
+    After each tensor `written(end)` is called: everything before that byte is final. Raises
+    WeightsError for a tensor that ends beyond `room` bytes, before writing it.
+    """
+    specs = []
+    end = 0
+    for name, tensor in tensors:
+        offset = aligned(end)
+        end = offset + tensor.data.nbytes
+        if end > room:
+            raise WeightsError(
+                f"weights {version}: tensor '{name}' ends at byte {end}, but there is room for "
+                f"{room}; size the ring with weights.payload_bytes of the model"
+            )
+        specs.append(write_hashed(name, tensor, offset, put))
+        written(end)
+    return tuple(specs), end
+
+
+def write_hashed(
+    name: str, tensor: Tensor, offset: int, write: Callable[[int, memoryview], None]
+) -> TensorSpec:
+    """Give a tensor to `write(byte offset, piece)` in pieces, and describe it for the manifest.
+
+    Each piece is hashed where it comes from, just before it is copied: it is then in the CPU's
+    cache, and what the reader verifies is the whole way from the learner's tensor to its own.
+    """
+    hashed = xxhash.xxh3_64()
+    for at in range(0, tensor.data.nbytes, _PIECE):
+        piece = tensor.data[at : at + _PIECE]
+        hashed.update(piece)
+        write(offset + at, piece)
+    return TensorSpec(
+        name=name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        offset=offset,
+        nbytes=tensor.data.nbytes,
+        xxh3=hashed.intdigest(),
+    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

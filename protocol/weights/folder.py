@@ -1,0 +1,187 @@
+"""Weights through a folder that both sides see: one safetensors file per version.
+
+For a shared file system, for late joiners, and to look at with any tool that reads safetensors.
+A file appears under its name only when it is complete and on disk. Files are deleted when
+nobody needs them any more; the latest two always stay.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from protocol.weights.base import (
+    DTYPE_BYTES,
+    Tensor,
+    WeightReceiver,
+    WeightSender,
+    WeightsError,
+    check_layout,
+    nbytes,
+    slice_verified,
+    write_hashed,
+)
+from protocol.wire.messages import Canary, WeightManifest, WeightsComing
+
+_LENGTH: Final = struct.Struct("<Q")
+_HEADER_LIMIT: Final = 100_000_000
+
+
+def weights_path(folder: Path, version: int) -> Path:
+    """The file of a version."""
+    return folder / f"weights-{version:010d}.safetensors"
+
+
+class FolderSender(WeightSender):
+    """The learner's end. `expected`: name -> (dtype, shape) of every tensor of the model."""
+
+    def __init__(self, folder: Path, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        self._folder = folder
+        self._readers: dict[int, set[str]] = {}
+        self._lock = threading.Lock()
+        # safetensors leaves no gaps, so the widest dtypes come first: all start aligned.
+        order = sorted(expected, key=lambda name: (-DTYPE_BYTES[expected[name][0]], name))
+        self._offsets: dict[str, int] = {}
+        header: dict[str, object] = {}
+        end = 0
+        for name in order:
+            dtype, shape = expected[name]
+            self._offsets[name] = end
+            end += nbytes(dtype, shape)
+            header[name] = {
+                "dtype": dtype,
+                "shape": list(shape),
+                "data_offsets": [self._offsets[name], end],
+            }
+        self._nbytes = end
+        self._expected = dict(expected)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(_LENGTH.size + len(text)) % 64)
+        self._header = _LENGTH.pack(len(text)) + text
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("weights-*"):
+            path.unlink()  # of a run that ended: versions start again
+
+    def publish(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        canary: Canary,
+        readers: Iterable[str] = (),
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
+    ) -> WeightManifest:
+        """Write a version. Raises `WeightsError` unless it has exactly the expected tensors."""
+        path = weights_path(self._folder, version)
+        temporary = path.with_suffix(".writing")
+        specs = []
+        with temporary.open("wb", buffering=0) as file:
+            fd = file.fileno()
+
+            def put(at: int, piece: memoryview) -> None:
+                _write(fd, piece, len(self._header) + at)
+
+            _write(fd, memoryview(self._header), 0)
+            for name, tensor in tensors:
+                if self._expected.get(name) != (tensor.dtype, tensor.shape):
+                    raise WeightsError(
+                        f"weights {version}: tensor '{name}' {tensor.dtype} {list(tensor.shape)} "
+                        "is not what this transport was made for"
+                    )
+                specs.append(write_hashed(name, tensor, self._offsets[name], put))
+            os.fsync(fd)
+        if len(specs) != len(self._expected):
+            raise WeightsError(f"weights {version}: {len(specs)} of {len(self._expected)} tensors")
+        temporary.rename(path)
+        specs.sort(key=lambda spec: (spec.offset, spec.nbytes))
+        with self._lock:
+            self._readers[version] = set(readers)
+        self._delete()
+        return WeightManifest(version, "folder", 0, self._nbytes, tuple(specs), canary)
+
+    def joined(self, reader: str) -> None:
+        with self._lock:
+            if self._readers:
+                self._readers[max(self._readers)].add(reader)
+
+    def applied(self, reader: str, version: int) -> None:
+        with self._lock:
+            for one, readers in self._readers.items():
+                if one < version:
+                    readers.discard(reader)
+        self._delete()
+
+    def rejected(self, reader: str, version: int) -> None:
+        with self._lock:
+            self._readers.get(version, set()).discard(reader)
+        self._delete()
+
+    def left(self, reader: str) -> None:
+        with self._lock:
+            for readers in self._readers.values():
+                readers.discard(reader)
+        self._delete()
+
+    def close(self) -> None:
+        """Nothing to give back: the latest files stay for whoever looks."""
+
+    def _delete(self) -> None:
+        with self._lock:
+            for version in sorted(self._readers)[:-2]:
+                if not self._readers[version]:
+                    del self._readers[version]
+                    weights_path(self._folder, version).unlink(missing_ok=True)
+
+
+class FolderReceiver(WeightReceiver):
+    """The actor's end. The folder is the configured one, never one from a message."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+        """Views of the mapped file."""
+        path, start = self.locate(manifest)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != start + manifest.nbytes:
+                raise WeightsError(
+                    f"weights {manifest.version}: {path} has {size} bytes instead of "
+                    f"{start + manifest.nbytes}"
+                )
+            check_layout(manifest, size - start)
+            view = memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
+        return slice_verified(manifest, view[start:], verify=verify)
+
+    def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
+        """The version's file, and where its data starts."""
+        if manifest.transport != "folder":
+            raise WeightsError(
+                f"weights {manifest.version} came by '{manifest.transport}', not folder"
+            )
+        path = weights_path(self._folder, manifest.version)
+        try:
+            with path.open("rb") as file:
+                head = file.read(_LENGTH.size)
+        except OSError as error:
+            raise WeightsError(
+                f"weights {manifest.version}: cannot read {path}: {error.strerror}"
+            ) from error
+        length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else _HEADER_LIMIT + 1
+        if length > _HEADER_LIMIT:
+            raise WeightsError(f"weights {manifest.version}: {path} is not a safetensors file")
+        return path, _LENGTH.size + length
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _write(fd: int, data: memoryview, at: int) -> None:
+    while data.nbytes:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written

@@ -1,0 +1,329 @@
+"""Weights over ZeroMQ, for machines without a shared disk.
+
+The learner keeps the versions that are in use in memory, and serves pieces of them to whoever
+asks, from a thread and a port of its own (the manifest names the port). The actor asks for a
+few pieces ahead and puts them into a local file, so that its engine's workers can map it like
+any other transport's. Hashes are checked there, over the whole set.
+
+A request is (magic, version, offset, length); an answer the same, then the bytes. A learner
+that does not have them answers with length 0. With another magic, what comes is the difference
+to the manifest's base version (see `protocol.weights.delta`), for those who have that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from protocol.config import ProtocolConfig
+from protocol.weights.base import (
+    Tensor,
+    WeightReceiver,
+    WeightSender,
+    WeightsError,
+    check_layout,
+    slice_verified,
+    write_all,
+)
+from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
+from protocol.weights.shm import PREFIX, memory_folder, remove_leftovers
+from protocol.weights.slots import SlotLedger
+from protocol.wire.keys import Authenticator, secure_client, secure_server
+from protocol.wire.messages import Canary, WeightManifest, WeightsComing
+from protocol.wire.socket import Refusals, apply_options
+
+_ASK: Final = struct.Struct("<4sQQQ")
+_MAGIC: Final = b"DTW1"
+_DIFFERENCE: Final = b"DTWD"
+_PIECE: Final = 4 * 2**20
+_AHEAD: Final = 4
+"""Pieces asked for and not yet here: enough to keep the line busy, little to buffer."""
+
+
+class StreamSender(WeightSender):
+    """The learner's end. `slot_bytes`: `weights.payload_bytes` of the model."""
+
+    def __init__(
+        self, config: ProtocolConfig, slot_bytes: int, slots: int = 2, full_every: int = 0
+    ) -> None:
+        """Bind a free port beside `config.endpoint` and serve from a thread.
+
+        `full_every`: so many versions, one is sent whole and the others as differences; 0: all
+        are sent whole.
+        """
+        if full_every:
+            check_available()
+        self._full_every = full_every
+        self._differences: tuple[int, list[bytes]] = (-1, [])
+        """Version, and its pieces as differences to the one before."""
+        if not config.endpoint.startswith("tcp://"):
+            raise ValueError(
+                f"the weight transport 'zmq' needs protocol.endpoint to be tcp://HOST:PORT, "
+                f"not '{config.endpoint}'; on one machine use 'shm'"
+            )
+        self.refusals = Refusals()
+        self._ledger = SlotLedger(slots)
+        self._lock = threading.Lock()
+        self._buffers = [memoryview(mmap.mmap(-1, max(1, slot_bytes))) for _ in range(slots)]
+        self._places: dict[int, tuple[int, int]] = {}
+        """Version -> slot, bytes: what may be asked for."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        apply_options(self._socket, config)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)
+        self._socket.setsockopt(zmq.SNDHWM, 4 * _AHEAD)
+        self._authenticator = None
+        if config.keys is not None:
+            self._authenticator = Authenticator(self._context, config.keys, self.refusals)
+            secure_server(self._socket, config.keys)
+        host = config.endpoint.rpartition(":")[0]
+        self.port = self._socket.bind_to_random_port(host)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name="weight-stream", daemon=True)
+        self._thread.start()
+
+    def publish(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        canary: Canary,
+        readers: Iterable[str] = (),
+        coming: Callable[[WeightsComing], None] = lambda coming: None,
+    ) -> WeightManifest:
+        """Copy into a free buffer. Raises `NoFreeSlot` while readers hold them all."""
+        with self._lock:
+            base = max(self._places, default=-1)
+            slot = self._ledger.begin()
+            self._places = {v: place for v, place in self._places.items() if place[0] != slot}
+        buffer = self._buffers[slot]
+
+        def put(at: int, piece: memoryview) -> None:
+            buffer[at : at + piece.nbytes] = piece
+
+        specs, end = write_all(version, tensors, put, buffer.nbytes)
+        pieces = self._difference(version, base, slot, end)
+        with self._lock:
+            self._ledger.commit(slot, version, readers)
+            self._places[version] = (slot, end)
+            self._differences = (version, pieces)
+        base = base if pieces else -1
+        return WeightManifest(version, "zmq", slot, end, specs, canary, self.port, base)
+
+    def _difference(self, version: int, base: int, slot: int, end: int) -> list[bytes]:
+        """The pieces of a version as differences; empty where they do not pay, or are not due."""
+        before, size = self._places.get(base, (0, -1))
+        if not self._full_every or version % self._full_every == 0 or size != end:
+            return []
+        new, old = self._buffers[slot], self._buffers[before]
+        pieces = []
+        left = PAYS_BELOW * end
+        for at in range(0, end, _PIECE):
+            stop = min(end, at + _PIECE)
+            pieces.append(difference(new[at:stop], old[at:stop]))
+            left -= len(pieces[-1])
+            if left < 0:
+                return []
+        return pieces
+
+    def joined(self, reader: str) -> None:
+        with self._lock:
+            self._ledger.joined(reader)
+
+    def applied(self, reader: str, version: int) -> None:
+        with self._lock:
+            self._ledger.applied(reader, version)
+
+    def rejected(self, reader: str, version: int) -> None:
+        with self._lock:
+            self._ledger.rejected(reader, version)
+
+    def left(self, reader: str) -> None:
+        with self._lock:
+            self._ledger.left(reader)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._stopping = True
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            if not self._socket.poll(200):
+                continue
+            frames = self._socket.recv_multipart()
+            if len(frames) != 2 or len(frames[1]) != _ASK.size:
+                self.refusals.count("request", "not a request for weights")
+                continue
+            magic, version, offset, length = _ASK.unpack(frames[1])
+            if magic not in (_MAGIC, _DIFFERENCE):
+                self.refusals.count("request", "not a request for weights")
+                continue
+            with self._lock:
+                slot, end = self._places.get(version, (0, 0))
+                compared, differences = self._differences
+            if length > _PIECE or offset + length > end:
+                length = 0
+            piece: memoryview | bytes = self._buffers[slot][offset : offset + length]
+            if magic == _DIFFERENCE:
+                there = version == compared and bool(differences) and offset % _PIECE == 0
+                piece = differences[offset // _PIECE] if there and length else b""
+                length = length if there else 0
+            answer = _ASK.pack(magic, version, offset, length)
+            self._socket.send_multipart([frames[0], answer], zmq.SNDMORE)
+            self._socket.send(piece, copy=False)
+        self._socket.close(0)
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.term()
+
+
+class _Local:
+    """A file in memory that this process owns: locked, so that others see that it lives."""
+
+    def __init__(self, size: int) -> None:
+        self.nbytes = size
+        self.fd, name = tempfile.mkstemp(prefix=f"{PREFIX}.stream-", dir=memory_folder())
+        self.path = Path(name)
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+        try:
+            os.posix_fallocate(self.fd, 0, max(1, size))
+        except OSError as error:
+            self.delete()
+            raise WeightsError(
+                f"no room for {size / 2**20:.0f} MiB of weights in {self.path.parent}: "
+                f"{error.strerror}"
+            ) from error
+
+    def view(self) -> memoryview:
+        size = max(1, self.nbytes)
+        return memoryview(mmap.mmap(self.fd, size, prot=mmap.PROT_READ))
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self.fd)
+
+
+class StreamReceiver(WeightReceiver):
+    """The actor's end. Asks the host of `config.endpoint`, at the manifest's port."""
+
+    def __init__(self, config: ProtocolConfig, deadline_seconds: float = 8.0) -> None:
+        """`deadline_seconds`: without any piece for so long, a fetch fails."""
+        self._config = config
+        self._deadline = deadline_seconds
+        self._fetched: dict[int, _Local] = {}
+        remove_leftovers()
+
+    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+        """Fetch a version (once) and give views of the local file."""
+        if manifest.transport != "zmq":
+            raise WeightsError(
+                f"weights {manifest.version} came by '{manifest.transport}', not zmq"
+            )
+        local = self._fetched.get(manifest.version)
+        if local is None:
+            free = os.statvfs(memory_folder())
+            check_layout(manifest, free.f_bavail * free.f_frsize)
+            local = self._fetched[manifest.version] = self._fetch(manifest)
+        check_layout(manifest, local.nbytes)
+        try:
+            tensors = slice_verified(manifest, local.view(), verify=verify)
+        except WeightsError:
+            self._fetched.pop(manifest.version).delete()
+            raise
+        return tensors
+
+    def serves(self, manifest: WeightManifest) -> None:
+        """Files of older versions are deleted."""
+        for old in [version for version in self._fetched if version < manifest.version]:
+            self._fetched.pop(old).delete()
+
+    def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
+        """The local file."""
+        local = self._fetched.get(manifest.version)
+        if local is None:
+            raise WeightsError(f"weights {manifest.version} were not fetched")
+        return local.path, 0
+
+    def close(self) -> None:
+        """Delete the local files; what is mapped stays until it is let go."""
+        for local in self._fetched.values():
+            local.delete()
+        self._fetched = {}
+
+    def _fetch(self, manifest: WeightManifest) -> _Local:
+        base = self._fetched.get(manifest.base)
+        if base is not None and base.nbytes == manifest.nbytes:
+            with contextlib.suppress(WeightsError):  # whole, then
+                return self._fetch_by(manifest, base)
+        return self._fetch_by(manifest, None)
+
+    def _fetch_by(self, manifest: WeightManifest, base: _Local | None) -> _Local:
+        if not 0 < manifest.port < 65536:
+            raise WeightsError(f"weights {manifest.version}: port {manifest.port}")
+        context: zmq.Context[Any] = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        apply_options(socket, self._config)
+        socket.setsockopt(zmq.MAXMSGSIZE, 2 * _PIECE)
+        socket.setsockopt(zmq.LINGER, 0)
+        local = _Local(manifest.nbytes)
+        try:
+            if self._config.keys is not None:
+                secure_client(socket, self._config.keys)
+            host = self._config.endpoint.rpartition(":")[0]
+            socket.connect(f"{host}:{manifest.port}")
+            self._pull(socket, manifest, local.fd, None if base is None else base.view())
+        except BaseException:
+            local.delete()
+            raise
+        finally:
+            socket.close()
+            context.term()
+        return local
+
+    def _pull(
+        self, socket: zmq.Socket[Any], manifest: WeightManifest, fd: int, base: memoryview | None
+    ) -> None:
+        magic = _MAGIC if base is None else _DIFFERENCE
+        end = manifest.nbytes
+        asked = got = 0
+        heard = time.monotonic()
+        while got < end:
+            while asked < min(end, got + _AHEAD * _PIECE):
+                length = min(_PIECE, end - asked)
+                socket.send(_ASK.pack(magic, manifest.version, asked, length))
+                asked += length
+            if not socket.poll(200):
+                if time.monotonic() - heard > self._deadline:
+                    raise WeightsError(
+                        f"weights {manifest.version}: nothing came for {self._deadline:.0f} s, "
+                        f"after {got} of {end} bytes"
+                    )
+                continue
+            heard = time.monotonic()
+            frames = socket.recv_multipart(copy=False)
+            head = frames[0].bytes
+            length = min(_PIECE, end - got)
+            # One connection keeps the order, so the next piece is the one that must come.
+            if head != _ASK.pack(magic, manifest.version, got, length) or len(frames) != 2:
+                raise WeightsError(
+                    f"weights {manifest.version}: the learner does not have them any more"
+                )
+            piece = frames[1].buffer
+            if base is not None:
+                piece = restore(frames[1].bytes, base[got : got + length])
+            if piece.nbytes != length:
+                raise WeightsError(f"weights {manifest.version}: a piece of the wrong length")
+            while piece.nbytes:
+                written = os.pwrite(fd, piece, got)
+                piece, got = piece[written:], got + written

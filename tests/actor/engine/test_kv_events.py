@@ -1,0 +1,132 @@
+"""Cache events: what a request found and filled, and what comes back after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from actor.engine.kv_events import BlockRemoved, BlocksFound, BlockStored, KvEvents
+from actor.sessions.generation import Scheduled
+
+
+class Publisher:
+    """vLLM's publisher as the subscriber sees it: PUB, and a ROUTER that repeats."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoints = (f"ipc://{folder}/e", f"ipc://{folder}/r")
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._pub, self._replay = context.socket(zmq.PUB), context.socket(zmq.ROUTER)
+        self._pub.bind(self.endpoints[0])
+        self._replay.bind(self.endpoints[1])
+        self._sent: list[bytes] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._answer)
+        self._thread.start()
+
+    def publish(self, *events: object, lose: bool = False) -> None:
+        payload = msgspec.msgpack.encode([0.0, list(events), 0])
+        if not lose:
+            self._pub.send_multipart([b"", len(self._sent).to_bytes(8, "big"), payload])
+        self._sent.append(payload)
+
+    def _answer(self) -> None:
+        while not self._stop.is_set():
+            if self._replay.poll(20):
+                client, _, start = self._replay.recv_multipart()
+                for i in range(int.from_bytes(start, "big"), len(self._sent)):
+                    number = i.to_bytes(8, "big")
+                    self._replay.send_multipart([client, b"", b"", number, self._sent[i]])
+                end = (-1).to_bytes(8, "big", signed=True)
+                self._replay.send_multipart([client, b"", b"", end, b""])
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._pub.close(linger=0)
+        self._replay.close(linger=0)
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    publisher = Publisher(tmp_path)
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def events(publisher: Publisher) -> Iterator[KvEvents]:
+    events = KvEvents(*publisher.endpoints, timeout=1.0)
+    yield events
+    events.close()
+
+
+def stored(name: str, parent: bytes | None, *hashes: bytes) -> BlockStored:
+    return BlockStored(list(hashes), parent, name)
+
+
+def found(name: str, tokens: int = 9, blocks: int = 0, preemptions: int = 0) -> BlocksFound:
+    return BlocksFound(name, tokens, preemptions, blocks, [])
+
+
+def ask(events: KvEvents, name: str, blocks: int) -> tuple[Scheduled, ...] | None:
+    return asyncio.run(events.blocks_of(name, blocks))
+
+
+def test_what_a_request_found_and_what_it_filled(publisher: Publisher, events: KvEvents) -> None:
+    publisher.publish(found("a", blocks=2), stored("a", None, b"0", b"1"), stored("a", b"1", b"2"))
+    publisher.publish(stored("a", b"2", b"3"), stored("other", None, b"x"), BlockRemoved([b"y"]))
+    assert ask(events, "a", 4) == (Scheduled(9, (), (b"0", b"1"), (b"2", b"3")),)
+    assert events.removed_blocks == 1
+
+
+def test_lost_batches_are_fetched_again(publisher: Publisher, events: KvEvents) -> None:
+    publisher.publish(found("a"), stored("a", None, b"0"), lose=True)
+    publisher.publish(stored("a", b"0", b"1"), lose=True)
+    publisher.publish(stored("a", b"1", b"2"))
+    assert ask(events, "a", 3) == (Scheduled(9, (), (), (b"0", b"1", b"2")),)
+    assert events.replays > 0
+
+
+def test_a_lost_last_batch_is_fetched_again(publisher: Publisher, events: KvEvents) -> None:
+    publisher.publish(found("a"), stored("a", None, b"0"))
+    publisher.publish(stored("a", b"0", b"1"), lose=True)
+    assert ask(events, "a", 2) == (Scheduled(9, (), (), (b"0", b"1")),)
+
+
+def test_a_request_that_had_to_wait_has_the_blocks_that_it_got(
+    publisher: Publisher, events: KvEvents
+) -> None:
+    publisher.publish(found("a", blocks=2), stored("a", None, b"0", b"1"))  # no room: it waits
+    publisher.publish(found("a", blocks=1), stored("a", None, b"0"), stored("a", b"0", b"1"))
+    assert ask(events, "a", 2) == (Scheduled(9, (), (b"0",), (b"1",)),)
+
+
+def test_preemption_begins_a_second_part(publisher: Publisher, events: KvEvents) -> None:
+    publisher.publish(found("a"), stored("a", None, b"0", b"1"))
+    publisher.publish(found("a", 12, 1, 1), stored("a", None, b"0"), stored("a", b"0", b"1", b"2"))
+    assert ask(events, "a", 3) == (
+        Scheduled(9, (), (), (b"0", b"1")),
+        Scheduled(12, (), (b"0",), (b"1", b"2")),
+    )
+
+
+def test_what_never_comes_is_none_after_the_deadline(
+    publisher: Publisher, events: KvEvents
+) -> None:
+    publisher.publish(found("a"), stored("a", None, b"0"))
+    assert ask(events, "a", 2) is None
+    assert ask(events, "nobody", 0) is None
+
+
+def test_forgotten_requests_leave_nothing(publisher: Publisher, events: KvEvents) -> None:
+    publisher.publish(found("a"), stored("a", None, b"0"))
+    assert ask(events, "a", 1) is not None
+    events.forget(["a", "never seen"])
+    publisher.publish(stored("a", b"0", b"1"))  # too late: nobody asks
+    assert ask(events, "a", 1) is None

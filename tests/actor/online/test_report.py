@@ -1,0 +1,91 @@
+"""The summary of an actor, written by one process after another."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from actor.config import ActorConfig
+from actor.online.report import Report
+from actor.sessions.recorder import Counts
+from protocol.config import ProtocolConfig
+from protocol.wire.messages import WeightsApplied, WeightsRejected
+
+
+def report(folder: Path) -> Report:
+    """Of an actor that has sent three trajectories and dropped one."""
+    collector = SimpleNamespace(
+        counts=Counts(edits=5, generated_tokens=40),
+        trajectories=3,
+        problems=["one"],
+        seconds_waiting=0.5,
+        seconds_generating=1.5,
+        dropped=Counter({"empty": 1}),
+        adherence=0.75,
+    )
+    config = ActorConfig(
+        run_dir=str(folder),
+        run_id="t",
+        model="tiny",
+        protocol=ProtocolConfig(),
+        prometheus_port=-1,
+    )
+    serving, channel = SimpleNamespace(version=2), SimpleNamespace(paused=None, free_credits=4)
+    return Report(config, *cast(Any, (collector, serving, channel)))
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """One life; what it leaves behind."""
+    one = report(folder)
+    for version in (0, 1):
+        one.weights(
+            WeightsApplied(
+                version=version,
+                pause_seconds=0.25,
+                fetch_seconds=0.1,
+                canary_gap=0.0,
+                restarted_passes=1,
+            )
+        )
+    one.weights(WeightsRejected(2, 1, "damaged"))
+    one.write()
+    one.close()
+    return json.loads((folder / "actor.json").read_text())
+
+
+def test_a_second_life_goes_on_counting(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    assert first["trajectories"] == 3
+    assert first["weight_syncs"] == 1  # the weights that training starts from are no sync
+    assert first["weights_rejected"] == 1
+    assert first["seconds_weights"] == 0.5
+    assert first["dropped"] == {"empty": 1}
+
+    second = run(tmp_path)
+    assert second["trajectories"] == 6
+    assert second["edits"] == 10
+    assert second["dropped"] == {"empty": 2}
+    assert second["problems"] == ["one", "one"]
+    # These are of the moment.
+    assert second["weight_version"] == 2
+    assert second["adherence"] == 0.75
+
+
+def test_an_evaluation_is_filed_under_the_weights_that_serve(tmp_path: Path) -> None:
+    one = report(tmp_path)
+    summary = {
+        "adherence_after_edit": None,
+        "passes_after_edit": 0,
+        "adherence_static": 0.5,
+        "seconds": 1.0,
+    }
+    one.evaluation("before", summary)
+    one.close()
+    written = json.loads((tmp_path / "evaluation" / "before.json").read_text())
+    assert written == {"version": 2, **summary}
+    (logged,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert logged["evaluation_adherence_after_edit"] is None
+    assert logged["evaluation_adherence_static"] == 0.5

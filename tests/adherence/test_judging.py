@@ -1,0 +1,116 @@
+"""Judging a response pass by pass, and the evaluation's tables, on texts done by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actor.offline.config import EvalConfig
+from actor.offline.eval import Sample, markdown, over_seeds, summary
+from actor.sessions.recorder import Counts
+from actor.sessions.session import Finished
+from dynatok_online.adherence.judging import Judged, judge
+from dynatok_online.tasks.scripted import scripted_trajectory
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
+
+TEXT = "OWLS SAW. THE trees. at NIGHT. OWLS. late"
+TASK = Task(
+    "t",
+    "{{case}} {{marks}}: ",
+    {"case": SlotState("UPPER", "upper"), "marks": SlotState("any")},
+    (ScheduledEdit(14, "case", SlotState("lower", "lower")),),
+    max_tokens=len(TEXT),
+)
+
+
+def encode(text: str) -> list[int]:
+    return [ord(c) for c in text]
+
+
+def decode(ids: Any) -> str:
+    return "".join(map(chr, ids))
+
+
+def test_every_slot_with_a_requirement_is_judged_in_every_pass() -> None:
+    static, edited = judge(TASK, scripted_trajectory(TASK, encode(TEXT), encode), decode)
+    assert static == Judged("upper", False, True, 1.0, 0, 14)
+    # " trees" "." "at NIGHT" "OWLS" "late": the first sentence after the edit is compliant.
+    assert edited == Judged("lower", True, False, 3 / 5, 0, len(TEXT) - 14)
+
+
+def test_latency_is_counted_in_tokens() -> None:
+    """Two characters per token, and a first sentence that goes on under the old state."""
+    pairs = [TEXT[i : i + 2] for i in range(0, len(TEXT), 2)]
+
+    def two(ids: Any) -> str:
+        return "".join(pairs[i] for i in ids)
+
+    task = Task("t", "{{case}}: ", {"case": SlotState("lower", "lower")}, max_tokens=99)
+    trajectory = scripted_trajectory(task, list(range(len(pairs))), lambda text: [0])
+    (one,) = judge(task, trajectory, two)
+    # "late" begins at character 37.
+    assert one.latency == 18
+    assert one.tokens == len(pairs)
+
+
+def judged(score: float, latency: int | None, name: str = "upper", edited: bool = True) -> Judged:
+    return Judged(name, edited, not edited, score, latency, 40)
+
+
+def sample(*units: Judged) -> Sample:
+    counts = Counts(edits=2, generated_tokens=10, computed_tokens=25)
+    finished = Finished(scripted_trajectory(TASK, encode(TEXT), encode), counts, ())
+    return Sample(finished, TEXT, units)
+
+
+def test_summary_and_intervals_over_seeds() -> None:
+    units = [judged(1.0, 4), judged(0.0, None), judged(1.0, 0, "lower", edited=False)]
+    one = summary([sample(*units)])
+    assert one["all"]["adherence_after_edit"] == 0.5
+    assert one["all"]["adherence_static"] == 1.0
+    assert one["all"]["latency"] == (4 + 40) / 2
+    assert one["all"]["never"] == 0.5
+    assert one["all"]["computed_per_token"] == 2.5
+    assert one["by_requirement"]["lower"]["adherence_after_edit"] is None
+    other = summary([sample(replace(units[0], score=0.8))])
+    both = over_seeds([one, other])
+    after = both["all"]["adherence_after_edit"]
+    assert after["mean"] == pytest.approx(0.65)
+    assert (after["lowest"], after["highest"], after["count"]) == (0.5, 0.8, 2)
+    assert both["by_requirement"]["lower"]["adherence_static"]["count"] == 1
+    json.dumps(both)
+    text = markdown(EvalConfig(), {"exact": {"by_seed": {}, "mean": both}})
+    assert "| adherence after an edit | 0.650 ± 1.907 |" in text
+    assert "| lower |  | 1.000 |  |  |" in text
+
+
+def test_no_evidence_is_no_number() -> None:
+    one = summary([sample()])
+    assert one["all"]["adherence_after_edit"] is None
+    assert "adherence_after_edit" not in over_seeds([one])["all"]
+
+
+def test_fluency_is_the_nll_of_a_plain_forward(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from actor.offline.eval import nll_under
+    from dynatok_online.tiny import model_path
+    from dynatok_online.tiny.sampling import encode as tiny_encode
+
+    trajectory = scripted_trajectory(TASK, tiny_encode(TEXT), tiny_encode)
+    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
+    total = 0.0
+    for k, one in enumerate(trajectory.passes):
+        ids = torch.as_tensor(trajectory.tokens(k), dtype=torch.long)
+        with torch.no_grad():
+            logprobs = model(ids[None]).logits[0].log_softmax(-1)
+        at = torch.arange(trajectory.fed_length(k) - 1, len(ids) - 1)
+        total -= float(logprobs[at, ids[at + 1]].sum())
+        assert len(at) == one.stop - one.start
+    wanted = total / len(trajectory.response)
+    assert nll_under("tiny", [trajectory]) == pytest.approx(wanted, rel=1e-5)

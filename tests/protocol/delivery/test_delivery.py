@@ -1,0 +1,194 @@
+"""The state machines of delivery: by hand, and under a network that loses, repeats and restarts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from protocol.delivery.delivery import Credits, Grants, Inbox, Outbox, Verdict
+from protocol.wire.messages import Stream
+
+
+def test_credits_count_what_is_reserved_and_what_is_unacknowledged() -> None:
+    credits = Credits(3)
+    assert credits.reserve(unacknowledged=1)
+    assert credits.reserve(1)
+    assert not credits.reserve(1)
+    assert credits.free(0) == 1
+    credits.give_back()
+    assert credits.free(1) == 1
+    credits.granted = 0  # the learner holds enough: what runs may end, nothing new starts
+    assert credits.free(1) == 0
+
+
+def test_grants_without_room_are_credits_less_what_is_held() -> None:
+    grants = Grants(3)
+    assert grants.window("a") == 3
+    grants.held("a")
+    assert grants.window("a") == 2
+    grants.accepted("a")
+    assert grants.window("a") == 3
+
+
+def test_room_is_shared_out_and_never_given_twice() -> None:
+    grants = Grants(100)
+    for actor in ("a", "b", "c"):
+        grants.joined(actor)
+    assert [grants.window(actor, 10) for actor in ("a", "b", "c")] == [4, 4, 2]
+    grants.held("a")  # it may go on with three, and nobody gets the one that is held
+    assert [grants.window(actor, 10) for actor in ("a", "b", "c")] == [3, 4, 2]
+    grants.left("b")
+    assert grants.window("c", 10) == 5, "half of what is free"
+    grants.accepted("a")
+    assert grants.window("a", 9) == 4, "it was trained on, so there is room for nine"
+
+
+def test_grants_never_exceed_the_room_whatever_happens() -> None:
+    draw = random.Random(0)
+    grants = Grants(20)
+    running = dict.fromkeys("abc", 0)
+    windows = dict.fromkeys("abc", 0)
+    room = waiting = 0
+    for actor in running:
+        grants.joined(actor)
+    for _ in range(5000):
+        actor = draw.choice("abc")
+        kind = draw.randrange(4)
+        if kind == 0 and running[actor] < windows[actor]:
+            running[actor] += 1
+        elif kind == 1 and running[actor]:
+            running[actor] -= 1
+            waiting += 1
+            grants.held(actor)
+            windows[actor] = grants.window(actor, room)
+        elif kind == 2 and grants.waiting(actor):
+            waiting -= 1
+            room = max(0, room - 1)  # taken
+            grants.accepted(actor)
+            windows[actor] = grants.window(actor, room)
+        elif kind == 3:
+            room += draw.choice((0, 0, 0, 8))  # a version was published
+            windows[actor] = grants.window(actor, room)
+        assert sum(running.values()) + waiting <= room
+    assert room > 100
+
+
+def test_an_outbox_keeps_until_acknowledged() -> None:
+    outbox = Outbox(5)
+    for _ in range(3):
+        outbox.put(5, outbox.number(), b"x")
+    outbox.put(4, 7, b"old")
+    assert [(e, s) for e, s, _ in outbox.frames()] == [(4, 7), (5, 1), (5, 2), (5, 3)]
+    assert outbox.streams() == (Stream(4, 7), Stream(5, 1))
+    assert outbox.acknowledge(5, 2) == 2
+    assert outbox.acknowledge(5, 2) == 0
+    assert [s for _, s, _ in outbox.frames(5)] == [3]
+    assert outbox.acknowledge(4, 9) == 1
+    assert outbox.acknowledge(5, 3) == 1
+    assert outbox.streams() == (Stream(5, 4),), "nothing left, and 4 comes next"
+
+
+def test_an_inbox_takes_each_once_and_in_order() -> None:
+    inbox = Inbox()
+    assert inbox.offer("a", 1, 1) is Verdict.UNKNOWN
+    assert inbox.hello("a", 1, ()) == 0
+    assert inbox.offer("a", 1, 2) is Verdict.GAP
+    assert inbox.offer("a", 1, 1) is Verdict.NEW
+    inbox.hold("a", 1, 1)
+    assert inbox.offer("a", 1, 1) is Verdict.DUPLICATE
+    assert inbox.offer("b", 1, 1) is Verdict.UNKNOWN
+
+
+def test_what_was_held_is_known_for_ever() -> None:
+    """An actor's journal forgets by segments: a later process may bring an old epoch again."""
+    inbox = Inbox()
+    inbox.hello("a", 1, (Stream(1, 1),))
+    inbox.hold("a", 1, 1)
+    inbox.hello("a", 2, (Stream(2, 1),))
+    assert inbox.offer("a", 1, 1) is Verdict.UNKNOWN, "this process has not named it"
+    restarted = Inbox()
+    restarted.load(inbox.table())
+    restarted.hello("a", 2, (Stream(2, 1),))
+    restarted.hello("a", 3, (Stream(1, 1), Stream(3, 1)))
+    assert restarted.offer("a", 1, 1) is Verdict.DUPLICATE
+
+
+def test_a_newer_process_brings_what_the_older_left() -> None:
+    inbox = Inbox()
+    inbox.hello("a", 1, ())
+    inbox.hold("a", 1, 1)
+    assert inbox.hello("a", 2, (Stream(1, 2), Stream(2, 1))) == 0
+    assert inbox.offer("a", 1, 2) is Verdict.NEW
+    assert inbox.hello("a", 1, ()) is None, "the old process is refused"
+    assert inbox.hello("a", 3, (Stream(3, 1),)) == 0
+    assert inbox.offer("a", 1, 2) is Verdict.UNKNOWN, "a replay of what nobody holds any more"
+
+
+def test_what_this_side_forgot_is_counted() -> None:
+    inbox = Inbox()
+    inbox.hello("a", 1, ())
+    inbox.hold("a", 1, 1)
+    assert inbox.hello("a", 1, (Stream(1, 5),)) == 3
+    assert inbox.offer("a", 1, 5) is Verdict.NEW
+
+
+def test_a_table_is_all_an_inbox_knows() -> None:
+    inbox = Inbox()
+    inbox.hello("a", 1, ())
+    inbox.hold("a", 1, 9)
+    again = Inbox()
+    again.load(inbox.table())
+    assert again.offer("a", 1, 9) is Verdict.DUPLICATE
+    assert again.hello("a", 0, ()) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_lost_nothing_twice_on_a_bad_network(seed: int) -> None:
+    draw = random.Random(seed)
+    inbox, outbox, epoch = Inbox(), Outbox(1), 1
+    inbox.hello("a", epoch, outbox.streams())
+    disk: list[tuple[int, int, bytes]] = []
+    wire: list[tuple[int, int, bytes]] = []
+    acknowledgements: list[tuple[int, int]] = []
+    sent: list[bytes] = []
+    trained: list[bytes] = []
+    for step in range(400):
+        action = draw.randrange(10) if step < 360 else 4
+        if action < 3:
+            frame = str(len(sent)).encode()
+            outbox.put(epoch, outbox.number(), frame)
+            sent.append(frame)
+            wire.append((epoch, outbox.sequence, frame))
+        elif action == 3 and wire:
+            wire.pop(draw.randrange(len(wire)))  # lost on the way
+        elif action == 4:
+            wire.extend(outbox.frames())  # sent again
+        elif action == 5 and acknowledgements:
+            acknowledgements.pop(0)
+        elif action == 6 and draw.random() < 0.3:  # the actor is killed, its journal stays
+            disk = list(outbox.frames())
+            epoch += 1
+            outbox = Outbox(epoch)
+            for one in disk:
+                outbox.put(*one)
+            wire = wire if draw.random() < 0.5 else []
+            inbox.hello("a", epoch, outbox.streams())
+        elif action == 7 and draw.random() < 0.3:  # the learner is killed, its journal stays
+            table = inbox.table()
+            inbox = Inbox()
+            inbox.load(table)
+            inbox.hello("a", epoch, outbox.streams())
+        for one_epoch, sequence, frame in wire[: draw.randint(0, 20)]:
+            wire.pop(0)
+            if inbox.offer("a", one_epoch, sequence) is Verdict.NEW:
+                inbox.hold("a", one_epoch, sequence)
+                trained.append(frame)
+            acknowledgements.append((one_epoch, inbox.held("a", one_epoch)))
+        while acknowledgements and draw.random() < 0.8:
+            outbox.acknowledge(*acknowledgements.pop(0))
+    for one_epoch, sequence, frame in [*wire, *outbox.frames()]:
+        if inbox.offer("a", one_epoch, sequence) is Verdict.NEW:
+            inbox.hold("a", one_epoch, sequence)
+            trained.append(frame)
+    assert sorted(trained, key=int) == sent, "each exactly once"

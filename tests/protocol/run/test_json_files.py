@@ -1,0 +1,22 @@
+"""JSON files that are read while they are written."""
+
+import json
+
+from protocol.run.json_files import read_json, write_json
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "folder" / "summary.json"
+    write_json(path, {"loss": 0.5, "names": ["a"]})
+    assert read_json(path) == json.loads(path.read_text()) == {"loss": 0.5, "names": ["a"]}
+    write_json(path, {"loss": float("nan")})
+    assert read_json(path) == {"loss": None}
+    assert [one.name for one in path.parent.iterdir()] == ["summary.json"]
+
+
+def test_no_object_is_an_empty_one(tmp_path):
+    path = tmp_path / "summary.json"
+    assert read_json(path) == {}
+    for text in ("", '{"loss": 0.', "[1]"):
+        path.write_text(text)
+        assert read_json(path) == {}

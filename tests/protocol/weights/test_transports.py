@@ -1,0 +1,270 @@
+"""What every weight transport must do: whole sets by value, or a clear refusal."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from safetensors.numpy import load_file
+
+from protocol.config import ProtocolConfig
+from protocol.weights.base import (
+    NoFreeSlot,
+    Tensor,
+    WeightReceiver,
+    WeightSender,
+    WeightsError,
+    as_tensor,
+    payload_bytes,
+)
+from protocol.weights.folder import FolderReceiver, FolderSender, weights_path
+from protocol.weights.shm import ShmReceiver, ShmSender
+from protocol.weights.zmq import StreamReceiver, StreamSender
+from protocol.wire.messages import Canary
+
+CANARY = Canary(((1, 2),), ((-0.5,),), 0.1)
+EXPECTED: dict[str, tuple[str, tuple[int, ...]]] = {
+    "norm": ("BF16", (3,)),
+    "embed": ("F32", (5, 7)),
+    "empty": ("F32", (0,)),
+    "wide": ("U8", (4 * 2**20 + 3,)),
+}
+CONFIG = ProtocolConfig(heartbeat_seconds=0.1, dead_after_seconds=1.0, linger_seconds=0.0)
+
+
+def tensors(fill: int) -> Iterator[tuple[str, Tensor]]:
+    for name, (dtype, shape) in EXPECTED.items():
+        count = payload_bytes({name: (dtype, shape)})
+        width = as_tensor(dtype, shape, np.full(count, fill, np.uint8)[: _size(dtype, shape)])
+        yield name, width
+
+
+def _size(dtype: str, shape: tuple[int, ...]) -> int:
+    return {"BF16": 2, "F32": 4, "U8": 1}[dtype] * int(np.prod(shape))
+
+
+class Pair(NamedTuple):
+    sender: WeightSender
+    receiver: WeightReceiver
+
+
+@pytest.fixture(params=["shm", "folder", "zmq"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    size = payload_bytes(EXPECTED)
+    both: dict[str, Callable[[], Pair]] = {
+        "shm": lambda: _shm(size),
+        "folder": lambda: Pair(FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path)),
+        "zmq": lambda: Pair(StreamSender(CONFIG, size), StreamReceiver(CONFIG, 2.0)),
+    }
+    one = both[request.param]()
+    yield one
+    one.receiver.close()
+    one.sender.close()
+
+
+def _shm(size: int) -> Pair:
+    name = f"test-{uuid.uuid4().hex}"
+    return Pair(ShmSender(name, size), ShmReceiver(name))
+
+
+def test_versions_arrive_by_value(pair: Pair) -> None:
+    first = pair.sender.publish(0, tensors(1), CANARY, ["a"])
+    second = pair.sender.publish(1, tensors(2), CANARY, ["a"])
+    for manifest, value in ((first, 1), (second, 2), (first, 1)):
+        got = pair.receiver.read(manifest)
+        assert {name: t[:2] for name, t in got.items()} == EXPECTED
+        assert all(set(bytes(t.data)) <= {value} for t in got.values())
+        assert all(t.data.nbytes == _size(t.dtype, t.shape) for t in got.values())
+        path, start = pair.receiver.locate(manifest)
+        for spec in manifest.tensors:
+            mapped = np.fromfile(path, np.uint8, spec.nbytes, offset=start + spec.offset)
+            assert bytes(mapped) == bytes(got[spec.name].data)
+
+
+def test_many_versions_in_turn(pair: Pair) -> None:
+    for version in range(6):
+        manifest = pair.sender.publish(version, tensors(version), CANARY, ["a"])
+        got = pair.receiver.read(manifest)
+        assert got["norm"].data[0] == version
+        pair.sender.applied("a", version)
+
+
+def test_a_late_joiner_reads_the_latest(pair: Pair) -> None:
+    pair.sender.publish(0, tensors(0), CANARY)
+    latest = pair.sender.publish(1, tensors(1), CANARY)
+    pair.sender.joined("late")
+    assert pair.receiver.read(latest)["norm"].data[0] == 1
+
+
+def test_a_wrong_hash_is_refused_and_the_right_one_still_read(pair: Pair) -> None:
+    manifest = pair.sender.publish(0, tensors(1), CANARY)
+    spec = manifest.tensors[0]
+    wrong = msgspec.structs.replace(
+        manifest, tensors=(msgspec.structs.replace(spec, xxh3=1), *manifest.tensors[1:])
+    )
+    with pytest.raises(WeightsError, match=f"'{spec.name}': its bytes do not match"):
+        pair.receiver.read(wrong)
+    assert pair.receiver.read(manifest)
+
+
+def test_what_the_manifest_cannot_mean_is_refused(pair: Pair) -> None:
+    manifest = pair.sender.publish(0, tensors(1), CANARY)
+    for change in ({"transport": "magic"}, {"version": 5}, {"nbytes": 2**60}):
+        with pytest.raises(WeightsError):
+            pair.receiver.read(msgspec.structs.replace(manifest, **change))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> tuple[FolderSender, FolderReceiver, Path]:
+    return FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path), tmp_path
+
+
+def test_any_tool_reads_the_folder(tmp_path: Path) -> None:
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "b": ("U8", (3,)),
+        "a": ("F32", (2, 2)),
+        "none": ("F32", (0, 4)),
+    }
+    sender = FolderSender(tmp_path, expected)
+    a = np.arange(4, dtype=np.float32).reshape(2, 2)
+    b = np.array([7, 8, 9], np.uint8)
+    sender.publish(
+        3,
+        {
+            "a": as_tensor("F32", (2, 2), a),
+            "none": as_tensor("F32", (0, 4), b""),
+            "b": as_tensor("U8", (3,), b),
+        }.items(),
+        CANARY,
+    )
+    found = load_file(weights_path(tmp_path, 3))
+    assert found["a"].tolist() == a.tolist()
+    assert found["b"].tolist() == [7, 8, 9]
+    assert found["none"].shape == (0, 4)
+
+
+def test_a_truncated_file_is_refused(folder: tuple[FolderSender, FolderReceiver, Path]) -> None:
+    sender, receiver, path = folder
+    manifest = sender.publish(0, tensors(1), CANARY)
+    file = weights_path(path, 0)
+    data = file.read_bytes()
+    for cut in (len(data) - 1, len(data) // 2, 100, 4, 0):
+        file.write_bytes(data[:cut])
+        with pytest.raises(WeightsError):
+            receiver.read(manifest)
+    file.write_bytes(b"\xff" * 8 + data[8:])
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        receiver.read(manifest)
+
+
+def test_a_folder_holds_what_is_needed_and_no_more(
+    folder: tuple[FolderSender, FolderReceiver, Path],
+) -> None:
+    sender, _, path = folder
+    for version in range(5):
+        sender.publish(version, tensors(version), CANARY, ["a", "b"])
+        sender.applied("a", version)
+        if version == 1:
+            sender.applied("b", 1)
+    there = sorted(one.name for one in path.glob("*.safetensors"))
+    assert there == [weights_path(path, v).name for v in (1, 2, 3, 4)], "b serves version 1"
+    sender.left("b")
+    assert len(list(path.glob("*.safetensors"))) == 2
+    FolderSender(path, EXPECTED)
+    assert not list(path.iterdir()), "a new run starts again"
+
+
+def test_a_set_that_is_not_the_model_is_not_written(
+    folder: tuple[FolderSender, FolderReceiver, Path],
+) -> None:
+    sender, _, path = folder
+    with pytest.raises(WeightsError, match="3 of 4 tensors"):
+        sender.publish(0, list(tensors(1))[:3], CANARY)
+    with pytest.raises(WeightsError, match="is not what this transport was made for"):
+        sender.publish(0, [("norm", as_tensor("F32", (1,), b"1234"))], CANARY)
+    assert not list(path.glob("*.safetensors"))
+
+
+def test_a_learner_that_dies_in_the_middle_of_a_stream() -> None:
+    sender = StreamSender(CONFIG, payload_bytes(EXPECTED))
+    receiver = StreamReceiver(CONFIG, deadline_seconds=0.5)
+    manifest = sender.publish(0, tensors(1), CANARY)
+    sender.close()
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"nothing came for 0 s|nothing came for 1 s"):
+        receiver.read(manifest)
+    assert time.monotonic() - start < 3
+    receiver.close()
+
+
+def test_what_is_being_overwritten_is_not_served() -> None:
+    sender = StreamSender(CONFIG, payload_bytes(EXPECTED))
+    receiver = StreamReceiver(CONFIG, deadline_seconds=2.0)
+    manifests = [sender.publish(v, tensors(v), CANARY, ["a"]) for v in (0, 1)]
+    with pytest.raises(NoFreeSlot):
+        sender.publish(2, tensors(2), CANARY, ["a"])
+    sender.applied("a", 1)
+    sender.publish(2, tensors(2), CANARY, ["a"])
+    with pytest.raises(WeightsError, match="does not have them any more"):
+        receiver.read(manifests[0])
+    receiver.close()
+    sender.close()
+
+
+def test_strangers_get_nothing_from_a_stream() -> None:
+    sender = StreamSender(CONFIG, 4096)
+    context = zmq.Context()
+    stranger = context.socket(zmq.DEALER)
+    stranger.connect(f"tcp://127.0.0.1:{sender.port}")
+    stranger.send(b"GET /weights")
+    stranger.send(b"DTWX" + bytes(24))
+    assert not stranger.poll(300)
+    assert sender.refusals.counts == {"request": 2}
+    stranger.close(0)
+    context.term()
+    sender.close()
+
+
+def near(model: np.ndarray, seed: int, share: float) -> np.ndarray:
+    """The weights after a step that changed this share of them by a little."""
+    draw = np.random.default_rng(seed)
+    out = model.copy()
+    chosen = draw.random(len(out)) < share
+    out[chosen] ^= draw.integers(0, 4, int(chosen.sum()), dtype=np.uint8)
+    return out
+
+
+def test_a_difference_is_sent_where_it_pays_and_a_full_copy_now_and_then() -> None:
+    size = 9 * 2**20
+    sender = StreamSender(CONFIG, size, full_every=4)
+    receiver, joining = StreamReceiver(CONFIG, 2.0), StreamReceiver(CONFIG, 2.0)
+    model = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    bases = []
+    try:
+        for version in range(6):
+            # The third step changes everything: its difference is as large as itself.
+            model = near(model, version, share=0.02)
+            if version == 2:
+                model = np.random.default_rng(9).integers(0, 256, size, dtype=np.uint8)
+            tensor = as_tensor("U8", (size,), model)
+            manifest = sender.publish(version, [("w", tensor)], CANARY, ["a"])
+            bases.append(manifest.base)
+            got = receiver.read(manifest)
+            assert bytes(got["w"].data) == model.tobytes()
+            assert (receiver._fetched.keys() == {version}) or version - 1 in receiver._fetched
+            receiver.serves(manifest)
+            sender.applied("a", version)
+            if version == 3:
+                assert bytes(joining.read(manifest)["w"].data) == model.tobytes(), "without a base"
+    finally:
+        receiver.close()
+        joining.close()
+        sender.close()
+    assert bases == [-1, 0, -1, 2, -1, 4]
