@@ -19,7 +19,7 @@ from actor.demo.door import door
 from actor.engine.engine import VllmEngine
 from actor.log import say
 from actor.online.actor import Actor
-from actor.online.weight_receiver import Fenced
+from actor.online.weight_updater import Fenced
 from dynatok_online import tiny
 from protocol.delivery.actor_channel import Disconnected
 from protocol.run.grace import end_within_grace

@@ -28,7 +28,7 @@ from rich.table import Table
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, Trajectory, VersionRun
 from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel
-from protocol.delivery.durable import JournaledInbox, JournaledOutbox
+from protocol.delivery.durable import JournaledOutbox, JournaledStore
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.wire.codec import decode_actor, encode
 from protocol.wire.envelope import Sealer, unseal
@@ -127,7 +127,7 @@ def _best(call: Callable[[], object]) -> float:
     return min(timeit.repeat(call, number=50, repeat=400)) / 50 * 1e6
 
 
-class _Counting(JournaledInbox):
+class _Counting(JournaledStore):
     commits = 0
 
     def commit(self) -> None:
@@ -137,7 +137,9 @@ class _Counting(JournaledInbox):
 
 def _durable(count: int, folder: Path) -> tuple[float, tuple[float, float], int, int]:
     store = _Counting(folder / "inbox", _RUN)
-    channel = LearnerChannel(ProtocolConfig(credits=_CREDITS), _RUN, store=store, inbox=store.inbox)
+    channel = LearnerChannel(
+        ProtocolConfig(credits=_CREDITS), _RUN, store=store, receipts=store.receipts
+    )
     channel.start()
     ended = threading.Event()
 

@@ -24,7 +24,7 @@ from actor.log import say
 from actor.online.collector import Collector
 from actor.online.evaluation import evaluate
 from actor.online.report import Report
-from actor.online.weight_receiver import WeightReceiver
+from actor.online.weight_updater import WeightUpdater
 from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
 from actor.sessions.session import LiveSession
@@ -70,7 +70,7 @@ class Actor:
         self._run_dir = Path(config.run_dir)
         self._serving = Serving(engine, config.run_id, config.on_weights)
         self._transport = FollowingReceiver(config.protocol, config.run_id, self._run_dir)
-        self._weights = WeightReceiver(
+        self._weights = WeightUpdater(
             engine, self._serving, self._transport, timeout=config.weights_timeout
         )
         self._tokenizer = load_tokenizer(model)

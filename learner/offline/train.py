@@ -28,7 +28,7 @@ from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing
 from learner.offline.config import TrainConfig
-from learner.online.callbacks import StepLog
+from learner.step_log import StepLog
 from learner.training import training_arguments
 from protocol.run.json_files import write_json
 from protocol.run.metrics import Metrics

@@ -1,10 +1,9 @@
-"""What happens between two optimizer steps: weights go out, numbers are written down."""
+"""When weights go out, and when training ends."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -96,46 +95,3 @@ class PublishCallback(TrainerCallback):
                 f"weights could not be published within {self._last_wait:g} s: every "
                 "buffer is still being read; see the actors' logs"
             )
-
-
-class StepLog(TrainerCallback):
-    """Hands the numbers of every step to `write`, with the seconds that each stage took."""
-
-    def __init__(
-        self,
-        stages: Callable[[], dict[str, float]],
-        write: Callable[[int, dict[str, float]], None],
-    ) -> None:
-        self._stages = stages
-        self._write = write
-        self._before: dict[str, float] = {}
-        self._at = time.perf_counter()
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """The clock starts when training does."""
-        self._before, self._at = self._stages(), time.perf_counter()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """`logs` is what the trainer logged; the summary after the last step is left out."""
-        if not logs or "loss" not in logs:
-            return
-        now, stages = time.perf_counter(), self._stages()
-        seconds = {
-            f"seconds_{name}": value - self._before.get(name, 0.0) for name, value in stages.items()
-        }
-        seconds["seconds_step"] = now - self._at
-        self._before, self._at = stages, now
-        self._write(state.global_step, {**logs, **seconds})

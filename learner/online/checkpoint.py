@@ -19,7 +19,7 @@ import msgspec
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from protocol.delivery.delivery import Consumed
-from protocol.delivery.learner_channel import Received
+from protocol.delivery.received import Received
 from protocol.wire.messages import Offsets, TrajectoryMessage
 
 FILE: Final = "stream.json"

@@ -19,7 +19,8 @@ from dynatok_online.trajectory import Trajectory
 from learner.log import say
 from learner.online.staleness import ARRIVED_STALE
 from learner.online.stream import Stream
-from protocol.delivery.learner_channel import LearnerChannel, PeerLost, Received
+from protocol.delivery.learner_channel import LearnerChannel
+from protocol.delivery.received import PeerLost, Received
 from protocol.wire.messages import (
     Bye,
     Hello,

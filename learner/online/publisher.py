@@ -1,8 +1,8 @@
 """New weights out to the actors: numbered, hashed, with a canary, and never over what is read.
 
-Versions count up from 0, and a number is used once: the canary, the shadow copy and the bytes in
-the ring all belong to the same tensors. Publishing does not wait for an actor that is slow; the
-next step tries again, and only the last version insists.
+Versions count up from 0, and a number is used once: the canary, the shadow copy and the bytes
+that were sent all belong to the same tensors. Publishing does not wait for a slow actor; the next
+step tries again, and only the last version insists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Publisher:
     def __init__(
         self,
         *,
-        ring: WeightSender,
+        sender: WeightSender,
         shadow: Shadow,
         texts: Texts,
         tolerance: float,
@@ -42,7 +42,7 @@ class Publisher:
         """`version`: the newest one that was ever published in this run. `coming`: told of each
         before it is written."""
         self._coming = coming
-        self._ring = ring
+        self._sender = sender
         self._shadow = shadow
         self._texts = texts
         self._tolerance = tolerance
@@ -61,10 +61,10 @@ class Publisher:
         """Publish the weights as they are. False: no buffer became free within `wait` seconds."""
         began = time.perf_counter()
         try:
-            self._ring.wait_free(wait)
+            self._sender.wait_free(wait)
             weights = self._gather()
             self._shadow.load(weights)
-            manifest = self._ring.publish(
+            manifest = self._sender.publish(
                 self.version + 1,
                 ((name, to_bytes(tensor)) for name, tensor in weights.items()),
                 canary(self._shadow, self._texts, self._tolerance),

@@ -7,8 +7,8 @@ from pathlib import Path
 from learner.config import LearnerConfig
 from learner.online.checkpoint import Progress, StreamState, latest
 from learner.training import CHECKPOINTS
-from protocol.delivery.durable import JournaledInbox
-from protocol.delivery.learner_channel import Received
+from protocol.delivery.durable import JournaledStore
+from protocol.delivery.received import Received
 from protocol.wire.messages import Offsets
 
 _BEGINNING = StreamState(step=0, consumed=Offsets(), tasks={})
@@ -24,20 +24,20 @@ class ResumePoint:
         self.state = _BEGINNING if checkpoint is None else checkpoint.state
         self.progress = Progress(self.state)
 
-    def replay(self, journal: JournaledInbox) -> list[Received]:
+    def replay(self, journal: JournaledStore) -> list[Received]:
         """What the journal holds and the checkpoint has not consumed.
 
         The journal is told which tasks are done.
         """
         held = list(journal.replay(self.progress.consumed))
         for actor, tasks in self.state.tasks.items():
-            journal.inbox.tasks_of(actor).add_all(tasks)
+            journal.receipts.tasks_of(actor).add_all(tasks)
         return held
 
 
-def open_journal(config: LearnerConfig) -> JournaledInbox:
+def open_journal(config: LearnerConfig) -> JournaledStore:
     """The journal of what has come from the actors."""
-    return JournaledInbox(
+    return JournaledStore(
         Path(config.run_dir) / "journal" / "learner",
         config.run_id,
         max_bytes=config.journal_bytes,

@@ -1,8 +1,8 @@
 """One run of the learner: everything that it is made of, from the model to the good-bye.
 
 Order matters: the socket is bound first, so that a busy port is known before a model is loaded
-(an actor that is early waits, and is told of the first weights when they are there); and the ring
-is kept until the last actor has gone, because it may still be reading.
+(an actor that is early waits, and is told of the first weights when they are there); and the weight
+sender is kept until the last actor has gone, because it may still be reading.
 
 A session that finds a checkpoint in its run folder goes on from there: trainer, offsets and
 counters come from the checkpoint, and what the journal holds beyond it is given out again.
@@ -27,7 +27,7 @@ from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing
 from learner.log import say
-from learner.online.callbacks import PublishCallback, StepLog
+from learner.online.callbacks import PublishCallback
 from learner.online.canary import canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.online.gap import Gap, GapProbe
@@ -40,6 +40,7 @@ from learner.online.shadow import Shadow
 from learner.online.staleness import WAITED_STALE
 from learner.online.stream import Batches, LearnerFailed, Stream
 from learner.online.trainer import OnlineTrainer
+from learner.step_log import StepLog
 from learner.training import lora_arguments, training_arguments
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.exporter import open_exporter
@@ -99,7 +100,7 @@ class Session:
             shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
         )
         gather = partial(gather_weights, base, getattr(torch, config.weight_dtype))
-        ring = open_sender(
+        sender = open_sender(
             config.weight_transport,
             config.protocol,
             config.run_id,
@@ -107,18 +108,18 @@ class Session:
             shapes(gather()),
             config.weight_full_every,
         )
-        self._opened.append(ring)
+        self._opened.append(sender)
         self.inbox = Inbox(
             self.channel,
             self.stream,
-            ring,
+            sender,
             config.audit_mismatch_threshold,
             done=self._resume.progress.done,
             dropped=self._dropped,
         )
         self._opened.append(self.inbox)
         self.publisher = Publisher(
-            ring=ring,
+            sender=sender,
             shadow=shadow,
             texts=canary_texts(
                 base.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
@@ -179,7 +180,7 @@ class Session:
             config.protocol,
             config.run_id,
             store=journal,
-            inbox=journal.inbox,
+            receipts=journal.receipts,
             replay=replay,
             room=self.stream.room,
         )
@@ -234,7 +235,7 @@ class Session:
         self._opened.clear()
 
     def _see_off(self) -> None:
-        """Wait until every actor is gone: they still read the ring, and evaluate."""
+        """Wait until every actor is gone: they still read weights, and evaluate."""
         end = time.monotonic() + self.config.finish_deadline
         while not self.inbox.gone.wait(0.2):
             if self.stream.stopped is not None:

@@ -25,7 +25,8 @@ import msgspec
 import zmq
 
 from protocol.config import ProtocolConfig
-from protocol.delivery.delivery import Consumed, Credits, Outbox
+from protocol.delivery.credits import Credits
+from protocol.delivery.delivery import Consumed, Outbox
 from protocol.wire.codec import decode_actor, decode_learner, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
 from protocol.wire.keys import secure_client

@@ -1,4 +1,4 @@
-"""Outbox and inbox whose contents survive the process: `delivery` on top of `journal`.
+"""Both ends' trajectories on disk, so that they survive the process: `delivery` on `journal`.
 
 Actor: a frame is written before it is sent, and forgotten when it is acknowledged. Learner: a
 frame is on disk before it is acknowledged, and forgotten when a checkpoint that includes its
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from protocol.delivery.delivery import Consumed, Inbox, Outbox
+from protocol.delivery.delivery import Consumed, Outbox, Receipts
 from protocol.delivery.journal import Journal
-from protocol.delivery.learner_channel import Received
+from protocol.delivery.received import Received
 from protocol.wire.codec import decode_actor, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
 from protocol.wire.messages import Offsets, Skipped, TrajectoryMessage
@@ -87,14 +87,14 @@ class JournaledOutbox(Outbox):
 
 
 class _Head(msgspec.Struct, array_like=True):
-    """What a segment of the inbox says about everything before it."""
+    """What a segment of the store says about everything before it."""
 
     held: dict[str, dict[int, int]] = {}
     tasks: dict[str, Offsets] = {}
 
 
-class JournaledInbox:
-    """The learner's store. Give it to `LearnerChannel` as `store`, and its `inbox` as `inbox`."""
+class JournaledStore:
+    """The learner's store. Give it to `LearnerChannel` as `store`, and its `receipts` too."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class JournaledInbox:
         segment_bytes: int = 64 * 2**20,
         max_message_bytes: int = 16 * 2**20,
     ) -> None:
-        self.inbox = Inbox()
+        self.receipts = Receipts()
         self.unreadable = 0
         """Records that were not frames of this run."""
         self.missing = 0
@@ -123,9 +123,9 @@ class JournaledInbox:
             head = msgspec.msgpack.decode(self.journal.head() or b"\x90", type=_Head)
         except msgspec.MsgspecError:
             head = _Head()
-        self.inbox.load(head.held)
+        self.receipts.load(head.held)
         for actor, tasks in head.tasks.items():
-            self.inbox.tasks_of(actor).add_all(tasks)
+            self.receipts.tasks_of(actor).add_all(tasks)
         for _, frame in self.journal.records():
             try:
                 envelope = unseal(frame, run_id, self._limit)
@@ -134,15 +134,15 @@ class JournaledInbox:
                 self.unreadable += 1
                 continue
             tasks_done = message.tasks if isinstance(message, TrajectoryMessage) else ()
-            self.inbox.hold(envelope.actor, envelope.epoch, envelope.sequence, tasks_done)
+            self.receipts.add(envelope.actor, envelope.epoch, envelope.sequence, tasks_done)
 
     def _head(self) -> bytes:
-        inbox = self.inbox
-        tasks = {actor: done.state() for actor, done in inbox.tasks.items()}
-        return msgspec.msgpack.encode(_Head(inbox.table(), tasks))
+        receipts = self.receipts
+        tasks = {actor: done.state() for actor, done in receipts.tasks.items()}
+        return msgspec.msgpack.encode(_Head(receipts.table(), tasks))
 
     def append(self, frame: bytes) -> int:
-        """Write a frame. Raises `JournalFull`; then it is not held."""
+        """Write a frame. Raises `JournalFull`; then it is not stored."""
         return self.journal.append(frame)
 
     def commit(self) -> None:

@@ -22,20 +22,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import zmq
 
 from protocol.config import ProtocolConfig
-from protocol.delivery.delivery import Grants, Inbox, Verdict
+from protocol.delivery.announcements import Announcement, Announcements
+from protocol.delivery.credits import Grants
+from protocol.delivery.delivery import Arrival, Receipts
+from protocol.delivery.peers import Peer, PeerInfo, Peers
+from protocol.delivery.received import PeerLost, Received, Store
 from protocol.wire.codec import decode_actor, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
 from protocol.wire.keys import Authenticator, secure_server
 from protocol.wire.messages import (
     Acknowledge,
-    ActorMessage,
     Bye,
-    Finish,
     Heartbeat,
     Hello,
     Introduce,
@@ -45,7 +47,6 @@ from protocol.wire.messages import (
     Skipped,
     TrajectoryMessage,
     WeightsApplied,
-    WeightsReady,
     Welcome,
 )
 from protocol.wire.socket import Refusals, apply_options, new_epoch
@@ -53,62 +54,6 @@ from protocol.wire.socket import Refusals, apply_options, new_epoch
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _BATCH: Final = 512
 """Messages read before they are committed and acknowledged together."""
-
-
-class PeerLost(NamedTuple):
-    """Not a message: an actor was silent for `dead_after_seconds`, or was replaced."""
-
-    reason: str
-
-
-class Received(NamedTuple):
-    """What `receive` gives: a message and where it came from.
-
-    `sequence` is above 0 for trajectories (and `Skipped`) only. `record` is its index in the
-    store, None without one.
-    """
-
-    actor: str
-    epoch: int
-    sequence: int
-    message: ActorMessage | PeerLost
-    record: int | None = None
-
-
-class PeerInfo(NamedTuple):
-    """A connected actor. `serving` is the weight version of its last heartbeat (-1: none)."""
-
-    actor: str
-    epoch: int
-    serving: int
-    silent_seconds: float
-    waiting: int
-    """Its trajectories that are held and not yet accepted."""
-
-
-class Store(Protocol):
-    """Where trajectories are put before they are acknowledged."""
-
-    def append(self, frame: bytes) -> int:
-        """Write a frame, return its index. Raises OSError where there is no room: not held."""
-
-    def commit(self) -> None:
-        """What was appended is on disk when this returns."""
-
-    def checkpointed(self, consumed: Offsets) -> int:
-        """A checkpoint that includes these records is on disk: they may go."""
-
-
-class _Peer:
-    def __init__(self, identity: bytes, actor: str, epoch: int, sealer: Sealer) -> None:
-        self.identity = identity
-        self.actor = actor
-        self.epoch = epoch
-        self.sealer = sealer
-        self.heard = time.monotonic()
-        self.serving = -1
-        self.refused = False
-        self.gap_asked = 0.0
 
 
 class LearnerChannel:
@@ -120,7 +65,7 @@ class LearnerChannel:
         run_id: str,
         *,
         store: Store | None = None,
-        inbox: Inbox | None = None,
+        receipts: Receipts | None = None,
         replay: Iterable[Received] = (),
         room: Callable[[int], int] | None = None,
     ) -> None:
@@ -137,22 +82,18 @@ class LearnerChannel:
         self._run_id = run_id
         self._epoch = new_epoch()
         self._store = store
-        self._inbox = Inbox() if inbox is None else inbox
-        self._peers: dict[bytes, _Peer] = {}
-        self._current: dict[str, _Peer] = {}
+        self._receipts = Receipts() if receipts is None else receipts
+        self._peers = Peers()
         self._grants = Grants(config.credits)
         self._room = room
-        self._announced: dict[type, tuple[int, float, LearnerMessage]] = {}
-        self._announcements = 0
+        self._announcements = Announcements(2 * config.heartbeat_seconds)
         self._commands: deque[Callable[[], object]] = deque()
         self._accepts: deque[str] = deque()
         self._woken = False
         self._events: queue.SimpleQueue[Received] = queue.SimpleQueue()
         self._uncommitted: list[Received] = []
-        self._to_acknowledge: dict[bytes, dict[int, bool]] = {}
         self._stopping = False
         self._error: BaseException | None = None
-        self._lock = threading.Lock()
         for event in replay:
             self._events.put(event)
             self._grants.held(event.actor)
@@ -217,7 +158,7 @@ class LearnerChannel:
         """Send to every actor that is connected, once."""
         self._command(lambda: self._broadcast(message))
 
-    def announce(self, message: WeightsReady | Finish) -> None:
+    def announce(self, message: Announcement) -> None:
         """Send to every actor, and to each that joins later until the next of the same type."""
         self._command(lambda: self._announce(message))
 
@@ -230,11 +171,10 @@ class LearnerChannel:
     def peers(self) -> list[PeerInfo]:
         """The actors that are connected."""
         now = time.monotonic()
-        with self._lock:
-            return [
-                PeerInfo(p.actor, p.epoch, p.serving, now - p.heard, self._grants.waiting(p.actor))
-                for p in self._current.values()
-            ]
+        return [
+            PeerInfo(p.actor, p.epoch, p.serving, now - p.heard, self._grants.waiting(p.actor))
+            for p in self._peers.current()
+        ]
 
     def close(self, timeout: float = 5.0) -> None:
         """Send what is still to be sent, then stop. Waits at most `timeout` seconds."""
@@ -302,7 +242,7 @@ class LearnerChannel:
                 self._read(identity, frames[1])
             except Rejected as rejected:
                 self.refusals.add(rejected)
-                peer = self._peers.get(identity)
+                peer = self._peers.find(identity)
                 # Its envelope was sound but it speaks another language: it must not wait forever.
                 if peer is not None and rejected.cause in ("content", "depth"):
                     self._refuse(peer, f"a message could not be read: {rejected}")
@@ -310,7 +250,7 @@ class LearnerChannel:
     def _read(self, identity: bytes, frame: bytes) -> None:
         envelope = unseal(frame, self._run_id, self.config.max_message_bytes)
         message = decode_actor(envelope.payload)
-        peer = self._peers.get(identity)
+        peer = self._peers.find(identity)
         if isinstance(message, Hello):
             self._hello(identity, envelope.actor, envelope.epoch, message)
             return
@@ -326,56 +266,54 @@ class LearnerChannel:
             self._trajectory(peer, envelope.epoch, envelope.sequence, message, frame)
         elif isinstance(message, Heartbeat):
             peer.serving = message.serving
-            self._acknowledge_later(peer, peer.epoch)
+            peer.acknowledge_later(peer.epoch)
             self._announce_again(peer, message.seen)
         else:
             self._events.put(Received(peer.actor, peer.epoch, 0, message))
             if isinstance(message, WeightsApplied):
                 peer.serving = message.version
-                self._acknowledge_later(peer, peer.epoch)
+                peer.acknowledge_later(peer.epoch)
             elif isinstance(message, Bye):
                 self._forget(peer)
 
     def _hello(self, identity: bytes, actor: str, epoch: int, hello: Hello) -> None:
-        peer = _Peer(identity, actor, epoch, Sealer(self._run_id, actor))
-        lost = self._inbox.hello(actor, epoch, hello.streams)
+        peer = Peer(identity, actor, epoch, Sealer(self._run_id, actor))
+        lost = self._receipts.hello(actor, epoch, hello.streams)
         if lost is None:
             self.refusals.count("old_epoch", f"actor '{actor}' epoch {epoch} was replaced")
             self._refuse(peer, "a newer process of this actor is connected")
             return
         if lost:
             self.refusals.count("forgotten", f"{lost} acknowledged trajectories of '{actor}'")
-        before = self._current.get(actor)
+        before = self._peers.of(actor)
         if before is not None and before.identity != identity:
             self._events.put(Received(actor, before.epoch, 0, PeerLost("replaced")))
             self._forget(before)
         peer.serving = hello.serving
-        with self._lock:
-            self._peers[identity] = peer
-            self._current[actor] = peer
+        self._peers.enter(peer)
         if before is None or before.epoch != epoch:
             self._grants.joined(actor)
-        tasks = self._inbox.tasks_of(actor).state()
-        held = self._inbox.held(actor, epoch)
-        self._send_peer(peer, Welcome(self._window(peer), held, tasks))
+        tasks = self._receipts.tasks_of(actor).state()
+        stored = self._receipts.last(actor, epoch)
+        self._send_peer(peer, Welcome(self._window(peer), stored, tasks))
         for stream in hello.streams:
             if stream.epoch != epoch:
-                self._acknowledge_later(peer, stream.epoch)
+                peer.acknowledge_later(stream.epoch)
         self._announce_again(peer, 0)
         self._events.put(Received(actor, epoch, 0, hello))
 
     def _trajectory(
         self,
-        peer: _Peer,
+        peer: Peer,
         epoch: int,
         sequence: int,
         message: TrajectoryMessage | Skipped,
         frame: bytes,
     ) -> None:
-        verdict = self._inbox.offer(peer.actor, epoch, sequence)
-        if verdict is Verdict.UNKNOWN:
+        verdict = self._receipts.offer(peer.actor, epoch, sequence)
+        if verdict is Arrival.UNKNOWN:
             raise Rejected("old_epoch", f"actor '{peer.actor}' never named epoch {epoch}")
-        if verdict is Verdict.NEW:
+        if verdict is Arrival.NEW:
             index = None
             if self._store is not None:
                 try:
@@ -384,7 +322,7 @@ class LearnerChannel:
                     self.refusals.count("no_room", f"{error}")
                     return
             tasks = message.tasks if isinstance(message, TrajectoryMessage) else ()
-            self._inbox.hold(peer.actor, epoch, sequence, tasks)
+            self._receipts.add(peer.actor, epoch, sequence, tasks)
             self._uncommitted.append(Received(peer.actor, epoch, sequence, message, index))
             if isinstance(message, TrajectoryMessage):
                 self._grants.held(peer.actor)
@@ -394,10 +332,10 @@ class LearnerChannel:
         else:
             self.refusals.count(verdict.value, f"actor '{peer.actor}' {epoch}/{sequence}")
         now = time.monotonic()
-        ask = verdict is Verdict.GAP and now - peer.gap_asked > self.config.heartbeat_seconds
+        ask = verdict is Arrival.GAP and now - peer.gap_asked > self.config.heartbeat_seconds
         if ask:
             peer.gap_asked = now
-        self._acknowledge_later(peer, epoch, resend=ask)
+        peer.acknowledge_later(epoch, resend=ask)
 
     def _commit(self) -> None:
         if not self._uncommitted:
@@ -408,49 +346,36 @@ class LearnerChannel:
             self._events.put(event)
         self._uncommitted.clear()
 
-    def _acknowledge_later(self, peer: _Peer, epoch: int, resend: bool = False) -> None:
-        epochs = self._to_acknowledge.setdefault(peer.identity, {})
-        epochs[epoch] = epochs.get(epoch, False) or resend
-
     def _acknowledge(self) -> None:
-        for identity, epochs in self._to_acknowledge.items():
-            peer = self._peers.get(identity)
-            if peer is None:
-                continue
-            for epoch, resend in epochs.items():
-                held = self._inbox.held(peer.actor, epoch)
-                self._send_peer(peer, Acknowledge(held, self._window(peer), epoch, resend))
-        self._to_acknowledge.clear()
+        for peer in self._peers.all():
+            for epoch, resend in peer.take_due().items():
+                stored = self._receipts.last(peer.actor, epoch)
+                self._send_peer(peer, Acknowledge(stored, self._window(peer), epoch, resend))
 
-    def _window(self, peer: _Peer) -> int:
+    def _window(self, peer: Peer) -> int:
         room = None if self._room is None else self._room(peer.serving)
         return self._grants.window(peer.actor, room)
 
     def _accepted(self, actor: str) -> None:
         self._grants.accepted(actor)
-        peer = self._current.get(actor)
+        peer = self._peers.of(actor)
         if peer is not None:
-            self._acknowledge_later(peer, peer.epoch)
+            peer.acknowledge_later(peer.epoch)
 
-    def _announce(self, message: LearnerMessage) -> None:
-        self._announcements += 1
-        self._announced[type(message)] = (self._announcements, time.monotonic(), message)
-        self._broadcast(message, self._announcements)
+    def _announce(self, message: Announcement) -> None:
+        self._broadcast(message, self._announcements.add(message))
 
     def _broadcast(self, message: LearnerMessage, number: int = 0) -> None:
-        for peer in list(self._current.values()):
+        for peer in self._peers.current():
             self._send_peer(peer, message, number)
 
-    def _announce_again(self, peer: _Peer, seen: int) -> None:
-        # What was sent a moment ago may still be on its way, unless the peer is new.
-        recent = time.monotonic() - 2 * self.config.heartbeat_seconds
-        for number, sent, message in sorted(self._announced.values(), key=lambda one: one[0]):
-            if number > seen and (seen == 0 or sent < recent):
-                self._send_peer(peer, message, number)
+    def _announce_again(self, peer: Peer, seen: int) -> None:
+        for number, message in self._announcements.missed(seen):
+            self._send_peer(peer, message, number)
 
     def _notice_lost(self) -> None:
         now = time.monotonic()
-        for peer in list(self._current.values()):
+        for peer in self._peers.current():
             silent = now - peer.heard
             if silent > self.config.dead_after_seconds:
                 self._events.put(
@@ -458,23 +383,20 @@ class LearnerChannel:
                 )
                 self._forget(peer)
 
-    def _forget(self, peer: _Peer) -> None:
-        with self._lock:
-            self._peers.pop(peer.identity, None)
-            if self._current.get(peer.actor) is peer:
-                del self._current[peer.actor]
-                self._grants.left(peer.actor)
+    def _forget(self, peer: Peer) -> None:
+        if self._peers.leave(peer):
+            self._grants.left(peer.actor)
 
-    def _refuse(self, peer: _Peer, reason: str) -> None:
+    def _refuse(self, peer: Peer, reason: str) -> None:
         peer.refused = True
         self._send_peer(peer, Refused(reason))
 
     def _send_to(self, actor: str, message: LearnerMessage) -> None:
-        peer = self._current.get(actor)
+        peer = self._peers.of(actor)
         if peer is not None:
             self._send_peer(peer, message)
 
-    def _send_peer(self, peer: _Peer, message: LearnerMessage, number: int = 0) -> None:
+    def _send_peer(self, peer: Peer, message: LearnerMessage, number: int = 0) -> None:
         self._send(peer.identity, peer.sealer.seal(encode(message), self._epoch, number))
 
     def _send(self, identity: bytes, frame: bytes) -> None:

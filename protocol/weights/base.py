@@ -39,7 +39,7 @@ ALIGN: Final = 64
 """Tensors start at multiples of this in a payload: a cache line, and every vector load."""
 
 
-_PIECE: Final = 128 * 1024
+_CHUNK: Final = 128 * 1024
 _THREADED_FROM: Final = 16 * 2**20
 
 
@@ -270,7 +270,7 @@ def write_all(
         if end > room:
             raise WeightsError(
                 f"weights {version}: tensor '{name}' ends at byte {end}, but there is room for "
-                f"{room}; size the ring with weights.payload_bytes of the model"
+                f"{room}; size the buffers with weights.base.payload_bytes of the model"
             )
         specs.append(write_hashed(name, tensor, offset, put))
         written(end)
@@ -280,16 +280,16 @@ def write_all(
 def write_hashed(
     name: str, tensor: Tensor, offset: int, write: Callable[[int, memoryview], None]
 ) -> TensorSpec:
-    """Give a tensor to `write(byte offset, piece)` in pieces, and describe it for the manifest.
+    """Give a tensor to `write(byte offset, chunk)` in chunks, and describe it for the manifest.
 
-    Each piece is hashed where it comes from, just before it is copied: it is then in the CPU's
+    Each chunk is hashed where it comes from, just before it is copied: it is then in the CPU's
     cache, and what the reader verifies is the whole way from the learner's tensor to its own.
     """
     hashed = xxhash.xxh3_64()
-    for at in range(0, tensor.data.nbytes, _PIECE):
-        piece = tensor.data[at : at + _PIECE]
-        hashed.update(piece)
-        write(offset + at, piece)
+    for at in range(0, tensor.data.nbytes, _CHUNK):
+        chunk = tensor.data[at : at + _CHUNK]
+        hashed.update(chunk)
+        write(offset + at, chunk)
     return TensorSpec(
         name=name,
         dtype=tensor.dtype,

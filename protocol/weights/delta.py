@@ -1,4 +1,4 @@
-"""A set of weights as its difference to the one before: XOR, then zstd, piece by piece.
+"""A set of weights as its difference to the one before: XOR, then zstd, chunk by chunk.
 
 An optimizer step moves most weights by little, so sign, exponent and the upper bits of most of
 them stay: the XOR is full of zeros. How much that saves depends on learning rate and dtype, so a

@@ -83,8 +83,8 @@ class FolderSender(WeightSender):
         with temporary.open("wb", buffering=0) as file:
             fd = file.fileno()
 
-            def put(at: int, piece: memoryview) -> None:
-                _write(fd, piece, len(self._header) + at)
+            def put(at: int, chunk: memoryview) -> None:
+                _write(fd, chunk, len(self._header) + at)
 
             _write(fd, memoryview(self._header), 0)
             for name, tensor in tensors:

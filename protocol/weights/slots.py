@@ -1,4 +1,4 @@
-"""Which buffer of a ring may be written, and who still reads the others.
+"""Which of a sender's buffers may be written, and who still reads the others.
 
 A reader holds the version it serves (it may have to go back to it) and the one it is fetching.
 Applying a version lets go of all older ones; rejecting a version lets go of that one. The
@@ -13,11 +13,11 @@ from protocol.weights.base import NoFreeSlot
 
 
 class SlotLedger:
-    """Pure bookkeeping for a ring of `slots` buffers."""
+    """Pure bookkeeping of `slots` buffers."""
 
     def __init__(self, slots: int) -> None:
         if slots < 2:
-            raise ValueError(f"a weight ring needs at least 2 slots, not {slots}")
+            raise ValueError(f"a weight sender needs at least 2 buffers, not {slots}")
         self._version: list[int | None] = [None] * slots
         self._readers: list[set[str]] = [set() for _ in range(slots)]
         self.latest: int | None = None

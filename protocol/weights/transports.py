@@ -4,7 +4,7 @@
 |----------|------------------------------------------|-----------------------------------------|
 | `shm`    | one machine                              | a ring of buffers in /dev/shm           |
 | `folder` | machines with a shared file system       | safetensors files in the run folder     |
-| `zmq`    | machines without one                     | pieces over a socket of the learner     |
+| `zmq`    | machines without one                     | chunks over a socket of the learner     |
 
 The manifest of every version names its transport; the actor opens its own end when the first one
 comes, from its own configuration: nothing in a message becomes a path or an address.
@@ -20,7 +20,7 @@ from protocol.config import ProtocolConfig
 from protocol.weights.base import Tensor, WeightReceiver, WeightSender, WeightsError, payload_bytes
 from protocol.weights.folder import FolderReceiver, FolderSender
 from protocol.weights.shm import ShmReceiver, ShmSender
-from protocol.weights.zmq import StreamReceiver, StreamSender
+from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import WeightManifest, WeightsComing
 
 TRANSPORTS: Final = ("shm", "folder", "zmq")
@@ -38,7 +38,7 @@ def open_sender(
 ) -> WeightSender:
     """The learner's end. `expected`: name -> (dtype, shape) of every tensor of the model.
 
-    `full_every`: see `StreamSender`; the others have no use for differences.
+    `full_every`: see `ZmqSender`; the others have no use for differences.
     Raises ValueError for a name that does not exist, or a transport that does not work here.
     """
     if transport == "shm":
@@ -46,7 +46,7 @@ def open_sender(
     if transport == "folder":
         return FolderSender(run_dir / FOLDER, expected)
     if transport == "zmq":
-        return StreamSender(config, payload_bytes(expected), full_every=full_every)
+        return ZmqSender(config, payload_bytes(expected), full_every=full_every)
     raise ValueError(f"there is no weight transport '{transport}'; write {', '.join(TRANSPORTS)}")
 
 
@@ -90,7 +90,7 @@ class FollowingReceiver(WeightReceiver):
             elif name == "folder":
                 self._open[name] = FolderReceiver(self._run_dir / FOLDER)
             elif name == "zmq":
-                self._open[name] = StreamReceiver(self._config)
+                self._open[name] = ZmqReceiver(self._config)
             else:
                 raise WeightsError(
                     f"weights {manifest.version} come by '{name}', which this release does not "

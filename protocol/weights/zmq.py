@@ -1,8 +1,8 @@
 """Weights over ZeroMQ, for machines without a shared disk.
 
-The learner keeps the versions that are in use in memory, and serves pieces of them to whoever
+The learner keeps the versions that are in use in memory, and serves chunks of them to whoever
 asks, from a thread and a port of its own (the manifest names the port). The actor asks for a
-few pieces ahead and puts them into a local file, so that its engine's workers can map it like
+few chunks ahead and puts them into a local file, so that its engine's workers can map it like
 any other transport's. Hashes are checked there, over the whole set.
 
 A request is (magic, version, offset, length); an answer the same, then the bytes. A learner
@@ -37,7 +37,7 @@ from protocol.weights.base import (
     write_all,
 )
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
-from protocol.weights.shm import PREFIX, memory_folder, remove_leftovers
+from protocol.weights.memory import PREFIX, memory_folder, remove_leftovers
 from protocol.weights.slots import SlotLedger
 from protocol.wire.keys import Authenticator, secure_client, secure_server
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
@@ -46,12 +46,12 @@ from protocol.wire.socket import Refusals, apply_options
 _ASK: Final = struct.Struct("<4sQQQ")
 _MAGIC: Final = b"DTW1"
 _DIFFERENCE: Final = b"DTWD"
-_PIECE: Final = 4 * 2**20
+_CHUNK: Final = 4 * 2**20
 _AHEAD: Final = 4
-"""Pieces asked for and not yet here: enough to keep the line busy, little to buffer."""
+"""Chunks asked for and not yet here: enough to keep the line busy, little to buffer."""
 
 
-class StreamSender(WeightSender):
+class ZmqSender(WeightSender):
     """The learner's end. `slot_bytes`: `weights.payload_bytes` of the model."""
 
     def __init__(
@@ -66,7 +66,7 @@ class StreamSender(WeightSender):
             check_available()
         self._full_every = full_every
         self._differences: tuple[int, list[bytes]] = (-1, [])
-        """Version, and its pieces as differences to the one before."""
+        """Version, and its chunks as differences to the one before."""
         if not config.endpoint.startswith("tcp://"):
             raise ValueError(
                 f"the weight transport 'zmq' needs protocol.endpoint to be tcp://HOST:PORT, "
@@ -108,33 +108,33 @@ class StreamSender(WeightSender):
             self._places = {v: place for v, place in self._places.items() if place[0] != slot}
         buffer = self._buffers[slot]
 
-        def put(at: int, piece: memoryview) -> None:
-            buffer[at : at + piece.nbytes] = piece
+        def put(at: int, chunk: memoryview) -> None:
+            buffer[at : at + chunk.nbytes] = chunk
 
         specs, end = write_all(version, tensors, put, buffer.nbytes)
-        pieces = self._difference(version, base, slot, end)
+        chunks = self._difference(version, base, slot, end)
         with self._lock:
             self._ledger.commit(slot, version, readers)
             self._places[version] = (slot, end)
-            self._differences = (version, pieces)
-        base = base if pieces else -1
+            self._differences = (version, chunks)
+        base = base if chunks else -1
         return WeightManifest(version, "zmq", slot, end, specs, canary, self.port, base)
 
     def _difference(self, version: int, base: int, slot: int, end: int) -> list[bytes]:
-        """The pieces of a version as differences; empty where they do not pay, or are not due."""
+        """The chunks of a version as differences; empty where they do not pay, or are not due."""
         before, size = self._places.get(base, (0, -1))
         if not self._full_every or version % self._full_every == 0 or size != end:
             return []
         new, old = self._buffers[slot], self._buffers[before]
-        pieces = []
+        chunks = []
         left = PAYS_BELOW * end
-        for at in range(0, end, _PIECE):
-            stop = min(end, at + _PIECE)
-            pieces.append(difference(new[at:stop], old[at:stop]))
-            left -= len(pieces[-1])
+        for at in range(0, end, _CHUNK):
+            stop = min(end, at + _CHUNK)
+            chunks.append(difference(new[at:stop], old[at:stop]))
+            left -= len(chunks[-1])
             if left < 0:
                 return []
-        return pieces
+        return chunks
 
     def joined(self, reader: str) -> None:
         with self._lock:
@@ -172,16 +172,16 @@ class StreamSender(WeightSender):
             with self._lock:
                 slot, end = self._places.get(version, (0, 0))
                 compared, differences = self._differences
-            if length > _PIECE or offset + length > end:
+            if length > _CHUNK or offset + length > end:
                 length = 0
-            piece: memoryview | bytes = self._buffers[slot][offset : offset + length]
+            chunk: memoryview | bytes = self._buffers[slot][offset : offset + length]
             if magic == _DIFFERENCE:
-                there = version == compared and bool(differences) and offset % _PIECE == 0
-                piece = differences[offset // _PIECE] if there and length else b""
+                there = version == compared and bool(differences) and offset % _CHUNK == 0
+                chunk = differences[offset // _CHUNK] if there and length else b""
                 length = length if there else 0
             answer = _ASK.pack(magic, version, offset, length)
             self._socket.send_multipart([frames[0], answer], zmq.SNDMORE)
-            self._socket.send(piece, copy=False)
+            self._socket.send(chunk, copy=False)
         self._socket.close(0)
         if self._authenticator is not None:
             self._authenticator.stop()
@@ -214,11 +214,11 @@ class _Local:
         os.close(self.fd)
 
 
-class StreamReceiver(WeightReceiver):
+class ZmqReceiver(WeightReceiver):
     """The actor's end. Asks the host of `config.endpoint`, at the manifest's port."""
 
     def __init__(self, config: ProtocolConfig, deadline_seconds: float = 8.0) -> None:
-        """`deadline_seconds`: without any piece for so long, a fetch fails."""
+        """`deadline_seconds`: without any chunk for so long, a fetch fails."""
         self._config = config
         self._deadline = deadline_seconds
         self._fetched: dict[int, _Local] = {}
@@ -274,7 +274,7 @@ class StreamReceiver(WeightReceiver):
         context: zmq.Context[Any] = zmq.Context()
         socket = context.socket(zmq.DEALER)
         apply_options(socket, self._config)
-        socket.setsockopt(zmq.MAXMSGSIZE, 2 * _PIECE)
+        socket.setsockopt(zmq.MAXMSGSIZE, 2 * _CHUNK)
         socket.setsockopt(zmq.LINGER, 0)
         local = _Local(manifest.nbytes)
         try:
@@ -299,8 +299,8 @@ class StreamReceiver(WeightReceiver):
         asked = got = 0
         heard = time.monotonic()
         while got < end:
-            while asked < min(end, got + _AHEAD * _PIECE):
-                length = min(_PIECE, end - asked)
+            while asked < min(end, got + _AHEAD * _CHUNK):
+                length = min(_CHUNK, end - asked)
                 socket.send(_ASK.pack(magic, manifest.version, asked, length))
                 asked += length
             if not socket.poll(200):
@@ -313,17 +313,17 @@ class StreamReceiver(WeightReceiver):
             heard = time.monotonic()
             frames = socket.recv_multipart(copy=False)
             head = frames[0].bytes
-            length = min(_PIECE, end - got)
-            # One connection keeps the order, so the next piece is the one that must come.
+            length = min(_CHUNK, end - got)
+            # One connection keeps the order, so the next chunk is the one that must come.
             if head != _ASK.pack(magic, manifest.version, got, length) or len(frames) != 2:
                 raise WeightsError(
                     f"weights {manifest.version}: the learner does not have them any more"
                 )
-            piece = frames[1].buffer
+            chunk = frames[1].buffer
             if base is not None:
-                piece = restore(frames[1].bytes, base[got : got + length])
-            if piece.nbytes != length:
-                raise WeightsError(f"weights {manifest.version}: a piece of the wrong length")
-            while piece.nbytes:
-                written = os.pwrite(fd, piece, got)
-                piece, got = piece[written:], got + written
+                chunk = restore(frames[1].bytes, base[got : got + length])
+            if chunk.nbytes != length:
+                raise WeightsError(f"weights {manifest.version}: a chunk of the wrong length")
+            while chunk.nbytes:
+                written = os.pwrite(fd, chunk, got)
+                chunk, got = chunk[written:], got + written

@@ -42,7 +42,7 @@ class WeightManifest(msgspec.Struct, frozen=True):
     transport: str
     """`shm`, `folder` or `zmq`: how to fetch it. The learner chooses, the actor follows."""
     slot: int
-    """Index of the buffer in the transport's ring."""
+    """Which of the sender's buffers holds it (0 where there are none)."""
     nbytes: int
     tensors: tuple[TensorSpec, ...]
     canary: Canary
@@ -65,8 +65,8 @@ class PlacedWeights(WeightManifest, frozen=True):
 # actor -> learner
 
 
-class Stream(msgspec.Struct, frozen=True, array_like=True):
-    """Trajectories numbered in one epoch of an actor: `first` is the oldest not acknowledged."""
+class Backlog(msgspec.Struct, frozen=True, array_like=True):
+    """What an actor's outbox holds of one epoch: `first` is the oldest not acknowledged."""
 
     epoch: int
     first: int
@@ -85,7 +85,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     model: str
     block_size: int
     pid: int
-    streams: tuple[Stream, ...] = ()
+    streams: tuple[Backlog, ...] = ()
     """What its outbox still holds, so that nothing older is waited for. Filled by the channel."""
     serving: int = -1
     """Weight version that it samples with (-1: none yet). Filled by the channel on a reconnect."""

@@ -17,7 +17,7 @@ import pytest
 
 from learner.online.checkpoint import latest
 from protocol.delivery.delivery import Consumed
-from protocol.delivery.durable import JournaledInbox
+from protocol.delivery.durable import JournaledStore
 from protocol.run.trace import account, trace_of
 from protocol.wire.messages import TrajectoryMessage
 from tests.launch.running import gone, launched, process_of, wait_for_step
@@ -36,7 +36,7 @@ def waiting(run: Path) -> set[str]:
     last = latest(run / "checkpoints")
     assert last is not None
     consumed = last.state.consumed
-    inbox = JournaledInbox(run / "journal" / "learner", run.name)
+    inbox = JournaledStore(run / "journal" / "learner", run.name)
     found = set()
     for event in inbox.replay(Consumed(consumed.low, consumed.beyond)):
         assert isinstance(event.message, TrajectoryMessage)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actor.config import SamplingConfig
-from actor.online.weight_receiver import WeightReceiver
+from actor.online.weight_updater import WeightUpdater
 from actor.sessions.serving import Serving
 from actor.sessions.session import Finished, LiveSession
 from dynatok_online.adherence.summary import edited_scores
@@ -178,7 +178,7 @@ def test_an_argument_that_we_cannot_work_with_is_refused(argument: dict[str, Any
 def test_new_weights_while_sessions_write(vllm, serving, reference, ring) -> None:
     """Passes go on under the new weights, take no KV of the old ones, and are labelled right."""
     models = {1: nudged(reference, 1), 2: nudged(reference, 2), 3: reference}
-    weights = WeightReceiver(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
+    weights = WeightUpdater(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
     tasks = [task(f"w{i}", (50, B), (150, A), max_tokens=300) for i in range(8)]
 
     async def write_and_update() -> tuple[list[Finished], list[Any]]:
@@ -230,7 +230,7 @@ def test_the_canary_catches_wrong_weights(vllm, serving, reference, ring, fault:
             a, b = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
             state[a], state[b] = state[b], state[a]
 
-    weights = WeightReceiver(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
+    weights = WeightUpdater(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
     text = list(range(20, 60))
 
     async def updates() -> list[Any]:
@@ -256,7 +256,7 @@ def test_a_payload_that_fails_half_way_is_rolled_back(vllm, serving, reference, 
     """A manifest that passes every hash but lacks a tensor: the worker refuses, and recovers."""
     import msgspec
 
-    weights = WeightReceiver(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
+    weights = WeightUpdater(vllm.engine, serving, ShmReceiver(vllm.run_id), timeout=30)
     text = list(range(20, 60))
 
     async def updates() -> list[Any]:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actor.online.weight_receiver import WeightReceiver
+from actor.online.weight_updater import WeightUpdater
 from actor.sessions.serving import Serving
 from protocol.config import ProtocolConfig
 from protocol.weights.base import Tensor, WeightSender, as_tensor
@@ -58,7 +58,7 @@ class Sync:
         self.sender: WeightSender = open_sender(transport, config, vllm.run_id, run_dir, shapes)
         self.transport = FollowingReceiver(config, vllm.run_id, run_dir)
         self.serving = Serving(vllm.engine, f"{vllm.run_id}/faults")
-        self.weights = WeightReceiver(vllm.engine, self.serving, self.transport, timeout=30)
+        self.weights = WeightUpdater(vllm.engine, self.serving, self.transport, timeout=30)
 
     def publish(self, version: int, model: Any) -> WeightManifest:
         text = tuple(range(5, 45))

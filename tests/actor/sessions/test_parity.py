@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from actor.config import OnWeights, ReusePolicy, SamplingConfig
-from actor.online.weight_receiver import WeightReceiver
+from actor.online.weight_updater import WeightUpdater
 from actor.sessions.serving import Serving
 from actor.sessions.session import Finished, LiveSession
 from dynatok_online.prompt import Placement
@@ -87,7 +87,7 @@ class Swarm:
     async def run(self) -> list[Finished]:
         name = f"parity-{self.reuse}-{self.placement}-{self.on_weights}-{self.seed}"
         serving = Serving(self.vllm.engine, name, self.on_weights)
-        weights = WeightReceiver(
+        weights = WeightUpdater(
             self.vllm.engine, serving, ShmReceiver(self.vllm.run_id), timeout=30
         )
         self.models = {self.first: self.reference}
@@ -112,7 +112,7 @@ class Swarm:
         await self._update(weights, self.first + self.updates + 1, self.reference)
         return done
 
-    async def _update(self, weights: WeightReceiver, version: int, model: Any = None) -> None:
+    async def _update(self, weights: WeightUpdater, version: int, model: Any = None) -> None:
         manifest = self.ring(version, self.models[version] if model is None else model)
         answer = await weights.update(manifest)
         assert isinstance(answer, WeightsApplied), answer

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from learner.online.checkpoint import FILE, latest
 from protocol.config import ProtocolConfig
-from protocol.delivery.durable import JournaledInbox
+from protocol.delivery.durable import JournaledStore
 from protocol.run.trace import account
 from protocol.wire.codec import encode
 from protocol.wire.envelope import Sealer
@@ -48,13 +48,13 @@ def settings(run_dir: Path, model: Path, endpoint: str, deepspeed: dict) -> dict
 
 def journal(config: dict, make) -> None:
     """Fixed data: an actor's trajectories, as if they had been received before the start."""
-    store = JournaledInbox(Path(config["run_dir"]) / "journal" / "learner", config["run_id"])
+    store = JournaledStore(Path(config["run_dir"]) / "journal" / "learner", config["run_id"])
     sealer = Sealer(config["run_id"], "actor")
-    store.inbox.hello("actor", 1, ())
+    store.receipts.hello("actor", 1, ())
     for number in range(STEPS * PER_STEP):
         message = TrajectoryMessage(make(f"t{number}", seed=number), (number,))
         store.append(sealer.seal(encode(message), 1, number + 1))
-        store.inbox.hold("actor", 1, number + 1)
+        store.receipts.add("actor", 1, number + 1)
     store.commit()
     store.close()
 

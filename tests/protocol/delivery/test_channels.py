@@ -18,7 +18,8 @@ from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel, Disconnected
 from protocol.delivery.delivery import Outbox
 from protocol.delivery.durable import JournaledOutbox
-from protocol.delivery.learner_channel import LearnerChannel, PeerLost, Received
+from protocol.delivery.learner_channel import LearnerChannel
+from protocol.delivery.received import PeerLost, Received
 from protocol.wire.messages import (
     Bye,
     Canary,

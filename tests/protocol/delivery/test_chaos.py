@@ -26,8 +26,9 @@ from dynatok_online.trajectory import Trajectory
 from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel
 from protocol.delivery.delivery import Consumed
-from protocol.delivery.durable import JournaledInbox, JournaledOutbox
-from protocol.delivery.learner_channel import LearnerChannel, Received
+from protocol.delivery.durable import JournaledOutbox, JournaledStore
+from protocol.delivery.learner_channel import LearnerChannel
+from protocol.delivery.received import Received
 from protocol.wire.messages import Hello, TrajectoryMessage
 
 ROOT = Path(__file__).parents[3]
@@ -92,10 +93,12 @@ def learn(folder: Path, port: int) -> None:
     trained: list[str] = saved["trained"]  # type: ignore[assignment]
     parameters: int = saved["parameters"]  # type: ignore[assignment]
     consumed = Consumed(saved["low"], saved["beyond"])  # type: ignore[arg-type]
-    store = JournaledInbox(folder / "inbox", "run", segment_bytes=20_000)
+    store = JournaledStore(folder / "inbox", "run", segment_bytes=20_000)
     replay = list(store.replay(consumed))
     assert store.missing == 0
-    channel = LearnerChannel(config(port), "run", store=store, inbox=store.inbox, replay=replay)
+    channel = LearnerChannel(
+        config(port), "run", store=store, receipts=store.receipts, replay=replay
+    )
     channel.start()
     buffer: list[Received] = []
     while True:

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from protocol.delivery.delivery import Credits, Grants, Inbox, Outbox, Verdict
-from protocol.wire.messages import Stream
+from protocol.delivery.credits import Credits, Grants
+from protocol.delivery.delivery import Arrival, Outbox, Receipts
+from protocol.wire.messages import Backlog
 
 
 def test_credits_count_what_is_reserved_and_what_is_unacknowledged() -> None:
@@ -80,74 +81,74 @@ def test_an_outbox_keeps_until_acknowledged() -> None:
         outbox.put(5, outbox.number(), b"x")
     outbox.put(4, 7, b"old")
     assert [(e, s) for e, s, _ in outbox.frames()] == [(4, 7), (5, 1), (5, 2), (5, 3)]
-    assert outbox.streams() == (Stream(4, 7), Stream(5, 1))
+    assert outbox.streams() == (Backlog(4, 7), Backlog(5, 1))
     assert outbox.acknowledge(5, 2) == 2
     assert outbox.acknowledge(5, 2) == 0
     assert [s for _, s, _ in outbox.frames(5)] == [3]
     assert outbox.acknowledge(4, 9) == 1
     assert outbox.acknowledge(5, 3) == 1
-    assert outbox.streams() == (Stream(5, 4),), "nothing left, and 4 comes next"
+    assert outbox.streams() == (Backlog(5, 4),), "nothing left, and 4 comes next"
 
 
-def test_an_inbox_takes_each_once_and_in_order() -> None:
-    inbox = Inbox()
-    assert inbox.offer("a", 1, 1) is Verdict.UNKNOWN
-    assert inbox.hello("a", 1, ()) == 0
-    assert inbox.offer("a", 1, 2) is Verdict.GAP
-    assert inbox.offer("a", 1, 1) is Verdict.NEW
-    inbox.hold("a", 1, 1)
-    assert inbox.offer("a", 1, 1) is Verdict.DUPLICATE
-    assert inbox.offer("b", 1, 1) is Verdict.UNKNOWN
+def test_each_is_taken_once_and_in_order() -> None:
+    receipts = Receipts()
+    assert receipts.offer("a", 1, 1) is Arrival.UNKNOWN
+    assert receipts.hello("a", 1, ()) == 0
+    assert receipts.offer("a", 1, 2) is Arrival.GAP
+    assert receipts.offer("a", 1, 1) is Arrival.NEW
+    receipts.add("a", 1, 1)
+    assert receipts.offer("a", 1, 1) is Arrival.DUPLICATE
+    assert receipts.offer("b", 1, 1) is Arrival.UNKNOWN
 
 
 def test_what_was_held_is_known_for_ever() -> None:
     """An actor's journal forgets by segments: a later process may bring an old epoch again."""
-    inbox = Inbox()
-    inbox.hello("a", 1, (Stream(1, 1),))
-    inbox.hold("a", 1, 1)
-    inbox.hello("a", 2, (Stream(2, 1),))
-    assert inbox.offer("a", 1, 1) is Verdict.UNKNOWN, "this process has not named it"
-    restarted = Inbox()
-    restarted.load(inbox.table())
-    restarted.hello("a", 2, (Stream(2, 1),))
-    restarted.hello("a", 3, (Stream(1, 1), Stream(3, 1)))
-    assert restarted.offer("a", 1, 1) is Verdict.DUPLICATE
+    receipts = Receipts()
+    receipts.hello("a", 1, (Backlog(1, 1),))
+    receipts.add("a", 1, 1)
+    receipts.hello("a", 2, (Backlog(2, 1),))
+    assert receipts.offer("a", 1, 1) is Arrival.UNKNOWN, "this process has not named it"
+    restarted = Receipts()
+    restarted.load(receipts.table())
+    restarted.hello("a", 2, (Backlog(2, 1),))
+    restarted.hello("a", 3, (Backlog(1, 1), Backlog(3, 1)))
+    assert restarted.offer("a", 1, 1) is Arrival.DUPLICATE
 
 
 def test_a_newer_process_brings_what_the_older_left() -> None:
-    inbox = Inbox()
-    inbox.hello("a", 1, ())
-    inbox.hold("a", 1, 1)
-    assert inbox.hello("a", 2, (Stream(1, 2), Stream(2, 1))) == 0
-    assert inbox.offer("a", 1, 2) is Verdict.NEW
-    assert inbox.hello("a", 1, ()) is None, "the old process is refused"
-    assert inbox.hello("a", 3, (Stream(3, 1),)) == 0
-    assert inbox.offer("a", 1, 2) is Verdict.UNKNOWN, "a replay of what nobody holds any more"
+    receipts = Receipts()
+    receipts.hello("a", 1, ())
+    receipts.add("a", 1, 1)
+    assert receipts.hello("a", 2, (Backlog(1, 2), Backlog(2, 1))) == 0
+    assert receipts.offer("a", 1, 2) is Arrival.NEW
+    assert receipts.hello("a", 1, ()) is None, "the old process is refused"
+    assert receipts.hello("a", 3, (Backlog(3, 1),)) == 0
+    assert receipts.offer("a", 1, 2) is Arrival.UNKNOWN, "a replay of what nobody holds any more"
 
 
 def test_what_this_side_forgot_is_counted() -> None:
-    inbox = Inbox()
-    inbox.hello("a", 1, ())
-    inbox.hold("a", 1, 1)
-    assert inbox.hello("a", 1, (Stream(1, 5),)) == 3
-    assert inbox.offer("a", 1, 5) is Verdict.NEW
+    receipts = Receipts()
+    receipts.hello("a", 1, ())
+    receipts.add("a", 1, 1)
+    assert receipts.hello("a", 1, (Backlog(1, 5),)) == 3
+    assert receipts.offer("a", 1, 5) is Arrival.NEW
 
 
-def test_a_table_is_all_an_inbox_knows() -> None:
-    inbox = Inbox()
-    inbox.hello("a", 1, ())
-    inbox.hold("a", 1, 9)
-    again = Inbox()
-    again.load(inbox.table())
-    assert again.offer("a", 1, 9) is Verdict.DUPLICATE
+def test_a_table_is_all_that_receipts_know() -> None:
+    receipts = Receipts()
+    receipts.hello("a", 1, ())
+    receipts.add("a", 1, 9)
+    again = Receipts()
+    again.load(receipts.table())
+    assert again.offer("a", 1, 9) is Arrival.DUPLICATE
     assert again.hello("a", 0, ()) is None
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_nothing_lost_nothing_twice_on_a_bad_network(seed: int) -> None:
     draw = random.Random(seed)
-    inbox, outbox, epoch = Inbox(), Outbox(1), 1
-    inbox.hello("a", epoch, outbox.streams())
+    receipts, outbox, epoch = Receipts(), Outbox(1), 1
+    receipts.hello("a", epoch, outbox.streams())
     disk: list[tuple[int, int, bytes]] = []
     wire: list[tuple[int, int, bytes]] = []
     acknowledgements: list[tuple[int, int]] = []
@@ -173,22 +174,22 @@ def test_nothing_lost_nothing_twice_on_a_bad_network(seed: int) -> None:
             for one in disk:
                 outbox.put(*one)
             wire = wire if draw.random() < 0.5 else []
-            inbox.hello("a", epoch, outbox.streams())
+            receipts.hello("a", epoch, outbox.streams())
         elif action == 7 and draw.random() < 0.3:  # the learner is killed, its journal stays
-            table = inbox.table()
-            inbox = Inbox()
-            inbox.load(table)
-            inbox.hello("a", epoch, outbox.streams())
+            table = receipts.table()
+            receipts = Receipts()
+            receipts.load(table)
+            receipts.hello("a", epoch, outbox.streams())
         for one_epoch, sequence, frame in wire[: draw.randint(0, 20)]:
             wire.pop(0)
-            if inbox.offer("a", one_epoch, sequence) is Verdict.NEW:
-                inbox.hold("a", one_epoch, sequence)
+            if receipts.offer("a", one_epoch, sequence) is Arrival.NEW:
+                receipts.add("a", one_epoch, sequence)
                 trained.append(frame)
-            acknowledgements.append((one_epoch, inbox.held("a", one_epoch)))
+            acknowledgements.append((one_epoch, receipts.last("a", one_epoch)))
         while acknowledgements and draw.random() < 0.8:
             outbox.acknowledge(*acknowledgements.pop(0))
     for one_epoch, sequence, frame in [*wire, *outbox.frames()]:
-        if inbox.offer("a", one_epoch, sequence) is Verdict.NEW:
-            inbox.hold("a", one_epoch, sequence)
+        if receipts.offer("a", one_epoch, sequence) is Arrival.NEW:
+            receipts.add("a", one_epoch, sequence)
             trained.append(frame)
     assert sorted(trained, key=int) == sent, "each exactly once"

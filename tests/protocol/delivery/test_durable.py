@@ -1,4 +1,4 @@
-"""Journaled outbox and inbox: what a killed process finds when it is started again."""
+"""Journaled outbox and store: what a killed process finds when it is started again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dynatok_online.trajectory import Trajectory
-from protocol.delivery.delivery import Consumed, Verdict
-from protocol.delivery.durable import JournaledInbox, JournaledOutbox
+from protocol.delivery.delivery import Arrival, Consumed
+from protocol.delivery.durable import JournaledOutbox, JournaledStore
 from protocol.delivery.journal import JournalFull
 from protocol.wire.codec import decode_actor, encode
 from protocol.wire.envelope import Sealer, unseal
-from protocol.wire.messages import Offsets, Skipped, Stream, TrajectoryMessage
+from protocol.wire.messages import Backlog, Offsets, Skipped, TrajectoryMessage
 
 
 def frame(epoch: int, sequence: int, actor: str = "a", run: str = "run") -> bytes:
@@ -44,7 +44,7 @@ def test_an_outbox_is_found_again_under_a_new_epoch(tmp_path: Path) -> None:
     assert [(e, s) for e, s, _ in second.frames()] == [(first.epoch, n) for n in (1, 2, 3)]
     put(second)
     second.acknowledge(first.epoch, 3)
-    assert second.streams() == (Stream(second.epoch, 1),)
+    assert second.streams() == (Backlog(second.epoch, 1),)
     second.close()
 
 
@@ -99,21 +99,21 @@ def test_a_full_outbox_keeps_nothing_half(tmp_path: Path) -> None:
     outbox.close()
 
 
-def hold(inbox: JournaledInbox, epoch: int, sequence: int, actor: str = "a") -> int:
-    assert inbox.inbox.offer(actor, epoch, sequence) is Verdict.NEW
-    index = inbox.append(frame(epoch, sequence, actor))
-    inbox.inbox.hold(actor, epoch, sequence)
+def hold(store: JournaledStore, epoch: int, sequence: int, actor: str = "a") -> int:
+    assert store.receipts.offer(actor, epoch, sequence) is Arrival.NEW
+    index = store.append(frame(epoch, sequence, actor))
+    store.receipts.add(actor, epoch, sequence)
     return index
 
 
 def test_an_inbox_gives_out_again_what_no_checkpoint_consumed(tmp_path: Path) -> None:
-    first = JournaledInbox(tmp_path, "run")
-    first.inbox.hello("a", 1, ())
+    first = JournaledStore(tmp_path, "run")
+    first.receipts.hello("a", 1, ())
     indices = [hold(first, 1, s) for s in range(1, 6)]
     first.commit()
     first.close()
-    second = JournaledInbox(tmp_path, "run")
-    assert second.inbox.offer("a", 1, 5) is Verdict.DUPLICATE
+    second = JournaledStore(tmp_path, "run")
+    assert second.receipts.offer("a", 1, 5) is Arrival.DUPLICATE
     consumed = Consumed()
     for index in (indices[0], indices[1], indices[3]):
         consumed.add(index)
@@ -129,33 +129,33 @@ def test_an_inbox_gives_out_again_what_no_checkpoint_consumed(tmp_path: Path) ->
 
 
 def test_deleted_records_are_still_known(tmp_path: Path) -> None:
-    first = JournaledInbox(tmp_path, "run", segment_bytes=800)
-    first.inbox.hello("a", 1, ())
-    first.inbox.hello("b", 1, ())
+    first = JournaledStore(tmp_path, "run", segment_bytes=800)
+    first.receipts.hello("a", 1, ())
+    first.receipts.hello("b", 1, ())
     consumed = Consumed()
     consumed.add(hold(first, 1, 1, actor="b"))
     for sequence in range(1, 31):
         consumed.add(hold(first, 1, sequence))
     assert first.checkpointed(consumed.state()) > 0
     first.close()
-    second = JournaledInbox(tmp_path, "run")
-    assert second.inbox.offer("a", 1, 30) is Verdict.DUPLICATE
-    assert second.inbox.offer("b", 1, 1) is Verdict.DUPLICATE, "its record was deleted"
+    second = JournaledStore(tmp_path, "run")
+    assert second.receipts.offer("a", 1, 30) is Arrival.DUPLICATE
+    assert second.receipts.offer("b", 1, 1) is Arrival.DUPLICATE, "its record was deleted"
     assert list(second.replay(consumed)) == []
     assert second.missing == 0
     second.close()
 
 
 def test_a_checkpoint_older_than_the_journal_is_noticed(tmp_path: Path) -> None:
-    inbox = JournaledInbox(tmp_path, "run", segment_bytes=800)
-    inbox.inbox.hello("a", 1, ())
+    store = JournaledStore(tmp_path, "run", segment_bytes=800)
+    store.receipts.hello("a", 1, ())
     consumed = Consumed()
     for sequence in range(1, 31):
-        consumed.add(hold(inbox, 1, sequence))
-    inbox.checkpointed(consumed.state())
-    left = len(list(inbox.replay(Consumed())))
-    assert inbox.missing == 30 - left > 0
-    inbox.close()
+        consumed.add(hold(store, 1, sequence))
+    store.checkpointed(consumed.state())
+    left = len(list(store.replay(Consumed())))
+    assert store.missing == 30 - left > 0
+    store.close()
 
 
 def test_consumed_is_small_and_exact() -> None:
@@ -177,18 +177,18 @@ def test_offsets_are_put_together() -> None:
 
 
 def test_tasks_are_known_after_their_records_are_gone(tmp_path: Path) -> None:
-    first = JournaledInbox(tmp_path, "run", segment_bytes=800)
-    first.inbox.hello("a", 1, ())
+    first = JournaledStore(tmp_path, "run", segment_bytes=800)
+    first.receipts.hello("a", 1, ())
     consumed = Consumed()
     for task in range(30):
         empty = decode_actor(unseal(frame(1, task + 1), "run", 10_000).payload)
         assert isinstance(empty, TrajectoryMessage)
         done = encode(TrajectoryMessage(empty.trajectory, (task,)))
         consumed.add(first.append(Sealer("run", "a").seal(done, 1, task + 1)))
-        first.inbox.hold("a", 1, task + 1, (task,))
+        first.receipts.add("a", 1, task + 1, (task,))
     assert first.checkpointed(consumed.state()) > 0
     first.close()
-    second = JournaledInbox(tmp_path, "run")
+    second = JournaledStore(tmp_path, "run")
     assert second.journal.first_index > 0
-    assert second.inbox.tasks_of("a").state() == Offsets(30, ())
+    assert second.receipts.tasks_of("a").state() == Offsets(30, ())
     second.close()

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from protocol.weights.base import NoFreeSlot, Tensor, WeightsError, as_tensor, payload_bytes
-from protocol.weights.shm import ShmReceiver, ShmSender, remove_leftovers, segment_path
+from protocol.weights.memory import remove_leftovers
+from protocol.weights.shm import ShmReceiver, ShmSender, segment_path
 from protocol.wire.messages import Canary
 
 CANARY = Canary((), (), 0.0)
@@ -64,7 +65,7 @@ def test_two_versions_live_side_by_side(run_id: str, sender: ShmSender) -> None:
     assert mapped.tolist() == [2.0] * 35
 
 
-def test_a_slot_is_written_again_only_after_it_was_let_go(run_id: str, sender: ShmSender) -> None:
+def test_a_slot_is_written_again_only_after_it_was_released(run_id: str, sender: ShmSender) -> None:
     receiver = ShmReceiver(run_id)
     first = sender.publish(0, tensors(1).items(), CANARY, ["a"])
     sender.publish(1, tensors(2).items(), CANARY, ["a"])
@@ -126,7 +127,7 @@ def test_manifests_that_point_elsewhere_are_refused(run_id: str, sender: ShmSend
 def test_a_failed_write_leaves_the_last_version_alone(run_id: str, sender: ShmSender) -> None:
     manifest = sender.publish(0, tensors(1).items(), CANARY, ["a"])
     big = as_tensor("U8", (8192,), bytes(8192))
-    with pytest.raises(WeightsError, match="size the ring with"):
+    with pytest.raises(WeightsError, match="size the buffers with"):
         sender.publish(1, {"big": big}.items(), CANARY, ["a"])
     assert bytes(ShmReceiver(run_id).read(manifest)["norm"].data) == b"\1" * 6
     sender.publish(1, tensors(2).items(), CANARY, ["a"])

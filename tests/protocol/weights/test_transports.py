@@ -26,7 +26,7 @@ from protocol.weights.base import (
 )
 from protocol.weights.folder import FolderReceiver, FolderSender, weights_path
 from protocol.weights.shm import ShmReceiver, ShmSender
-from protocol.weights.zmq import StreamReceiver, StreamSender
+from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import Canary
 
 CANARY = Canary(((1, 2),), ((-0.5,),), 0.1)
@@ -61,7 +61,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     both: dict[str, Callable[[], Pair]] = {
         "shm": lambda: _shm(size),
         "folder": lambda: Pair(FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path)),
-        "zmq": lambda: Pair(StreamSender(CONFIG, size), StreamReceiver(CONFIG, 2.0)),
+        "zmq": lambda: Pair(ZmqSender(CONFIG, size), ZmqReceiver(CONFIG, 2.0)),
     }
     one = both[request.param]()
     yield one
@@ -193,8 +193,8 @@ def test_a_set_that_is_not_the_model_is_not_written(
 
 
 def test_a_learner_that_dies_in_the_middle_of_a_stream() -> None:
-    sender = StreamSender(CONFIG, payload_bytes(EXPECTED))
-    receiver = StreamReceiver(CONFIG, deadline_seconds=0.5)
+    sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
+    receiver = ZmqReceiver(CONFIG, deadline_seconds=0.5)
     manifest = sender.publish(0, tensors(1), CANARY)
     sender.close()
     start = time.monotonic()
@@ -205,8 +205,8 @@ def test_a_learner_that_dies_in_the_middle_of_a_stream() -> None:
 
 
 def test_what_is_being_overwritten_is_not_served() -> None:
-    sender = StreamSender(CONFIG, payload_bytes(EXPECTED))
-    receiver = StreamReceiver(CONFIG, deadline_seconds=2.0)
+    sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
+    receiver = ZmqReceiver(CONFIG, deadline_seconds=2.0)
     manifests = [sender.publish(v, tensors(v), CANARY, ["a"]) for v in (0, 1)]
     with pytest.raises(NoFreeSlot):
         sender.publish(2, tensors(2), CANARY, ["a"])
@@ -219,7 +219,7 @@ def test_what_is_being_overwritten_is_not_served() -> None:
 
 
 def test_strangers_get_nothing_from_a_stream() -> None:
-    sender = StreamSender(CONFIG, 4096)
+    sender = ZmqSender(CONFIG, 4096)
     context = zmq.Context()
     stranger = context.socket(zmq.DEALER)
     stranger.connect(f"tcp://127.0.0.1:{sender.port}")
@@ -243,8 +243,8 @@ def near(model: np.ndarray, seed: int, share: float) -> np.ndarray:
 
 def test_a_difference_is_sent_where_it_pays_and_a_full_copy_now_and_then() -> None:
     size = 9 * 2**20
-    sender = StreamSender(CONFIG, size, full_every=4)
-    receiver, joining = StreamReceiver(CONFIG, 2.0), StreamReceiver(CONFIG, 2.0)
+    sender = ZmqSender(CONFIG, size, full_every=4)
+    receiver, joining = ZmqReceiver(CONFIG, 2.0), ZmqReceiver(CONFIG, 2.0)
     model = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     bases = []
     try:

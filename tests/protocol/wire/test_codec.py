@@ -14,6 +14,7 @@ from protocol.wire.envelope import Rejected
 from protocol.wire.messages import (
     Acknowledge,
     ActorMessage,
+    Backlog,
     Bye,
     Canary,
     Finish,
@@ -23,7 +24,6 @@ from protocol.wire.messages import (
     LearnerMessage,
     Refused,
     Skipped,
-    Stream,
     TensorSpec,
     TrajectoryMessage,
     WeightManifest,
@@ -76,7 +76,7 @@ MANIFEST = WeightManifest(
 # Written down once, never changed: a process of an older release must read these, and we its.
 ACTOR_MESSAGES: list[tuple[ActorMessage, str]] = [
     (
-        Hello("tiny", 32, 77, (Stream(5, 2),), 3),
+        Hello("tiny", 32, 77, (Backlog(5, 2),), 3),
         "86a474797065a568656c6c6fa56d6f64656ca474696e79aa626c6f636b5f73697a6520a37069644d"
         "a773747265616d7391920502a773657276696e6703",
     ),

@@ -17,10 +17,10 @@ from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, Trajectory, V
 from protocol.wire.codec import decode_actor, decode_learner, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
 from protocol.wire.messages import (
+    Backlog,
     Canary,
     Heartbeat,
     Hello,
-    Stream,
     TensorSpec,
     TrajectoryMessage,
     WeightManifest,
@@ -69,7 +69,7 @@ def frames() -> list[bytes]:
     seal = Sealer("run", "actor-0").seal
     return [
         seal(encode(TrajectoryMessage(trajectory)), 3, 1),
-        seal(encode(Hello("tiny", 32, 9, (Stream(3, 1),))), 3),
+        seal(encode(Hello("tiny", 32, 9, (Backlog(3, 1),))), 3),
         seal(encode(Heartbeat(1, 2)), 3),
         seal(encode(WeightsReady(manifest)), 3),
     ]

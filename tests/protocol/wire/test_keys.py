@@ -12,7 +12,7 @@ from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel, Disconnected
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.weights.base import WeightsError, as_tensor
-from protocol.weights.zmq import StreamReceiver, StreamSender
+from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.keys import load, make_keys
 from protocol.wire.messages import Canary, Hello
 
@@ -87,11 +87,11 @@ def test_a_weight_stream_asks_for_the_key_too(keys: Path, tmp_path: Path) -> Non
     other = tmp_path / "other"
     make_keys(other)
     (other / "learner.key").write_bytes((keys / "learner.key").read_bytes())
-    sender = StreamSender(config(keys), 4096)
+    sender = ZmqSender(config(keys), 4096)
     manifest = sender.publish(0, {"a": as_tensor("U8", (3,), b"abc")}.items(), Canary((), (), 0.0))
-    good = StreamReceiver(config(keys), 2.0)
+    good = ZmqReceiver(config(keys), 2.0)
     assert bytes(good.read(manifest)["a"].data) == b"abc"
-    bad = StreamReceiver(config(other), 0.3)
+    bad = ZmqReceiver(config(other), 0.3)
     start = time.monotonic()
     with pytest.raises(WeightsError, match="nothing came"):
         bad.read(manifest)

@@ -19,7 +19,7 @@ from protocol.delivery.actor_channel import ActorChannel
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.wire.codec import encode
 from protocol.wire.envelope import Sealer
-from protocol.wire.messages import Hello, Stream, TrajectoryMessage
+from protocol.wire.messages import Backlog, Hello, TrajectoryMessage
 
 CONFIG = ProtocolConfig(heartbeat_seconds=0.05, dead_after_seconds=5.0, linger_seconds=0.1)
 HELLO = Hello("tiny", 32, 1)
@@ -133,7 +133,7 @@ def test_a_replay_of_an_old_epoch_is_not_taken_in(learner: LearnerChannel) -> No
     """All of what an actor once sent, recorded and sent again after it was started anew."""
     seal = Sealer("run", "actor").seal
     recorded = [
-        seal(encode(Hello("tiny", 32, 1, (Stream(5, 1),))), 5),
+        seal(encode(Hello("tiny", 32, 1, (Backlog(5, 1),))), 5),
         seal(encode(trajectory("old")), 5, 1),
     ]
     context = zmq.Context()
@@ -147,7 +147,7 @@ def test_a_replay_of_an_old_epoch_is_not_taken_in(learner: LearnerChannel) -> No
 
     first = send(recorded)
     assert until(lambda: learner.held == 1)
-    second = send([seal(encode(Hello("tiny", 32, 2, (Stream(9, 1),))), 9)])
+    second = send([seal(encode(Hello("tiny", 32, 2, (Backlog(9, 1),))), 9)])
     assert until(lambda: [peer.epoch for peer in learner.peers()] == [9])
     replay = send(recorded)
     assert until(lambda: learner.refusals.counts.get("old_epoch", 0) >= 1)

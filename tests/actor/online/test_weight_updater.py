@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from actor.online.weight_receiver import Fenced, WeightReceiver
+from actor.online.weight_updater import Fenced, WeightUpdater
 from actor.sessions.serving import Serving
-from protocol.weights.base import Tensor, WeightsError
-from protocol.weights.base import WeightReceiver as Transport
+from protocol.weights.base import Tensor, WeightReceiver, WeightsError
 from protocol.wire.messages import (
     Canary,
     TensorSpec,
@@ -23,7 +22,7 @@ from protocol.wire.messages import (
 from tests.actor.fake import FakeEngine
 
 
-class FakeTransport(Transport):
+class FakeTransport(WeightReceiver):
     """Answers reads, or fails as told."""
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class World:
         self.engine = FakeEngine()
         self.serving = Serving(self.engine, "run")
         self.transport = FakeTransport()
-        self.receiver = WeightReceiver(self.engine, self.serving, self.transport, timeout=1)
+        self.receiver = WeightUpdater(self.engine, self.serving, self.transport, timeout=1)
 
 
 def test_first_weights_open_the_gate() -> None:
@@ -189,7 +188,7 @@ def test_first_weights_that_fail_keep_the_gate_closed() -> None:
 def test_an_engine_that_hangs_is_given_up() -> None:
     async def scenario() -> None:
         world = World()
-        world.receiver = WeightReceiver(world.engine, world.serving, world.transport, timeout=0.05)
+        world.receiver = WeightUpdater(world.engine, world.serving, world.transport, timeout=0.05)
         await world.receiver.update(manifest(1))
 
         async def hang(*args: Any, **more: Any) -> list[float]:

@@ -17,8 +17,7 @@ import msgspec
 
 from actor.sessions.generation import WeightTarget
 from actor.sessions.serving import Serving
-from protocol.weights.base import WeightReceiver as Transport
-from protocol.weights.base import WeightsError, check_expected
+from protocol.weights.base import WeightReceiver, WeightsError, check_expected
 from protocol.wire.messages import (
     Canary,
     PlacedWeights,
@@ -43,11 +42,11 @@ class Fenced(RuntimeError):
     """No known weights can be put into service."""
 
 
-class WeightReceiver:
+class WeightUpdater:
     """Applies one `WeightManifest` after another."""
 
     def __init__(
-        self, engine: WeightTarget, serving: Serving, transport: Transport, *, timeout: float
+        self, engine: WeightTarget, serving: Serving, transport: WeightReceiver, *, timeout: float
     ) -> None:
         self._engine = engine
         self._serving = serving
