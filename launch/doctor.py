@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from launch import environment
 from launch.config import RunConfig, load_run, usable_endpoint
@@ -52,6 +53,7 @@ def examine(config: Path | None = None) -> Iterator[Finding]:
     kind = "gpu" if _version("vllm") else "cpu"
     yield python()
     yield from versions(kind)
+    yield dependencies(kind)
     yield torch_build(kind)
     yield plugin()
     yield block_size(run, kind)
@@ -106,6 +108,32 @@ def versions(kind: str) -> Iterator[Finding]:
             f"{', '.join(unwanted)} installed: a build for another torch breaks model imports",
             f"{sys.executable} -m pip uninstall -y {' '.join(unwanted)}",
         )
+
+
+def dependencies(kind: str) -> Finding:
+    """What `pip check` says, less what the lock leaves out on purpose."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    left_out = LOCKS / f"{kind}-left-out.txt"
+    known = set(left_out.read_text().splitlines()) if left_out.exists() else set()
+    problems = [
+        line
+        for line in done.stdout.splitlines()
+        if (found := re.search(r" requires (\S+), which is not installed", line)) is None
+        or found[1] not in known
+    ]
+    problems = [line for line in problems if line != "No broken requirements found."]
+    shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    return Finding(
+        not problems and not done.stderr,
+        shown or done.stderr.strip().rpartition("\n")[2] or "packages agree (pip check)",
+        _SETUP + (" --gpu" if kind == "gpu" else ""),
+    )
 
 
 def torch_build(kind: str) -> Finding:
@@ -171,8 +199,7 @@ def shared_memory(path: Path, needed: int = 512 * _MIB) -> Finding:
 def memory(needed: int = 4096 * _MIB) -> Finding:
     """Two processes with torch, and vLLM's cache."""
     cores = environment.cores()
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    free = int(found[1]) * 1024 if found else 0
+    free = psutil.virtual_memory().available
     return Finding(
         free >= needed and cores >= 2,
         f"{cores} cores, {free // _MIB} MiB of memory free",

@@ -2,7 +2,7 @@
 
 A child leads its own session, so Ctrl-C in the terminal reaches only the supervisor, and one
 signal reaches the child with all its workers. What a killed process cannot clean up itself (its
-shared memory) is remembered while it lives and removed after it. Linux: reads /proc.
+shared memory) is remembered while it lives and removed after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 SHM = Path("/dev/shm")
+_GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 class Child:
@@ -67,21 +70,20 @@ def members(sessions: Iterable[int]) -> list[int]:
     """Pids of the live processes (zombies left out) in these sessions."""
     wanted = set(sessions)
     found = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            # The name in brackets may hold spaces: the fields of interest follow the last bracket.
-            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) in wanted and fields[0] not in "ZX":
-                found.append(int(entry.name))
+    for pid in psutil.pids() if wanted else ():
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
+            # The session first: it is one system call, and most processes are none of ours.
+            if os.getsid(pid) in wanted and psutil.Process(pid).status() not in _GONE:
+                found.append(pid)
     return found
 
 
 def shared_memory(pids: Iterable[int]) -> set[Path]:
     """Files under /dev/shm that these processes have mapped.
 
-    Found by inode: a semaphore is mapped under a temporary name before it gets its own.
+    Found by inode: a semaphore is mapped under a temporary name before it gets its own. That,
+    and that it is asked for every two seconds, is why this reads /proc: psutil's `memory_maps`
+    gives no inodes, and has the kernel add up every page.
     """
     inodes = set()
     for pid in pids:

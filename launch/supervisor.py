@@ -32,6 +32,8 @@ ENDING = 900.0
 """Seconds that the others may take to finish once the first child has ended well."""
 INTERVAL = 0.2
 """Seconds between two looks at the children."""
+SCAN = 2.0
+"""Seconds between two looks at the shared memory that they have mapped."""
 FINAL = (2, 3)
 """Exit codes of a child that must not be started again: it was asked for what cannot be run, or
 found that the run must not go on."""
@@ -234,7 +236,7 @@ class _Watch:
             if now >= self._next_scan:
                 for member in self._members:
                     self._janitor.remember(member.look())
-                self._next_scan = now + 2.0
+                self._next_scan = now + SCAN
             state = {member.name: member.describe(now) for member in self._members}
             self._display.update(state, now - self._started)
             time.sleep(INTERVAL)

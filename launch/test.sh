@@ -3,15 +3,18 @@
 #
 #   bash launch/test.sh           all of it
 #   bash launch/test.sh --fast    without the tests that start vLLM
+#   bash launch/test.sh --slow    and what CI leaves out: every way to cut a batch over ranks, ten
+#                                 kills, many random inputs, half an hour of faults (hours in all)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-engine=yes
+engine=yes slow=no
 case "${1:-}" in
   "") ;;
   --fast) engine=no ;;
+  --slow) slow=yes ;;
   *)
-    echo "test: unknown argument '$1'; write --fast or nothing" >&2
+    echo "test: unknown argument '$1'; write --fast, --slow or nothing" >&2
     exit 2
     ;;
 esac
@@ -34,8 +37,7 @@ step format ruff format --check .
 step lint ruff check .
 step layers lint-imports
 step types mypy
-# Two workers: most of the time is importing torch, transformers and TRL.
-step "fast tests" python -m pytest -n 2 -m "not engine and not slow" --durations 5 --durations-min 2
+step "fast tests" python -m pytest -n 2 --dist worksteal -m "not engine and not slow" --durations 5 --durations-min 2
 fast=$SECONDS
 if [ "$engine" = yes ]; then
   step "engine tests" python -m pytest -m "engine and not browser and not slow" --timeout 900 --durations 5
@@ -44,6 +46,10 @@ if [ "$engine" = yes ]; then
   else
     summary+=("skipped       -  browser tests: no chromium (apt-get install -y chromium)")
   fi
+fi
+if [ "$slow" = yes ]; then
+  step "IFEval's checkers" python -m pip install -q --no-deps -r launch/locks/ifeval.txt
+  step "slow tests" python -m pytest -m slow --timeout 7200 --durations 10
 fi
 
 echo

@@ -1,4 +1,8 @@
-"""The engine that all tests marked `engine` share: vLLM takes long to start."""
+"""The engine that all tests marked `engine` share: vLLM takes long to start.
+
+Beside each other (`pytest -n 2`) tests compute on one thread each: their tensors are small, and
+threads of several workers would wait for each other's cores.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from actor.engine.engine import VllmEngine
     from actor.sessions.serving import Serving
     from protocol.wire.messages import WeightManifest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported, which is later
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 T = TypeVar("T")
 RUN_ID = f"engine-tests-{os.getpid()}"

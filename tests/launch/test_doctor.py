@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import sys
 
 import msgspec
@@ -50,6 +51,27 @@ def test_a_torchvision_is_sent_away(monkeypatch):
     *_, found = doctor.versions("cpu")
     assert not found.ok
     assert "pip uninstall -y torchvision" in found.fix
+
+
+def test_every_package_has_what_it_asks_for():
+    """But for what the lock leaves out on purpose: this is `pip check` in CI."""
+    found = doctor.dependencies("cpu")
+    assert found.ok, found.what
+
+
+def test_a_missing_dependency_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "LOCKS", tmp_path)
+    (tmp_path / "cpu-left-out.txt").write_text("# why\ntriton\n")
+    said = (
+        "xgrammar 0.2.8 requires triton, which is not installed.\n"
+        "mistral_common 1.13 requires pycountry, which is not installed.\n"
+        "trl 1.16.0 has requirement datasets>=9, but you have datasets 5.2.0.\n"
+    )
+    done = subprocess.CompletedProcess([], 1, said, "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    found = doctor.dependencies("cpu")
+    assert not found.ok
+    assert found.what == "; ".join(line for line in said.splitlines()[1:])
 
 
 @pytest.mark.parametrize(
