@@ -15,8 +15,8 @@ from actor.config import SamplingConfig
 from actor.demo.config import Reuse
 from actor.demo.gate import Gate, Lost
 from actor.demo.record import Record
+from actor.sessions.live_session import Finished, LiveSession, PassReport
 from actor.sessions.serving import Served, Serving
-from actor.sessions.session import Finished, LiveSession, PassReport
 from actor.tokenizer import Tokenizer
 from dynatok_online.prompt import Placement
 from dynatok_online.spans.blocks import blocks

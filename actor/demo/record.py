@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actor.sessions.live_session import PassReport
 from actor.sessions.serving import Served
-from actor.sessions.session import PassReport
 from dynatok_online.trajectory import Pass, Reuse, Trajectory, VersionRun
 
 

@@ -27,7 +27,7 @@ def register() -> None:
 
     if WEIGHT_BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
-            WEIGHT_BACKEND, "actor.engine.weight_engine", "SharedMemoryWeightEngine"
+            WEIGHT_BACKEND, "actor.engine.weight_engine", "FileWeightEngine"
         )
     sticky.install()
     if not os.environ.get(BY_ACTOR):

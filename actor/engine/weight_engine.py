@@ -53,7 +53,7 @@ class UpdateInfo(WeightTransferUpdateInfo):
     """A `protocol.wire.messages.PlacedWeights` as plain data."""
 
 
-class SharedMemoryWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+class FileWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     """Loads weights in checkpoint format from one file."""
 
     init_info_cls = InitInfo

@@ -13,9 +13,9 @@ from typing import Any
 from actor.config import ReusePolicy
 from actor.engine.engine import VllmEngine
 from actor.offline.config import AloneConfig
+from actor.sessions.live_session import LiveSession
 from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
-from actor.sessions.session import LiveSession
 from actor.task_groups import first_error
 from actor.task_source import tasks
 from actor.tokenizer import chat_of, load_tokenizer

@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actor.offline.alone import Alone, Bad, load_tasks, say, with_engine
 from actor.offline.config import CollectConfig
+from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.recorder import Counts
-from actor.sessions.session import Finished, LiveSession
 from actor.sessions.usable import Usable
 from dynatok_online.adherence.summary import edited_scores
 from dynatok_online.data.shards import Shards

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actor.config import ReusePolicy
 from actor.offline.alone import Alone, Bad, load_tasks, with_engine
 from actor.offline.config import EvalConfig
-from actor.sessions.session import Finished
+from actor.sessions.live_session import Finished
 from dynatok_online.adherence.judging import Judged, judge
 from dynatok_online.adherence.measures import Interval, interval, repetition
 from dynatok_online.data.storage import write_trajectories

@@ -25,9 +25,9 @@ from actor.online.collector import Collector
 from actor.online.evaluation import evaluate
 from actor.online.report import Report
 from actor.online.weight_updater import WeightUpdater
+from actor.sessions.live_session import LiveSession
 from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
-from actor.sessions.session import LiveSession
 from actor.task_groups import cancel, first_error
 from actor.task_source import tasks
 from actor.tokenizer import Tokenizer, chat_of, load_tokenizer

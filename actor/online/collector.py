@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from actor.online.evaluation import MakeSession
+from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
-from actor.sessions.session import Finished
 from actor.sessions.usable import Usable
 from dynatok_online.adherence.summary import edited_scores
 from dynatok_online.tasks.task import Task

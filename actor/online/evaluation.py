@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
-from actor.sessions.session import Finished, LiveSession
+from actor.sessions.live_session import Finished, LiveSession
 from dynatok_online.adherence.summary import summarize
 from dynatok_online.tasks.task import Task
 

@@ -1,5 +1,5 @@
 """Live sessions: one response, written pass by pass while its prompt changes, and recorded.
 
-`session.LiveSession` writes, `editors` and `rules` decide edits, `serving` is the gate to the
-engine, `recorder` and `cache_audit` keep what really happened. Read `session.py` first.
+`live_session.LiveSession` writes, `editors` and `rules` decide edits, `serving` is the gate to the
+engine, `recorder` and `cache_audit` keep what really happened. Read `live_session.py` first.
 """

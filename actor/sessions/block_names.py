@@ -25,7 +25,7 @@ from dynatok_online.trajectory import OUTSIDE, Reuse, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class PassBlocks:
     """The full blocks that a pass left in the cache."""
 
     index: int
@@ -57,10 +57,10 @@ class BlockNames:
         salt: str,
         *,
         reused: int,
-        previous: Held | None = None,
+        previous: PassBlocks | None = None,
         computed_ahead: Container[int] = (),
         kept: Container[int] | None = None,
-    ) -> Held:
+    ) -> PassBlocks:
         """The blocks of pass `index`, whose first `reused` ones were found in the cache.
 
         `previous` is the pass that a sticky session keeps blocks of. Of the reused blocks,
@@ -87,7 +87,7 @@ class BlockNames:
             names.append(name)
             origins.append(origin)
             chain = name if name == fresh else xxhash.xxh3_128_digest(chain + b"kept" + name)
-        return Held(index, tokens, salt, tuple(names), tuple(origins))
+        return PassBlocks(index, tokens, salt, tuple(names), tuple(origins))
 
 
 def same_blocks(tokens: TokenIds, others: TokenIds, size: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def same_blocks(tokens: TokenIds, others: TokenIds, size: int) -> np.ndarray:
     return np.asarray(equal.reshape(blocks, size).all(axis=1))
 
 
-def heads(fed: TokenIds, previous: Held, size: int) -> list[int]:
+def heads(fed: TokenIds, previous: PassBlocks, size: int) -> list[int]:
     """How many tokens to prefill first, so that blocks behind a changed one are found again.
 
     A request takes cached blocks up to the first that is missing. Each run of changed blocks with

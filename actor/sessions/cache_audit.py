@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actor.sessions.block_names import Held
+from actor.sessions.block_names import PassBlocks
 from actor.sessions.generation import Scheduled, cut_labels
 from actor.sessions.serving import Served
 from dynatok_online.trajectory import OUTSIDE, RESPONSE, TokenIds
@@ -46,7 +46,9 @@ class PassRecord:
         return [*heads, (self.served.name, len(self.tokens) - 1)]
 
 
-def pieces(part: PassRecord, reported: Sequence[Scheduled], size: int) -> list[PassRecord]:
+def cut_at_preemptions(
+    part: PassRecord, reported: Sequence[Scheduled], size: int
+) -> list[PassRecord]:
     """The pass, cut wherever preemption gave it another cache; ValueError where that cannot be.
 
     Sticky sessions only: any other pass computes again exactly what it lost.
@@ -96,7 +98,7 @@ def pieces(part: PassRecord, reported: Sequence[Scheduled], size: int) -> list[P
 
 def contradictions(
     parts: Sequence[PassRecord],
-    blocks: Sequence[Held],
+    blocks: Sequence[PassBlocks],
     reports: Mapping[str, Sequence[Scheduled]],
     size: int,
 ) -> list[str]:

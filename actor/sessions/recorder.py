@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 
 from actor.config import ReusePolicy
-from actor.sessions.block_names import BlockNames, Held, heads, reuse_runs, same_blocks
-from actor.sessions.cache_audit import PassRecord, contradictions, pieces
+from actor.sessions.block_names import BlockNames, PassBlocks, heads, reuse_runs, same_blocks
+from actor.sessions.cache_audit import PassRecord, contradictions, cut_at_preemptions
 from actor.sessions.generation import CacheLog, Generated, Scheduled
 from actor.sessions.serving import Keep, Served
 from dynatok_online.trajectory import (
@@ -75,7 +75,7 @@ class Recorder:
     edits: list[Edit] = field(default_factory=list)
     _logprobs: list[float] = field(default_factory=list)
     _parts: list[PassRecord] = field(default_factory=list)
-    _held: list[Held] = field(default_factory=list)
+    _held: list[PassBlocks] = field(default_factory=list)
     _empty: list[str] = field(default_factory=list)
     _names: BlockNames = field(init=False)
 
@@ -104,7 +104,7 @@ class Recorder:
         states: Mapping[str, str],
         fed: TokenIds,
         finish_reason: str,
-    ) -> Held:
+    ) -> PassBlocks:
         """A pass has ended, with at least one token; its blocks."""
         self._add(PassRecord(served, tuple(layout), dict(states), fed, finish_reason))
         return self._held[-1]
@@ -114,13 +114,15 @@ class Recorder:
         self._empty += [served.name, *(f"{served.name}.{i}" for i in range(heads))]
         self.counts.empty_passes += 1
 
-    def preview(self, fed: TokenIds, served_from: str, cached: int, keep: Keep | None) -> Held:
+    def preview(
+        self, fed: TokenIds, served_from: str, cached: int, keep: Keep | None
+    ) -> PassBlocks:
         """The blocks of a pass that has only begun, under the cache salt `served_from`.
 
         What its own heads computed is not reported yet: it is what nobody here has computed.
         """
 
-        def blocks(ahead: Container[int]) -> Held:
+        def blocks(ahead: Container[int]) -> PassBlocks:
             return self._names.copy().pass_blocks(
                 len(self.passes),
                 fed,
@@ -158,11 +160,11 @@ class Recorder:
             reported = reports.get(part.served.name, ())
             self.counts.preemptions += max(0, len(reported) - 1)
             try:
-                found_pieces = pieces(part, reported, size)
+                parts_of_it = cut_at_preemptions(part, reported, size)
             except ValueError as error:
                 self._problem(f"pass {len(self.passes)}: {error}")
-                found_pieces = [part]
-            for piece in found_pieces:
+                parts_of_it = [part]
+            for piece in parts_of_it:
                 self._add(piece)
         for text in contradictions(self._parts, self._held, reports, size):
             self._problem(text)
@@ -241,7 +243,7 @@ class Recorder:
         counts.computed_tokens += len(tokens) - cached
         counts.computed_tokens += sum(one.length - one.num_cached_tokens for one in served.heads)
 
-    def _previous(self, cache_salt: str) -> Held | None:
+    def _previous(self, cache_salt: str) -> PassBlocks | None:
         """The blocks that a sticky pass keeps."""
         if self.reuse == "sticky" and self._held and self._held[-1].salt == cache_salt:
             return self._held[-1]

@@ -10,15 +10,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from actor.sessions.live_session import LiveSession
 from actor.sessions.serving import Serving
-from actor.sessions.session import LiveSession
 from dynatok_online.adherence.scoring import Decode
 from dynatok_online.requirements import requirement
 from dynatok_online.requirements.core import SENTENCE
 from dynatok_online.tasks.task import EditRule, Task
 
 
-class Watcher:
+class RuleWatcher:
     """Applies a task's rules, one after the other, to the session that writes it."""
 
     def __init__(self, rules: Sequence[EditRule], decode: Decode) -> None:
@@ -64,7 +64,7 @@ def open_session(task: Task, serving: Serving, *, decode: Decode, **options: Any
     """A live session of the task, with a watcher where it has rules; see `LiveSession`."""
     if not task.rules:
         return LiveSession(task, serving, decode=decode, **options)
-    watcher = Watcher(task.rules, decode)
+    watcher = RuleWatcher(task.rules, decode)
     session = LiveSession(task, serving, decode=decode, on_tokens=watcher.read, **options)
     watcher.session = session
     return session

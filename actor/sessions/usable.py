@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from actor.sessions.session import Finished
+from actor.sessions.live_session import Finished
 
 IN_A_ROW = 100
 """So many responses in a row that cannot be used mean that something is wrong."""

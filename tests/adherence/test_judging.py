@@ -11,8 +11,8 @@ import pytest
 
 from actor.offline.config import EvalConfig
 from actor.offline.eval import Sample, markdown, over_seeds, summary
+from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
-from actor.sessions.session import Finished
 from dynatok_online.adherence.judging import Judged, judge
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task

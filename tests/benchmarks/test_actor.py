@@ -10,9 +10,10 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
-from benchmarks import actor
+from benchmarks._edit_cost import Row, Shape, Timed, costs, pairs
+from benchmarks._edit_sessions import MODES
 from benchmarks._edited_response import edited_response
-from benchmarks.actor import Row, Shape, card
+from benchmarks.actor import card
 
 KEYS = [
     *("model", "sessions", "states", "mode", "tok_s", "ratio_to_static", "edit_ms_p50"),
@@ -25,7 +26,7 @@ def row(mode: str, states: int, p50: float | None) -> Row:
 
 
 def test_the_card_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row("static", 1, None), *(row(mode, 8, 123.4) for mode in actor.MODES)]
+    rows = [row("static", 1, None), *(row(mode, 8, 123.4) for mode in MODES)]
     card(rows, Shape(), Console(width=80))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
@@ -38,19 +39,19 @@ def test_rows_have_the_promised_columns() -> None:
 
 
 def test_the_cost_of_a_prefill_is_split_into_tokens_and_pairs() -> None:
-    short = actor._Timed([9.0, 1.3, 1.3], computed=100, pairs=1000)
-    long = actor._Timed([0.1, 4.4, 4.4], computed=200, pairs=8000)
-    assert actor._costs(short, long) == pytest.approx((0.01, 0.0003))
-    flat = actor._Timed([1.0], computed=200, pairs=8000)
-    assert actor._costs(short, flat) == (1.0 / 200, 0.0)
+    short = Timed([9.0, 1.3, 1.3], computed=100, pairs=1000)
+    long = Timed([0.1, 4.4, 4.4], computed=200, pairs=8000)
+    assert costs(short, long) == pytest.approx((0.01, 0.0003))
+    flat = Timed([1.0], computed=200, pairs=8000)
+    assert costs(short, flat) == (1.0 / 200, 0.0)
 
 
 def test_pairs_of_an_edited_response() -> None:
     static = edited_response("exact", 4, 2, 6, 1, 50)
-    assert actor._pairs(static) == sum(range(1, 12))  # the last token is never fed
+    assert pairs(static) == sum(range(1, 12))  # the last token is never fed
     edited = edited_response("exact", 4, 2, 6, 2, 50)
     # Two passes of 3 tokens: positions 0 .. 7, then 4 .. 10.
-    assert actor._pairs(edited) == sum(range(1, 9)) + sum(range(5, 12))
+    assert pairs(edited) == sum(range(1, 9)) + sum(range(5, 12))
 
 
 @pytest.mark.engine
@@ -68,7 +69,7 @@ def test_a_small_run() -> None:
     rows = json.loads(done.stdout.splitlines()[-1])
     assert [(one["states"], one["mode"]) for one in rows] == [
         (1, "static"),
-        *((3, mode) for mode in actor.MODES),
+        *((3, mode) for mode in MODES),
     ]
     static, head, late, sticky = rows
     assert static["ratio_to_static"] == static["bound_ratio"] == 1.0

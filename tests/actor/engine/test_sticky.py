@@ -16,8 +16,8 @@ import pytest
 
 from actor.config import ReusePolicy, SamplingConfig
 from actor.engine.kv_events import KvEvents
+from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Serving
-from actor.sessions.session import Finished, LiveSession
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from tests.actor.kv_oracle import kv_logprobs
@@ -108,7 +108,7 @@ def test_a_late_subscriber_gets_what_it_missed(vllm, serving) -> None:
 def test_sticky_is_refused_where_layers_see_a_window() -> None:
     from types import SimpleNamespace
 
-    from actor.engine.engine import why_not_sticky
+    from actor.engine.arguments import why_not_sticky
 
     def config(window: int | None, hybrid: bool, caching: bool) -> Any:
         model = SimpleNamespace(get_sliding_window=lambda: window, is_hybrid=hybrid)

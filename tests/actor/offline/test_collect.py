@@ -18,7 +18,7 @@ from dynatok_online.data.shards import Shards
 from dynatok_online.data.storage import read_trajectories
 from dynatok_online.tasks.task import Task
 from tests.actor.fake import FakeEngine
-from tests.actor.sessions.test_session import B, make, task
+from tests.actor.sessions.test_live_session import B, make, task
 
 
 def many() -> Iterator[Task]:

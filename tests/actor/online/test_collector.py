@@ -13,7 +13,7 @@ from actor.sessions.serving import Serving
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
 from tests.actor.fake import FakeEngine
-from tests.actor.sessions.test_session import make, task
+from tests.actor.sessions.test_live_session import make, task
 
 
 class FakeOutlet:

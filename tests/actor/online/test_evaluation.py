@@ -11,7 +11,7 @@ from actor.online.evaluation import evaluate
 from dynatok_online.adherence.summary import summarize
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Trajectory
 from tests.actor.fake import FakeEngine
-from tests.actor.sessions.test_session import B, make, task
+from tests.actor.sessions.test_live_session import B, make, task
 
 
 def trajectory() -> Trajectory:

@@ -19,8 +19,8 @@ import pytest
 
 from actor.config import OnWeights, ReusePolicy, SamplingConfig
 from actor.online.weight_updater import WeightUpdater
+from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Serving
-from actor.sessions.session import Finished, LiveSession
 from dynatok_online.prompt import Placement
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task

@@ -12,7 +12,7 @@ from actor.sessions.serving import Serving
 from dynatok_online.tasks.task import EditRule, SlotState, Task
 from dynatok_online.trajectory import Trajectory
 from tests.actor.fake import FakeEngine
-from tests.actor.sessions.test_session import decode, encode
+from tests.actor.sessions.test_live_session import decode, encode
 
 UPPER, LOWER = SlotState("UPPER", "upper"), SlotState("lower", "lower")
 PROMPT = "Write {{case}}: "

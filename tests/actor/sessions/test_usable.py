@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
+from actor.sessions.live_session import Finished
 from actor.sessions.serving import Serving
-from actor.sessions.session import Finished
 from actor.sessions.usable import IN_A_ROW, Usable
 from tests.actor.fake import FakeEngine
-from tests.actor.sessions.test_session import B, make, task
+from tests.actor.sessions.test_live_session import B, make, task
 
 
 def finished(*, lie: bool = False, room: int = 1000) -> Finished:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from actor.config import SamplingConfig
+from actor.sessions.live_session import Finished, LiveSession, PassReport
 from actor.sessions.serving import Interrupt, Serving
-from actor.sessions.session import Finished, LiveSession, PassReport
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.trajectory import OUTSIDE, Reuse

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from actor.config import ReusePolicy, SamplingConfig
-from actor.sessions.block_names import Held
+from actor.sessions.block_names import PassBlocks
 from actor.sessions.editors import Editor, PlannedEdit, Schedule
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
@@ -234,7 +234,7 @@ class LiveSession:
 
     def _report(
         self,
-        held: Held,
+        held: PassBlocks,
         layout: tuple[int, ...],
         texts: Mapping[str, str],
         fed: TokenIds,
@@ -314,7 +314,7 @@ def _widths(task: Task, encode: Callable[[str], list[int]], least: int) -> dict[
     return widths
 
 
-def _blocks(held: Held, index: int, fed: int, size: int) -> tuple[Block, ...]:
+def _blocks(held: PassBlocks, index: int, fed: int, size: int) -> tuple[Block, ...]:
     """The blocks of pass `index`, the last one as far as it is filled."""
     out = []
     for j, start in enumerate(range(0, len(held.tokens), size)):

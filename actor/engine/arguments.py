@@ -1,0 +1,94 @@
+"""vLLM's engine arguments: what suits us where the user says nothing, and what we refuse."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from actor.engine.names import WEIGHT_BACKEND
+
+MIB = 1 << 20
+
+
+def engine_arguments(model: str, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for `AsyncEngineArgs`; those in `given` have precedence over our defaults.
+
+    Raises ValueError for an argument that vLLM does not know or that we cannot work with.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    if "kv_events_config" in given:
+        raise ValueError(
+            "actor.engine.kv_events_config: the actor reads the cache events itself, to audit "
+            "what was reused; leave it out"
+        )
+    merged = _defaults(on_cpu) | {"model": model, "seed": seed} | dict(given)
+    known = AsyncEngineArgs.__dataclass_fields__
+    for name in merged:
+        if name not in known:
+            raise ValueError(_unknown_argument(name, known))
+    if merged["logprobs_mode"] != "raw_logprobs":
+        raise ValueError(
+            f"actor.engine.logprobs_mode is {merged['logprobs_mode']!r}; the learner compares "
+            "raw log-probabilities: leave it out"
+        )
+    if merged.get("enable_chunked_prefill") and on_cpu:
+        raise ValueError(
+            "actor.engine.enable_chunked_prefill: vLLM's CPU worker dies when it splits the "
+            "prompt of a seeded request; leave it out"
+        )
+    return merged
+
+
+def why_not_sticky(config: Any) -> str:
+    """Why the engine of this `VllmConfig` cannot keep blocks behind a changed one; "" if it can."""
+    if not config.cache_config.enable_prefix_caching:
+        return "actor.engine.enable_prefix_caching is off"
+    if config.model_config.get_sliding_window() is not None or config.model_config.is_hybrid:
+        return "it needs full attention in every layer, and this model has other layers"
+    return ""
+
+
+def stop_token_ids(model_config: Any) -> tuple[int, ...]:
+    """End-of-sequence ids from the model's generation config, else from its config."""
+    generation = model_config.try_get_generation_config()
+    found = generation.get("eos_token_id")
+    if found is None:
+        found = getattr(model_config.hf_text_config, "eos_token_id", None)
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def _defaults(on_cpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+        "weight_transfer_config": {"backend": WEIGHT_BACKEND},
+        "disable_log_stats": True,
+        # The model's own sampling defaults (top_p and the like) must not creep in.
+        "generation_config": "vllm",
+    }
+    if on_cpu:
+        arguments |= {
+            "dtype": "float32",
+            "block_size": 32,
+            "kv_cache_memory_bytes": 256 * MIB,
+            # Compiling takes longer than a short run gains from it.
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni",
+            # vLLM's CPU worker dies when it splits the prompt of a seeded request: it tries to
+            # rewind a CPU random generator, which has no offset.
+            "enable_chunked_prefill": False,
+        }
+    return arguments
+
+
+def _unknown_argument(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see `vllm serve --help` for its arguments"
+    return f"actor.engine: vLLM has no engine argument {name!r}; {hint}"
