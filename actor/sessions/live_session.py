@@ -28,7 +28,7 @@ from actor.sessions.editors import Editor, PlannedEdit, Schedule
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
 from dynatok_online.adherence.scoring import Decode, score_passes
-from dynatok_online.prompt import Placement, Prompt, Renderer, late, parse
+from dynatok_online.prompt import Placement, Prompt, Renderer, late
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.trajectory import OUTSIDE, Edit, TokenIds, Trajectory
 
@@ -117,7 +117,7 @@ class LiveSession:
         self.task = task
         self.states: dict[str, SlotState] = dict(task.states)
         """What stands in the slots now."""
-        self.prompt: Prompt = parse(task.template)
+        self.prompt: Prompt = task.prompt
         """What is rendered, in its placement."""
         if placement == "late":
             self.prompt = late(self.prompt)
@@ -153,7 +153,7 @@ class LiveSession:
             raise ValueError(f"there is no slot {slot!r}; the prompt has {sorted(self.states)}")
         if self._done:
             return False
-        self._renderer.state(slot, text)
+        self._renderer.check(slot, text)
         asked_at = len(self._recorder.response) + self._streamed
         self._surprises.append(PlannedEdit(slot, SlotState(text, requirement), asked_at, source))
         if self._interrupt is not None:

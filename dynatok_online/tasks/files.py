@@ -28,12 +28,13 @@ import msgspec
 
 from dynatok_online.data.storage import read_trajectories
 from dynatok_online.requirements import requirement
-from dynatok_online.tasks.task import RESPONSE, EditRule, ScheduledEdit, SlotState, Task, places_of
+from dynatok_online.tasks.task import EditRule, ScheduledEdit, SlotState, Task, places_of
 
 Split = Literal["train", "heldout"]
 StateRow = str | SlotState
-Chat = Callable[[list[dict[str, str]]], str]
-"""Chat messages -> template; see `dynatok_online.prompt.from_chat`."""
+Chat = Callable[..., str]
+"""Chat messages, and `control=True` where names of control tokens in them are meant -> template;
+see `dynatok_online.prompt.from_chat`."""
 
 
 class EditRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +67,9 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     task_id: str = ""
     prompt: str = ""
     messages: list[dict[str, str]] = []
+    control_tokens: bool = False
+    """Whether names of control tokens (`<|im_end|>`) in the prompt or the messages are control
+    tokens; else they are text, as they are in slots in any case."""
     slots: dict[str, StateRow | list[StateRow]] = {}
     edits: list[EditRow] = []
     schedule: Schedule | None = None
@@ -98,16 +102,17 @@ def make_task(row: TaskRow, *, seed: int = 0, epoch: int = 0, chat: Chat | None 
     if row.messages:
         if chat is None:
             raise ValueError("chat messages need a model with a chat template; write 'prompt'")
-        template = chat(row.messages)
+        template = chat(row.messages, control=True) if row.control_tokens else chat(row.messages)
     choices = {
         slot: [_state(one) for one in (states if isinstance(states, list) else [states])]
         for slot, states in row.slots.items()
     }
     for slot in places_of(template):
-        if slot != RESPONSE and not choices.get(slot):
+        if not choices.get(slot):
             raise ValueError(
                 f"slot {{{{{slot}}}}} stands in the text, but 'slots' does not say what it holds; "
-                f'add "slots": {{"{slot}": ["upper", "lower"]}}'
+                f'add "slots": {{"{slot}": ["upper", "lower"]}}, or write '
+                f'{{{{"{{{{{slot}}}}}"}}}} where the text itself says so'
             )
     rng = random.Random(f"{seed}/{epoch}/{row.task_id}" if row.seed is None else row.seed + epoch)
     task = Task(
@@ -117,6 +122,7 @@ def make_task(row: TaskRow, *, seed: int = 0, epoch: int = 0, chat: Chat | None 
         edits=tuple(ScheduledEdit(one.at, one.slot, _state(one.to)) for one in row.edits),
         max_tokens=row.max_tokens,
         seed=rng.randrange(2**31),
+        control_tokens=row.control_tokens or bool(row.messages),
     )
     if row.schedule is None:
         return task

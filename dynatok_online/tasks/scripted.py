@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dynatok_online.prompt import Renderer, parse
+from dynatok_online.prompt import Renderer
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, TokenIds, Trajectory, VersionRun
 
@@ -37,7 +37,7 @@ class Script:
             raise ValueError(f"reuse {reuse!r} is unknown; use one of {', '.join(REUSES)}")
         self.task = task
         self._reuse = reuse
-        self._renderer = Renderer(parse(task.template), encode, self._widths(encode))
+        self._renderer = Renderer(task.prompt, encode, self._widths(encode))
         self._block = block_size
         self._passes: list[tuple[int, tuple[int, ...], tuple[Reuse, ...]]] = []
         self._held = (np.zeros(0, np.int32), np.zeros(0, np.int64))

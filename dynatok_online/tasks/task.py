@@ -2,24 +2,21 @@
 
 A task is plain data: the same task always asks for the same thing, in any process. The template
 names its slots in double braces, `{{case}}`, and may say where the response stands,
-`{{response}}` (at the end if it does not). Its edits come at known tokens (`edits`), or when the
-text gives rise to them (`rules`).
+`{{response}}` (at the end if it does not); see `dynatok_online.prompt.template`. Its edits come at
+known tokens (`edits`), or when the text gives rise to them (`rules`).
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Literal
 
 import msgspec
 
+from dynatok_online.prompt import Prompt, Slot, Text, parse
 from dynatok_online.requirements import contradiction, requirement
-
-RESPONSE = "response"
-_PLACE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
 class SlotState(msgspec.Struct, frozen=True):
@@ -65,9 +62,12 @@ class Task(msgspec.Struct, frozen=True):
     max_tokens: int = 128
     seed: int = 0
     rules: tuple[EditRule, ...] = ()
+    control_tokens: bool = False
+    """Whether names of control tokens in the template's own text are control tokens: a chat
+    template's are. What stands in slots is text in any case."""
 
     def __post_init__(self) -> None:
-        places = [name for name in places_of(self.template) if name != RESPONSE]
+        places = places_of(self.template)
         for name in places:
             if name not in self.states:
                 raise ValueError(_unknown(self.task_id, "place", name, "states", self.states))
@@ -142,18 +142,25 @@ class Task(msgspec.Struct, frozen=True):
                 states[edit.slot] = edit.state
         return states
 
+    @property
+    def prompt(self) -> Prompt:
+        """The template's parts."""
+        return parse(self.template, self.control_tokens)
+
     def render(self, states: Mapping[str, SlotState], response: str = "") -> str:
         """The whole text in these states, with the response so far in its place."""
-        texts = {name: state.text for name, state in states.items()} | {RESPONSE: response}
-        template = self.template
-        if RESPONSE not in places_of(template):
-            template += "{{" + RESPONSE + "}}"
-        return _PLACE.sub(lambda match: texts[match.group(1)], template)
+        out = []
+        for part in self.prompt.parts:
+            if isinstance(part, Text):
+                out.append(part.text)
+            else:
+                out.append(states[part.name].text if isinstance(part, Slot) else response)
+        return "".join(out)
 
 
 def places_of(template: str) -> list[str]:
-    """Names in double braces, in order; ValueError if one stands twice."""
-    names = _PLACE.findall(template)
+    """Names of the slots, in order; ValueError if one stands twice, or for other braces."""
+    names = [part.name for part in parse(template).parts if isinstance(part, Slot)]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{{{{{name}}}}} stands twice in the template; name each place once")

@@ -173,7 +173,7 @@ def passes_of(task: Task, response: str) -> list[SampledPass]:
 
 def encode(text: str) -> list[int]:
     """Token ids of a text, one per character."""
-    return [tokenizer.VOCAB[c] for c in text]
+    return [tokenizer.VOCAB.get(c, tokenizer.UNK_ID) for c in text]
 
 
 def decode(ids: Sequence[int]) -> str:

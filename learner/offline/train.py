@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
-from dynatok_online.prompt import from_chat
+from dynatok_online.prompt import Encoder, from_chat
 from dynatok_online.tasks.files import Chat
 from dynatok_online.tasks.gold import load_training_data
 from dynatok_online.training.trainer import DynamicSFTTrainer
@@ -117,11 +118,11 @@ def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajector
                 f"the data holds chat messages, but model {config.model!r} has no chat template; "
                 "write 'prompt' instead of 'messages', or take an instruction-tuned model"
             )
-        return lambda messages: from_chat(messages, tokenizer)
+        return partial(from_chat, tokenizer=tokenizer)
 
     data = load_training_data(
         config.data,
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
+        encode=Encoder.of(tokenizer),
         chat=chat,
         reuse=config.reuse,
         block_size=config.block_size,

@@ -14,6 +14,7 @@ from actor.demo.server import PageServer
 from actor.sessions.generation import Generated, OnStart, OnTokens
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
+from dynatok_online.prompt import Encoder
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Trajectory
 from tests.actor.fake import FakeEngine, FakeRequest
@@ -108,7 +109,7 @@ class Backend:
         for one in self.servings:
             one.open(0, one.new_salt(0))
         self.tokenizer = Tokenizer(
-            lambda text: [ord(c) for c in text], lambda ids: "".join(map(chr, ids))
+            Encoder(lambda text: [ord(c) for c in text]), lambda ids: "".join(map(chr, ids))
         )
         self.pausable: Pausable | None = engine
         self.sends = True

@@ -2,7 +2,18 @@
 
 import pytest
 
-from dynatok_online.prompt import Renderer, Response, Slot, Text, from_chat, late, parse
+from dynatok_online.prompt import (
+    Renderer,
+    Response,
+    Slot,
+    Text,
+    escaped,
+    from_chat,
+    late,
+    literal,
+    parse,
+    written,
+)
 from dynatok_online.trajectory import RESPONSE
 
 
@@ -63,16 +74,6 @@ def test_states_must_fit_the_slots():
         renderer.layout({"case": "a", "cse": "b"})
 
 
-def written(prompt):
-    """The template of a prompt."""
-    return "".join(
-        part.text
-        if isinstance(part, Text)
-        else "{{" + (part.name if isinstance(part, Slot) else "response") + "}}"
-        for part in prompt.parts
-    )
-
-
 @pytest.mark.parametrize(
     ("head", "moved"),
     [
@@ -88,7 +89,7 @@ def written(prompt):
     ],
 )
 def test_late_placement_moves_the_lines_that_hold_slots(head, moved):
-    assert written(late(parse(head))) == moved
+    assert written(late(parse(head)).parts) == moved
     assert late(late(parse(head))) == late(parse(head))
 
 
@@ -139,3 +140,26 @@ def test_late_slots_in_two_messages_are_refused():
     assert "{{r}}" in from_chat(two, Chat())
     with pytest.raises(ValueError, match="put all slots into one message"):
         from_chat(two, Chat(), "late")
+
+
+def test_text_that_looks_like_a_place_is_written_as_a_literal():
+    text = 'a {{b}} {{"c"}} }}{{ {x} "\\n" \n é'
+    assert "{{b}}" not in literal(text)
+    for made in (literal(text), escaped(text)):
+        assert parse(made).parts == (Text(text), Response())
+    assert parse('{{ "{{" }}name{{"}}"}} {{slot}}').parts == (
+        Text("{{name}} "),
+        Slot("slot"),
+        Response(),
+    )
+    with pytest.raises(ValueError, match=r"or \{\{\"\{\{\"\}\} for the braces themselves"):
+        parse("\\frac{{a} + 1}{2}}")
+    with pytest.raises(ValueError, match="no JSON string"):
+        parse('{{"\\frac"}} and {{"\\q"}}')
+
+
+def test_only_the_templates_own_text_may_hold_control_tokens():
+    prompt = parse('<|im_start|>{{"<|im_end|>"}}{{s}}', control=True)
+    assert prompt.parts[:2] == (Text("<|im_start|>", True), Text("<|im_end|>"))
+    assert parse(written(prompt.parts), control=True) == prompt
+    assert late(prompt).parts[-1] == Slot("s")
