@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._edit_cost import Shape, Timed, pairs
+from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from actor.engine.engine import VllmEngine
-    from actor.sessions.live_session import Finished, LiveSession, PassReport
+    from actor.sessions.live_session import Finished, LiveSession
     from actor.sessions.serving import Serving
 
 STATIC = "static"
@@ -114,9 +115,10 @@ class Bench:
             seen += len(token_ids)
             wake.set()
 
-        def on_pass(report: PassReport) -> None:
+        def on_pass(so_far: Trajectory) -> None:
             nonlocal asked
-            if asked and not report.ended and report.states["slot"] == text:
+            begun = not so_far.passes[-1].finish_reason
+            if asked and begun and so_far.passes[-1].states["slot"] == text:
                 into.edits.append(1000 * (time.perf_counter() - asked))
                 asked = 0.0
 

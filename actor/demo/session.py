@@ -23,6 +23,7 @@ from actor.tokenizer import Tokenizer
 from dynatok_online.prompt import parse
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.trajectory import Trajectory
+from dynatok_online.view.events import edit_event, plain_slot
 
 
 class DemoSession:
@@ -59,10 +60,7 @@ class DemoSession:
                 "session": name,
                 "model": model,
                 "template": start.template,
-                "slots": {
-                    slot: {"text": state.text, "requirement": state.requirement}
-                    for slot, state in start.slots.items()
-                },
+                "slots": {slot: plain_slot(state) for slot, state in start.slots.items()},
                 "lanes": list(start.lanes),
                 "placement": start.placement,
                 "temperature": start.temperature,
@@ -89,8 +87,9 @@ class DemoSession:
         self._task = asyncio.create_task(self._run())
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Add an event to the log; its number is its place, counted from 1."""
-        self.log.append({"seq": len(self.log) + 1, **event})
+        """Add an event to the log: its place, from 1 on, and seconds since the session began."""
+        at = round(time.monotonic() - self._begun, 4)
+        self.log.append({"seq": len(self.log) + 1, "at": at, **event})
         self._changed()
 
     async def edit(self, slots: dict[str, SlotState], key: str) -> None:
@@ -105,22 +104,8 @@ class DemoSession:
             lane.check(slots)
         number = self._edits
         self._edits += 1
-        self.emit(
-            {
-                "type": "edit",
-                "edit": number,
-                "key": key,
-                "slots": {
-                    slot: {
-                        "text": state.text,
-                        "requirement": state.requirement,
-                        "from": self.states[slot].text,
-                    }
-                    for slot, state in slots.items()
-                },
-                "at": round(time.monotonic() - self._begun, 4),
-            }
-        )
+        before = {slot: state.text for slot, state in self.states.items()}
+        self.emit({**edit_event(number, before, slots), "key": key})
         self.states |= slots
         await asyncio.gather(*(lane.edit(number, slots) for lane in self.lanes))
 
@@ -174,7 +159,7 @@ class DemoSession:
         recorded = lane.finished.trajectory
         keys = ("model", "placement", "temperature", "template")
         known = {key: str(self.log[0][key]) for key in keys}
-        info = {**recorded.info, **known, "reuse": lane.reuse}
+        info = {**recorded.info, **known}
         name = f"{recorded.trajectory_id}-{lane.reuse}"
         return msgspec.structs.replace(recorded, trajectory_id=name, info=info)
 

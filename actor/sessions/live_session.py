@@ -10,8 +10,9 @@ How a session treats the cache and its slots is chosen when it is made:
   `sticky` recomputes only an edited slot and keeps all that comes after it; `none` starts over.
 - `placement`: `head` leaves slots where the template puts them; `late` moves their lines behind
   the response so far, just before the next token (`dynatok_online.prompt.late`).
-- `on_pass` hears of every pass: once when it has its first token (only if `on_tokens` is given
-  too, since other passes do not stream), and once when it has ended (`PassReport.ended`).
+- `on_pass` gets the trajectory so far, up to a pass that has its first token (only if `on_tokens`
+  is given too, since other passes do not stream; no token of it is in the trajectory yet, and its
+  `finish_reason` is empty), and again when that pass has ended.
 """
 
 from __future__ import annotations
@@ -20,65 +21,19 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from actor.config import ReusePolicy, SamplingConfig
-from actor.sessions.block_names import PassBlocks
 from actor.sessions.editors import Editor, PlannedEdit, Schedule
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
 from dynatok_online.adherence.scoring import Decode, score_passes
 from dynatok_online.prompt import Placement, Prompt, Renderer, late
 from dynatok_online.tasks.task import SlotState, Task
-from dynatok_online.trajectory import OUTSIDE, Edit, TokenIds, Trajectory
+from dynatok_online.trajectory import Edit, Pass, Trajectory
 
 OnPassTokens = Callable[[Sequence[int]], None]
-BlockKind = Literal["reused", "shared", "computed", "sampled"]
-"""Where a block's KV came from: an earlier pass of this session, somebody else's request, this
-pass's prompt, or (at least its last token) this pass's own sampling."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Positions `start .. stop` of a pass; the last block may be partly filled."""
-
-    start: int
-    stop: int
-    kind: BlockKind
-    origin: int
-    """The pass that computed its KV; -1: somebody else's request."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassReport:
-    """What one pass fed, and what became of its KV, block by block."""
-
-    index: int
-    """Which pass it is; it counts passes that have tokens."""
-    states: Mapping[str, str]
-    """Slot name -> its text."""
-    layout: tuple[int, ...]
-    """Indices into `pieces`, with `dynatok_online.trajectory.RESPONSE` for the response so far."""
-    pieces: Sequence[TokenIds]
-    fed: TokenIds
-    """[F] token ids that were fed."""
-    start: int
-    """Response index of the first token sampled here."""
-    sampled: int
-    """How many tokens this pass has sampled so far."""
-    blocks: tuple[Block, ...]
-    """All positions that have KV, in order."""
-    ended: bool
-    finish_reason: str = ""
-    """`edit`, `weights`, `stop` or `length`; empty while it runs."""
-
-    @property
-    def reused_tokens(self) -> int:
-        """Positions whose KV this pass did not compute."""
-        return sum(b.stop - b.start for b in self.blocks if b.kind in ("reused", "shared"))
-
-
-OnPass = Callable[[PassReport], None]
+OnPass = Callable[[Trajectory], None]
+"""Called with the trajectory so far; the pass that it is about is the last one."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +153,10 @@ class LiveSession:
 
         def started(cached: int) -> None:
             if self._on_pass is not None:
-                held = recorder.preview(fed, salt, cached, keep)
-                self._report(held, layout, texts, fed, "")
+                begun = recorder.begun_pass(
+                    layout=layout, states=texts, fed=fed, cache_salt=salt, cached=cached, keep=keep
+                )
+                self._on_pass(self._trajectory(begun=begun))
 
         try:
             served = await self._serving.run(
@@ -227,36 +184,10 @@ class LiveSession:
             recorder.empty_pass(served, len(keep.heads) if keep else 0)
             return finish
         self._pass_states.append((at, dict(self.states)))
-        held = recorder.add_pass(served, layout=layout, states=texts, fed=fed, finish_reason=finish)
+        recorder.add_pass(served, layout=layout, states=texts, fed=fed, finish_reason=finish)
         if self._on_pass is not None:
-            self._report(held, layout, texts, fed, finish)
+            self._on_pass(self._trajectory())
         return finish
-
-    def _report(
-        self,
-        held: PassBlocks,
-        layout: tuple[int, ...],
-        texts: Mapping[str, str],
-        fed: TokenIds,
-        finish: str,
-    ) -> None:
-        assert self._on_pass is not None
-        start = self._recorder.passes[-1].start if finish else len(self._recorder.response)
-        index = len(self._recorder.passes) - bool(finish)
-        self._on_pass(
-            PassReport(
-                index=index,
-                states=dict(texts),
-                layout=layout,
-                pieces=tuple(self._renderer.pieces),
-                fed=fed,
-                start=start,
-                sampled=len(self._recorder.response) - start if finish else 1,
-                blocks=_blocks(held, index, len(fed), self._recorder.block_size),
-                ended=bool(finish),
-                finish_reason=finish,
-            )
-        )
 
     def _apply(self, planned: PlannedEdit, at: int) -> None:
         if planned.slot not in self.states:
@@ -290,10 +221,16 @@ class LiveSession:
             [self._states_at(one.start) for one in recorder.passes],
             self._decode,
         )
-        trajectory = recorder.trajectory(
-            self.task.task_id, self._renderer.pieces, scores, _info(self.task)
+        return Finished(self._trajectory(scores), recorder.counts, tuple(recorder.problems))
+
+    def _trajectory(
+        self, scores: Sequence[Mapping[str, float]] = (), begun: Pass | None = None
+    ) -> Trajectory:
+        """What happened so far; see `Recorder.trajectory`."""
+        info = {"task": self.task.task_id, "seed": str(self.task.seed), "reuse": self._reuse}
+        return self._recorder.trajectory(
+            self.task.task_id, self._renderer.pieces, scores, info, begun
         )
-        return Finished(trajectory, recorder.counts, tuple(recorder.problems))
 
     def _states_at(self, index: int) -> Mapping[str, SlotState]:
         """The slots under which response token `index` was sampled."""
@@ -302,26 +239,9 @@ class LiveSession:
         ]
 
 
-def _info(task: Task) -> Mapping[str, str]:
-    return {"task": task.task_id, "seed": str(task.seed)}
-
-
 def _widths(task: Task, encode: Callable[[str], list[int]], least: int) -> dict[str, int]:
     """Slot -> its width in tokens."""
     widths = dict.fromkeys(task.states, least)
     for slot, state in task.all_states():
         widths[slot] = max(widths[slot], len(encode(state.text)))
     return widths
-
-
-def _blocks(held: PassBlocks, index: int, fed: int, size: int) -> tuple[Block, ...]:
-    """The blocks of pass `index`, the last one as far as it is filled."""
-    out = []
-    for j, start in enumerate(range(0, len(held.tokens), size)):
-        stop = min(start + size, len(held.tokens))
-        origin = held.origins[j] if j < len(held.origins) else index
-        kind: BlockKind = "sampled" if stop > fed else "computed"
-        if origin != index:
-            kind = "shared" if origin == OUTSIDE else "reused"
-        out.append(Block(start, stop, kind, origin))
-    return tuple(out)

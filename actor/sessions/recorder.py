@@ -104,41 +104,57 @@ class Recorder:
         states: Mapping[str, str],
         fed: TokenIds,
         finish_reason: str,
-    ) -> PassBlocks:
-        """A pass has ended, with at least one token; its blocks."""
+    ) -> None:
+        """A pass has ended, with at least one token."""
         self._add(PassRecord(served, tuple(layout), dict(states), fed, finish_reason))
-        return self._held[-1]
 
     def empty_pass(self, served: Served, heads: int = 0) -> None:
         """A pass has ended before its first token: it leaves no trace but its count."""
         self._empty += [served.name, *(f"{served.name}.{i}" for i in range(heads))]
         self.counts.empty_passes += 1
 
-    def preview(
-        self, fed: TokenIds, served_from: str, cached: int, keep: Keep | None
-    ) -> PassBlocks:
-        """The blocks of a pass that has only begun, under the cache salt `served_from`.
+    def begun_pass(
+        self,
+        *,
+        layout: Sequence[int],
+        states: Mapping[str, str],
+        fed: TokenIds,
+        cache_salt: str,
+        cached: int,
+        keep: Keep | None,
+    ) -> Pass:
+        """A pass that runs, as far as it is known: without tokens, its `finish_reason` empty.
 
         What its own heads computed is not reported yet: it is what nobody here has computed.
         """
+        index, size, at = len(self.passes), self.block_size, len(self.response)
 
-        def blocks(ahead: Container[int]) -> PassBlocks:
-            return self._names.copy().pass_blocks(
-                len(self.passes),
+        def origins(ahead: Container[int]) -> tuple[int, ...]:
+            held = self._names.copy().pass_blocks(
+                index,
                 fed,
-                served_from,
-                reused=cached // self.block_size,
-                previous=self._previous(served_from),
+                cache_salt,
+                reused=cached // size,
+                previous=self._previous(cache_salt),
                 computed_ahead=ahead,
             )
+            return held.origins
 
-        found = blocks(())
-        if keep is None or not keep.heads:
-            return found
-        same = same_blocks(fed, self._held[-1].tokens, self.block_size)
-        ends = keep.heads[-1] // self.block_size
-        unknown = [j for j in range(ends) if not same[j] and found.origins[j] == OUTSIDE]
-        return blocks(unknown)
+        found = origins(())
+        if keep is not None and keep.heads:
+            same = same_blocks(fed, self._held[-1].tokens, size)
+            ends = keep.heads[-1] // size
+            found = origins([j for j in range(ends) if not same[j] and found[j] == OUTSIDE])
+        reuse = reuse_runs(found, index, size)
+        return Pass(
+            layout=tuple(layout),
+            states=dict(states),
+            start=at,
+            stop=at,
+            num_cached_tokens=sum(run.stop - run.start for run in reuse),
+            reuse=reuse,
+            finish_reason="",
+        )
 
     async def confirm(self, log: CacheLog) -> None:
         """Hold every pass against the engine's cache events, and record what they say.
@@ -175,11 +191,12 @@ class Recorder:
         table: Sequence[TokenIds],
         scores: Sequence[Mapping[str, float]] = (),
         info: Mapping[str, str] | None = None,
+        begun: Pass | None = None,
     ) -> Trajectory:
-        """What happened. An edit after which nothing was sampled is left out.
+        """What happened so far. An edit after which nothing was sampled is left out.
 
         `table` holds the pieces that layouts index; `scores` one mapping per pass (none: not
-        scored).
+        scored); `begun` is a pass that runs (see `begun_pass`).
         """
         edits = tuple(edit for edit in self.edits if edit.effective_at < len(self.response))
         self.counts.edits = len(edits)
@@ -191,7 +208,7 @@ class Recorder:
             pieces=tuple(table),
             response=np.asarray(self.response, np.int32),
             logprobs=np.asarray(self._logprobs, np.float32),
-            passes=tuple(passes),
+            passes=(*passes, *([] if begun is None else [begun])),
             edits=edits,
             policy="sticky" if self.reuse == "sticky" else "exact",
             block_size=self.block_size,

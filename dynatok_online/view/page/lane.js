@@ -67,7 +67,7 @@ export class LaneView {
       const count = el("b", {}, "0");
       this.legend.append(el("li", { "data-kind": kind, title: what }, el("i", { class: kind }), kind, " ", count));
     }
-    write(this.detail, this.hint);
+    write(this.detail, visible(this.hint));
     new ResizeObserver(() => this.strip.fit(this.longest())).observe(this.strip.node);
   }
 
@@ -102,7 +102,10 @@ export class LaneView {
     const paused = store.paused && lane.status === "writing";
     write(this.status, paused ? "paused" : STATUS[lane.status] ?? lane.status);
     this.status.className = `status ${paused ? "paused" : lane.status}`;
-    if (lane.message) write(this.detail, visible(lane.message));
+    if (lane.message && this.hint !== lane.message) {
+      this.hint = lane.message;
+      write(this.detail, visible(this.hint));
+    }
     return this.strip.behind;
   }
 
@@ -149,7 +152,7 @@ export class LaneView {
   showToken(index) {
     const { lane } = this;
     this.strip.tie(index);
-    if (index < 0 || index >= lane.ids.length) return write(this.detail, this.hint);
+    if (index < 0 || index >= lane.ids.length) return write(this.detail, visible(this.hint));
     const pass = lane.passes[lane.passAt[index]];
     const verdicts = pass.units
       .filter(([, first, last]) => first <= index && index <= last)
@@ -171,7 +174,7 @@ export class LaneView {
     const { lane } = this;
     if (!at) {
       this.response.tie(0, 0);
-      return write(this.detail, this.hint);
+      return write(this.detail, visible(this.hint));
     }
     const pass = lane.passes[at[0]];
     const [kind, start, stop, origin] = lane.blockAt(pass, at[1]);

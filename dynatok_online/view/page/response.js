@@ -12,7 +12,7 @@ export class Response {
   constructor(lane, onPoint) {
     this.lane = lane;
     this.tokens = [];
-    this.judged = []; // pass -> how often its verdict has been drawn
+    this.judged = []; // pass -> the units that have been drawn
     this.violated = []; // token -> whether it is marked
     this.tied = [];
     this.at = -1;
@@ -36,7 +36,10 @@ export class Response {
 
   draw() {
     const { lane, tokens } = this;
-    while (tokens.length > lane.ids.length) {
+    // A token that was taken back may have been followed by others before this frame.
+    const kept = Math.min(lane.ids.length, lane.cutAt);
+    lane.cutAt = Infinity;
+    while (tokens.length > kept) {
       const gone = tokens.pop();
       const box = gone.parentNode;
       gone.remove();
@@ -74,8 +77,8 @@ export class Response {
   mark() {
     const { lane } = this;
     lane.passes.forEach((pass, k) => {
-      if (this.judged[k] === pass.judged) return;
-      this.judged[k] = pass.judged;
+      if (this.judged[k] === pass.units) return;
+      this.judged[k] = pass.units;
       const bad = new Set();
       for (const [, first, last, holds] of pass.units) {
         if (!holds) for (let i = first; i <= last; i++) bad.add(i);

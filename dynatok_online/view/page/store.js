@@ -85,11 +85,14 @@ const HANDLERS = {
   },
   verdict(event, lane) {
     Object.assign(lane.passes[event.index], { scores: event.scores, units: event.units });
-    lane.passes[event.index].judged++;
     lane.version++;
   },
-  lost(event, lane) {
+  cut(event, lane) {
+    const gone = lane.ids.length - event.start;
     lane.cut(event.start);
+    if (event.why === "weights") {
+      lane.message = `${gone} tokens were taken back: the weights that sampled them were rejected.`;
+    }
   },
   void(event, lane) {
     lane.passes.length = event.index;
@@ -128,12 +131,13 @@ export class Lane {
     this.pieces = [];
     this.status = "writing";
     this.message = "";
+    this.cutAt = Infinity; // the lowest cut that has not been drawn yet
     this.version = 0; // grows with every change
   }
 
   begin(event, state) {
     this.passes.length = event.index;
-    this.passes.push({ ...event, state, stop: event.start, scores: {}, units: [], judged: 0 });
+    this.passes.push({ ...event, state, stop: event.start, scores: {}, units: [] });
     this.version++;
   }
 
@@ -161,7 +165,8 @@ export class Lane {
       list.length = Math.min(list.length, length);
     }
     const pass = this.passes.at(-1);
-    if (pass) pass.stop = pass.start;
+    if (pass) pass.stop = Math.max(pass.start, Math.min(pass.stop, length));
+    this.cutAt = Math.min(this.cutAt, length);
     this.times = [];
     this.version++;
   }

@@ -61,6 +61,7 @@ export class Strip {
 
   drawRow(row, pass, k) {
     const { lane } = this;
+    if (row.pass !== pass) Object.assign(row, { pass, blocks: null, closed: false });
     if (row.closed) return;
     if (row.state !== pass.state) {
       row.state = pass.state;
@@ -148,5 +149,5 @@ function newRow(pass) {
   const swatch = el("span", { class: `swatch s${pass.state % COLOURS}` });
   const line = el("span", { class: "cells" });
   const node = el("div", { class: "row" }, el("span", { class: "number" }, swatch, String(pass.index)), line);
-  return { node, line, swatch, cells: [], blocks: null, state: pass.state, closed: false };
+  return { node, line, swatch, cells: [], blocks: null, state: pass.state, pass, closed: false };
 }

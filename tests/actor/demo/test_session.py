@@ -64,7 +64,7 @@ def folded(log: list[dict[str, Any]], lane: int) -> dict[str, Any]:
         elif event["type"] == "tokens":
             assert event["start"] == len(tokens)
             tokens += event["ids"]
-        elif event["type"] == "lost":
+        elif event["type"] == "cut":
             del tokens[event["start"] :]
         elif event["type"] == "void":
             del passes[event["index"] :]
@@ -179,7 +179,7 @@ def test_an_engine_that_dies_takes_nothing_with_it():
         await hub.handle(Edit(UPPER))
         await until(lambda: hub.session.written >= 25)
         backend.engine.failure = RuntimeError("the engine is dead")
-        await until(lambda: any(event["type"] == "lost" for event in hub.session.log))
+        await until(lambda: any(event["type"] == "cut" for event in hub.session.log))
         before = hub.session.lanes[0].tokens
         await asyncio.sleep(0.05)
         assert hub.session.running

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from actor.config import SamplingConfig
-from actor.sessions.live_session import Finished, LiveSession, PassReport
+from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Interrupt, Serving
+from actor.sessions.live_session import Finished, LiveSession
+from dynatok_online.spans.blocks import blocks
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
-from dynatok_online.trajectory import OUTSIDE, Reuse
+from dynatok_online.trajectory import OUTSIDE, Reuse, Trajectory
 from tests.actor.fake import FakeEngine
 
 A, B = SlotState("aaaa", "lower"), SlotState("BBBB", "upper")
@@ -393,32 +396,36 @@ def test_a_surprise_edit_of_a_sticky_session_at_any_moment(reuse: str, turns: in
     assert len(finished.trajectory.response) == 30
 
 
-def test_on_pass_says_what_became_of_each_block() -> None:
-    reports: list[PassReport] = []
-    run(
+def test_on_pass_gets_the_trajectory_so_far() -> None:
+    seen: list[Trajectory] = []
+    finished = run(
         FakeEngine(),
         task((20, B), max_tokens=30, template=LONG),
         reuse="sticky",
         on_tokens=lambda token_ids: None,
-        on_pass=reports.append,
+        on_pass=seen.append,
     )
-    assert [(r.index, r.ended, r.sampled, r.finish_reason) for r in reports] == [
-        (0, False, 1, ""),
-        (0, True, 20, "edit"),
-        (1, False, 1, ""),
-        (1, True, 10, "length"),
+    assert [[(p.start, p.stop, p.finish_reason) for p in one.passes] for one in seen] == [
+        [(0, 0, "")],
+        [(0, 20, "edit")],
+        [(0, 20, "edit"), (20, 20, "")],
+        [(0, 20, "edit"), (20, 30, "length")],
     ]
-    begun, ended = reports[2:]
-    assert [b.kind for b in begun.blocks] == [
+    begun, ended = seen[2:]
+    assert [block.kind for block in blocks(begun, 1)] == [
         *["reused"] * 4,
-        *["computed"] * 2,
-        *["reused"] * 8,
-        "computed",
+        *["new"] * 2,
+        *["kept"] * 8,
+        "new",
     ]
-    assert [b.kind for b in ended.blocks][:14] == [b.kind for b in begun.blocks][:14]
-    assert ended.blocks[-1].kind == "sampled"
-    assert begun.reused_tokens == ended.reused_tokens == 48
-    assert decode(begun.fed).startswith("a prefix of words BBBBthen more")
+    assert [block.kind for block in blocks(ended, 1)][:4] == ["reused"] * 4
+    assert begun.passes[1].num_cached_tokens == ended.passes[1].num_cached_tokens == 48
+    assert decode(begun.fed(1)).startswith("a prefix of words BBBBthen more")
+    assert finished.trajectory.info["reuse"] == "sticky"
+    # Nothing that was handed out earlier has changed, and the last one holds all but the scores.
+    assert [len(one.response) for one in seen] == [0, 20, 20, 30]
+    unscored = [msgspec.structs.replace(one, scores={}) for one in finished.trajectory.passes]
+    assert list(ended.passes) == unscored
 
 
 def test_a_lie_of_the_cache_log_is_counted() -> None:
