@@ -14,8 +14,8 @@ from typing import cast
 from actor.config import SamplingConfig
 from actor.demo.config import Reuse
 from actor.demo.gate import Gate, Lost
-from actor.sessions.serving import Served, Serving
 from actor.sessions.live_session import Finished, LiveSession
+from actor.sessions.serving import Served, Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.task import SlotState, Task

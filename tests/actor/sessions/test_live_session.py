@@ -11,7 +11,6 @@ import pytest
 from actor.config import SamplingConfig
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Interrupt, Serving
-from actor.sessions.live_session import Finished, LiveSession
 from dynatok_online.spans.blocks import blocks
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
