@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from launch import environment
 from launch.config import RunConfig, load_run, usable_endpoint
 from launch.decode import ConfigError
+from protocol.run.threads import cores as available_cores
 
 LOCKS = Path(__file__).parent / "locks"
 _SETUP = "bash launch/setup.sh"
@@ -198,7 +198,7 @@ def shared_memory(path: Path, needed: int = 512 * _MIB) -> Finding:
 
 def memory(needed: int = 4096 * _MIB) -> Finding:
     """Two processes with torch, and vLLM's cache."""
-    cores = environment.cores()
+    cores = available_cores()
     free = psutil.virtual_memory().available
     return Finding(
         free >= needed and cores >= 2,

@@ -1,8 +1,8 @@
 """What the processes of a run find in their environment.
 
-Torchrun's variables for the learner, one fair share of the cores each, no accelerator where
+Torchrun's variables for the learner, an equal share of the cores each, no accelerator where
 there is none, and the virtual environment's tools (ninja) on the path. What the user has set
-goes first.
+takes precedence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.config import free_port
+from protocol.run.threads import threads
 
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
@@ -28,20 +28,14 @@ def has_gpu(environment: Mapping[str, str] = os.environ) -> bool:
     return Path("/dev/nvidiactl").exists() and environment.get("CUDA_VISIBLE_DEVICES") != ""
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def for_child(
-    name: str, environment: Mapping[str, str] = os.environ, *, actors: int = 1
+    name: str, environment: Mapping[str, str] = os.environ, *, processes: int = 2
 ) -> dict[str, str]:
-    """The environment of the child `name` (`actor` or `learner`) of a run with so many actors."""
-    threads = max(1, cores() // (1 + actors))
-    own = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+    """The environment of an `actor` or `learner`, one of so many processes on this machine."""
+    own = threads(processes, environment) | {
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
         "PYTHONFAULTHANDLER": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -52,7 +46,7 @@ def for_child(
             "WORLD_SIZE": "1",
             "LOCAL_WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": "0",  # torch's store binds a free one, and nobody else has to know it
         }
         if not has_gpu(environment):
             own |= {"DS_ACCELERATOR": "cpu"} | KEEP_MEMORY

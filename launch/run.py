@@ -66,7 +66,7 @@ def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
         Command(
             name,
             [sys.executable, "-m", "launch.cli", verb, str(run_dir / f"{name}.yaml")],
-            environment.for_child(verb, actors=config.actors),
+            environment.for_child(verb, processes=1 + config.actors),
         )
         for name, verb in (("learner", "learner"), *((one.name, "actor") for one in actors))
     ]

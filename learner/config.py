@@ -8,12 +8,23 @@ import msgspec
 
 from protocol.config import ProtocolConfig
 
-_NEVER_NEGATIVE = (
+_NUMBERS = (
     *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio"),
     *("max_steps", "gradient_accumulation_steps", "num_train_epochs", "logging_steps"),
     *("max_row_tokens", "reward_power", "reward_threshold"),
 )
-"""Arguments of `training` that are checked before anything heavy is imported."""
+
+
+def check_training(section: str, training: dict[str, Any]) -> None:
+    """Raise ValueError for a number that cannot be, before anything heavy is imported."""
+    for name in _NUMBERS:
+        value = training.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{section}.{name} must be a number, got {value!r}")
+        if not value >= 0:
+            raise ValueError(f"{section}.{name} must be at least 0, got {value}")
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,9 +44,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Arguments of peft's `LoraConfig`, such as `{r: 8, lora_alpha: 16}`: adapters are trained, and
     published merged into the weights. Empty: the whole model is trained."""
     training: dict[str, Any] = {}
-    """Arguments of `DynamicSFTConfig`, which are those of TRL's `SFTConfig` and the four that say
-    how trajectories become rows. `max_steps` ends the run. What is not written here has the
-    defaults in `learner.training`."""
+    """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and those that say how
+    trajectories become rows and what a token counts. `max_steps` ends the run. What is not written
+    here has the defaults in `learner/training.py`."""
     deepspeed: dict[str, Any] | str = msgspec.field(
         default_factory=lambda: {"zero_optimization": {"stage": 2}}
     )
@@ -81,7 +92,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Port of this machine that serves the numbers to Prometheus; 0 takes a free one (see
     `RUN/prometheus`), -1 none."""
     threads: int = 0
-    """CPU threads of the training step; 0 takes half of the cores."""
+    """CPU threads of the training step; 0 takes `OMP_NUM_THREADS`, or an equal share of the cores
+    where that is not set."""
     batch_deadline: float = 300.0
     """Seconds to wait for the trajectories of one step before the run fails."""
     publish_deadline: float = 30.0
@@ -113,10 +125,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
-        for name in _NEVER_NEGATIVE:
-            value = self.training.get(name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"learner.training.{name} must be at least 0, got {value}")
+        check_training("learner.training", self.training)
         if self.canary_tokens < 2:
             raise ValueError(
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
+
+from protocol.run.threads import threads
 
 
-def set_environment(distributed: bool) -> None:
-    """What libraries read when they are imported. What is set already stays."""
+def set_environment(distributed: bool, given_threads: int = 0) -> None:
+    """What libraries read when they are imported. What is set already stays.
+
+    `given_threads`: `learner.threads`; 0: `OMP_NUM_THREADS`, or the half of the cores that an
+    actor leaves.
+    """
+    os.environ.update(threads(2, given=given_threads))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not distributed:
@@ -16,10 +22,8 @@ def set_environment(distributed: bool) -> None:
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    # One process: its own store binds a free port, and nobody else has to know it.
+    os.environ.setdefault("MASTER_PORT", "0")
     if "DS_ACCELERATOR" not in os.environ:
         import torch
 

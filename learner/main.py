@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def run(config: LearnerConfig) -> int:
     """Train until `training.max_steps`, a signal, or a failure."""
-    set_environment(distributed=bool(config.deepspeed))
+    set_environment(distributed=bool(config.deepspeed), given_threads=config.threads)
     session: Session | None = None
     over = threading.Event()
     code, last_words = 0, ""

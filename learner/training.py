@@ -1,7 +1,8 @@
-"""From the learner's config to the arguments of its trainer.
+"""From a configuration, the learner's or that of `dynatok train`, to the arguments of the trainer.
 
 `training` and `deepspeed` pass through under the names that TRL and DeepSpeed gave them; only
-what is not written gets a default that suits training from a stream.
+what is not written gets a default. Errors name the fields as the user wrote them: `where` is
+`learner.` for the learner, and empty for `dynatok train`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,37 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from dynatok_online.training.trainer import DynamicSFTConfig
-    from learner.config import LearnerConfig
+
+
+class Settings(Protocol):
+    """What both configurations say about training."""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments of `DynamicSFTConfig`."""
+
+    @property
+    def deepspeed(self) -> dict[str, Any] | str:
+        """A DeepSpeed configuration, or the path of one."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything that is drawn."""
+
+    @property
+    def objective(self) -> str:
+        """What a token counts."""
+
+    @property
+    def trajectories_per_step(self) -> int:
+        """Trajectories of one optimizer step."""
+
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
@@ -34,59 +60,94 @@ CHECKPOINTS = "checkpoints"
 """Folder of a run that holds them."""
 
 _SET_ELSEWHERE = {
-    "deepspeed": "learner.deepspeed",
-    "objective": "learner.objective",
-    "seed": "the run's seed",
-    "per_device_train_batch_size": "learner.trajectories_per_step",
-    "output_dir": "learner.run_dir",
+    "deepspeed": "deepspeed",
+    "objective": "objective",
+    "seed": "seed",
+    "per_device_train_batch_size": "trajectories_per_step",
+    "output_dir": "run_dir",
 }
+"""Argument -> the field of the configuration that sets it."""
 
 
-def training_arguments(config: LearnerConfig, world_size: int = 1) -> DynamicSFTConfig:
-    """The trainer's arguments. Raises ValueError for an unknown or contradicting one."""
+def training_arguments(
+    settings: Settings,
+    run_dir: Path,
+    *,
+    world_size: int = 1,
+    where: str = "learner.",
+    defaults: Mapping[str, Any] | None = None,
+) -> DynamicSFTConfig:
+    """The trainer's arguments. Raises ValueError for an unknown or contradicting one.
+
+    `defaults` take precedence over `DEFAULTS`, and what the user wrote over both.
+    """
     from dynatok_online.training.trainer import DynamicSFTConfig
 
-    given = dict(config.training)
-    known = [field.name for field in dataclasses.fields(DynamicSFTConfig) if field.init]
-    for name in given:
-        if name in _SET_ELSEWHERE:
-            raise ValueError(f"learner.training.{name} is set by {_SET_ELSEWHERE[name]} instead")
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
-            raise ValueError(
-                f"learner.training.{name} is not an argument of SFTConfig; did you mean {nearest}?"
-            )
+    written = settings.training
+    _check_names(f"{where}training", written, _arguments_of(DynamicSFTConfig), "SFTConfig")
+    given = {**DEFAULTS, **(defaults or {}), **written}
     if not isinstance(given.get("max_steps"), int) or given["max_steps"] < 1:
         raise ValueError(
-            "learner.training.max_steps must be at least 1: a stream has no end of its own, got "
-            f"{given.get('max_steps')!r}"
+            f"{where}training.max_steps must be at least 1, got {given.get('max_steps')!r}: it "
+            "says when training ends"
         )
+    accumulated = given.get("gradient_accumulation_steps", 1)
+    if not isinstance(accumulated, int) or accumulated < 1:
+        raise ValueError(
+            f"{where}training.gradient_accumulation_steps must be at least 1, got {accumulated!r}"
+        )
+    shares = accumulated * world_size
+    if settings.trajectories_per_step % shares:
+        raise ValueError(
+            f"{where}trajectories_per_step ({settings.trajectories_per_step}) must be divisible "
+            f"by gradient_accumulation_steps times the number of ranks ({shares})"
+        )
+    deepspeed = deepspeed_arguments(settings.deepspeed, where)
+    try:
+        return DynamicSFTConfig(
+            **{
+                **given,
+                "output_dir": str(run_dir / CHECKPOINTS),
+                "seed": settings.seed,
+                "objective": settings.objective,
+                "per_device_train_batch_size": settings.trajectories_per_step // shares,
+                "deepspeed": deepspeed,
+            }
+        )
+    except (TypeError, ValueError) as error:  # a value that TRL or transformers does not take
+        raise ValueError(f"{where}training: {error}") from error
+
+
+def stream_arguments(settings: Settings, run_dir: Path) -> DynamicSFTConfig:
+    """The arguments of a trainer that is fed by a stream, and can be killed at any moment."""
+    given = settings.training
     if given.get("save_only_model") or given.get("save_total_limit", 2) == 1:
         raise ValueError(
             "learner.training must keep two whole checkpoints, or a crash while one is written "
             "loses the run: leave out save_only_model, and let save_total_limit be 2 or more"
         )
-    shares = given.get("gradient_accumulation_steps", 1) * world_size
-    if config.trajectories_per_step % shares:
-        raise ValueError(
-            f"learner.trajectories_per_step ({config.trajectories_per_step}) must be divisible by "
-            f"gradient_accumulation_steps times the number of ranks ({shares})"
-        )
-    return DynamicSFTConfig(
-        **{
-            **DEFAULTS,
-            **given,
-            "output_dir": str(Path(config.run_dir) / CHECKPOINTS),
-            "ignore_data_skip": True,  # the stream itself knows where it was
-            "seed": config.seed,
-            "objective": config.objective,
-            "per_device_train_batch_size": config.trajectories_per_step // shares,
-            "deepspeed": deepspeed_arguments(config.deepspeed),
-        }
-    )
+    # The stream itself knows where it was.
+    return training_arguments(settings, run_dir, defaults={"ignore_data_skip": True})
 
 
-def deepspeed_arguments(given: dict[str, Any] | str) -> dict[str, Any] | None:
+def _arguments_of(config: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(config) if field.init]
+
+
+def _check_names(where: str, given: Iterable[str], known: list[str], of: str) -> None:
+    section = where.rpartition(".")[0]
+    for name in given:
+        if of == "SFTConfig" and name in _SET_ELSEWHERE:
+            field = ".".join(filter(None, [section, _SET_ELSEWHERE[name]]))
+            raise ValueError(f"{where}.{name} is set by {field} instead")
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, 1, 0.0)[0]
+            raise ValueError(f"{where}.{name} is not an argument of {of}; did you mean {nearest}?")
+
+
+def deepspeed_arguments(
+    given: dict[str, Any] | str, where: str = "learner."
+) -> dict[str, Any] | None:
     """DeepSpeed's configuration with its batch sizes left to the trainer; None for an empty one.
 
     Raises ValueError for a file that is missing or not JSON.
@@ -95,11 +156,11 @@ def deepspeed_arguments(given: dict[str, Any] | str) -> dict[str, Any] | None:
         try:
             given = json.loads(Path(given).read_text())
         except OSError as error:
-            raise ValueError(f"learner.deepspeed: cannot read {error.filename}") from error
+            raise ValueError(f"{where}deepspeed: cannot read {error.filename}") from error
         except json.JSONDecodeError as error:
-            raise ValueError(f"learner.deepspeed: not JSON: {error}") from error
+            raise ValueError(f"{where}deepspeed: not JSON: {error}") from error
         if not isinstance(given, dict):
-            raise ValueError("learner.deepspeed: the file must hold one JSON object")
+            raise ValueError(f"{where}deepspeed: the file must hold one JSON object")
     if not given:
         return None
     automatic = dict.fromkeys(
@@ -120,11 +181,5 @@ def lora_arguments(given: dict[str, Any]) -> dict[str, Any]:
         return {}
     from peft import LoraConfig
 
-    known = [field.name for field in dataclasses.fields(LoraConfig) if field.init]
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
-            raise ValueError(
-                f"learner.lora.{name} is not an argument of LoraConfig; did you mean {nearest}?"
-            )
+    _check_names("learner.lora", given, _arguments_of(LoraConfig), "LoraConfig")
     return {"peft_config": LoraConfig(**{"task_type": "CAUSAL_LM", **given})}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from actor.engine.names import BY_ACTOR, PLUGIN
+from protocol.run.threads import threads
 
 
 def check_plugin() -> None:
@@ -32,7 +33,7 @@ def prepare_environment(extra: Mapping[str, str], *, eager: bool) -> None:
             # Threads float, and leave half of the cores to the learner: pinned ones would
             # fight it for the same cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+            **threads(2),
             # Huge pages: blocks of one request lie all over the cache, the more so after edits,
             # and attention would wait for the address of every one of them.
             "THP_MEM_ALLOC_ENABLE": "1",

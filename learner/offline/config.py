@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from learner.config import check_training
+
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Offline training on trajectories, on one rank or several of this machine."""
@@ -33,12 +35,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     trajectories_per_step: int = 16
     """Trajectories of one optimizer step, over all ranks and accumulation steps."""
     epochs: float = 1.0
-    """Times that the data is gone through; `training.max_steps` goes first."""
+    """Passes over the data; `training.max_steps` takes precedence."""
     objective: Literal["sft", "reward"] = "reward"
     """What a token counts: `sft` (1) or `reward` (the verifiers' score of its pass)."""
     training: dict[str, Any] = {}
-    """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and how trajectories become
-    rows."""
+    """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and those that say how
+    trajectories become rows and what a token counts."""
     deepspeed: dict[str, Any] | str = msgspec.field(
         default_factory=lambda: {"zero_optimization": {"stage": 2}}
     )
@@ -60,3 +62,4 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"trajectories_per_step ({self.trajectories_per_step}) must be divisible by the "
                 f"number of ranks ({self.ranks})"
             )
+        check_training("training", self.training)

@@ -1,8 +1,6 @@
 """One rank of `dynatok train`: the same trainer and loss as online, on data that lies still.
 
-    RANK=0 WORLD_SIZE=2 ... python -m learner.offline.train RUN_DIR
-
-The launcher starts the ranks, with torchrun's variables, on `RUN_DIR/train.json`.
+`learner.offline.ranks` starts the ranks, with torchrun's variables, on `RUN_DIR/train.json`.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from dynatok_online.tasks.files import Chat
 from dynatok_online.tasks.gold import load_training_data
 from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
-from learner.config import LearnerConfig
 from learner.environment import compile_nothing
 from learner.offline.config import TrainConfig
 from learner.step_log import StepLog
@@ -44,9 +41,8 @@ def main(run_dir: Path) -> int:
     first = os.environ.get("RANK", "0") == "0"
     try:
         result = train(config, run_dir, first)
-    except ValueError as error:
-        if first:
-            print(f"dynatok: {' '.join(str(error).split())}", file=sys.stderr)
+    except ValueError as error:  # the last line of its log: who started the ranks shows one
+        print(" ".join(str(error).split()), flush=True)
         return 2
     if first:
         write_json(run_dir / RESULT, result)
@@ -66,17 +62,7 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
     defaults: dict[str, Any] = {"max_steps": steps, "save_strategy": "no"}
     if not torch.accelerator.is_available():
         defaults |= {"use_cpu": True, "ddp_backend": "gloo"}  # or ranks do not find each other
-    arguments = training_arguments(
-        LearnerConfig(
-            run_dir=str(run_dir),
-            seed=config.seed,
-            objective=config.objective,
-            trajectories_per_step=config.trajectories_per_step,
-            training={**defaults, **config.training},
-            deepspeed=config.deepspeed,
-        ),
-        world,
-    )
+    arguments = training_arguments(config, run_dir, world_size=world, where="", defaults=defaults)
     trainer = DynamicSFTTrainer(model, arguments, data)
     trainer.remove_callback(PrinterCallback)
     metrics = Metrics(run_dir, "learner") if first else None
@@ -149,7 +135,3 @@ def _progress(steps: int, shown: bool) -> Progress:
     )
     bar.add_task("train", total=steps, loss=math.nan)
     return bar
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))

@@ -41,10 +41,11 @@ from learner.online.staleness import WAITED_STALE
 from learner.online.stream import Batches, LearnerFailed, Stream
 from learner.online.trainer import OnlineTrainer
 from learner.step_log import StepLog
-from learner.training import lora_arguments, training_arguments
+from learner.training import lora_arguments, stream_arguments
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.exporter import open_exporter
 from protocol.run.metrics import Metrics
+from protocol.run.threads import number_of_threads
 from protocol.run.trace import Traces, trace_of
 from protocol.weights.transports import open_sender
 from protocol.wire.messages import Finish, WeightManifest, WeightsReady
@@ -56,7 +57,7 @@ class Session:
     def __init__(self, config: LearnerConfig) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) != 1:
             raise ValueError("the online learner runs as one process; start it with WORLD_SIZE=1")
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2))
+        torch.set_num_threads(number_of_threads(2, given=config.threads))
         set_seed(config.seed)
         self.config = config
         self._run_dir = Path(config.run_dir)
@@ -71,7 +72,7 @@ class Session:
     def _build(self, config: LearnerConfig) -> None:
         if config.deepspeed:
             compile_nothing()
-        arguments = training_arguments(config)
+        arguments = stream_arguments(config, self._run_dir)
         model = tiny.resolve(config.model)
         metrics = Metrics(self._run_dir, "learner")
         self._opened.append(metrics)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 
 GRACE = 4.0
 """Seconds between a signal and the end of the process."""
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which started it, ends: even by kill -9.
+
+    Linux. Call it from the main thread, as early as possible.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it has ended before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_within_grace(

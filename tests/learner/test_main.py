@@ -15,6 +15,7 @@ import pytest
 from learner.config import LearnerConfig
 from learner.main import run
 from protocol.config import ProtocolConfig
+from protocol.run import threads
 
 SCRIPT = (
     "import sys, msgspec; from learner.config import LearnerConfig; "
@@ -26,7 +27,8 @@ SCRIPT = (
 @pytest.fixture
 def settings(tmp_path, model_dir, endpoint, monkeypatch):
     """Arguments of a LearnerConfig that trains four steps."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in (*ranks, *threads.NAMES):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -3,7 +3,8 @@
 import pytest
 
 from learner.config import LearnerConfig
-from learner.training import deepspeed_arguments, training_arguments
+from learner.offline.config import TrainConfig
+from learner.training import deepspeed_arguments, stream_arguments, training_arguments
 
 
 def learner(tmp_path, **options):
@@ -19,7 +20,7 @@ def learner(tmp_path, **options):
 
 def test_passes_through_over_the_defaults(tmp_path):
     training = {"max_steps": 3, "use_cpu": True, "learning_rate": 0.5, "attention": "dense"}
-    arguments = training_arguments(learner(tmp_path, training=training, seed=7))
+    arguments = stream_arguments(learner(tmp_path, training=training, seed=7), tmp_path)
     assert arguments.learning_rate == 0.5
     assert arguments.attention == "dense"
     assert arguments.lr_scheduler_type == "constant"
@@ -29,24 +30,62 @@ def test_passes_through_over_the_defaults(tmp_path):
 
 def test_accumulation_shares_the_trajectories_of_a_step(tmp_path):
     training = {"max_steps": 3, "use_cpu": True, "gradient_accumulation_steps": 4}
-    arguments = training_arguments(learner(tmp_path, training=training, trajectories_per_step=16))
+    arguments = stream_arguments(
+        learner(tmp_path, training=training, trajectories_per_step=16), tmp_path
+    )
     assert arguments.per_device_train_batch_size == 4
     with pytest.raises(ValueError, match=r"must be divisible"):
-        training_arguments(learner(tmp_path, training=training, trajectories_per_step=18))
+        stream_arguments(learner(tmp_path, training=training, trajectories_per_step=18), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("training", "match"),
     [
         ({"max_steps": 3, "learning_rat": 1}, "did you mean learning_rate"),
-        ({"max_steps": 3, "seed": 1}, "set by the run's seed"),
+        ({"max_steps": 3, "seed": 1}, r"learner\.training\.seed is set by learner\.seed"),
+        ({"max_steps": 3, "save_total_limit": 1}, "must keep two whole checkpoints"),
+        ({"max_steps": 3, "gradient_accumulation_steps": 0}, "must be at least 1, got 0"),
+        ({"max_steps": 3, "eval_strategy": "never"}, r"learner\.training: .*never"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({}, "max_steps must be at least 1"),
     ],
 )
 def test_refuses(tmp_path, training, match):
     with pytest.raises(ValueError, match=match):
-        training_arguments(learner(tmp_path, training=training))
+        stream_arguments(learner(tmp_path, training=training), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"training": {"learning_rat": 1}},
+            "training.learning_rat is not an argument of SFTConfig; did you mean learning_rate?",
+        ),
+        ({"training": {"seed": 1}}, "training.seed is set by seed instead"),
+        (
+            {"training": {"max_steps": 0}},
+            "training.max_steps must be at least 1, got 0: it says when training ends",
+        ),
+        ({"deepspeed": "nowhere.json"}, "deepspeed: cannot read nowhere.json"),
+        (
+            {"training": {"gradient_accumulation_steps": 3}},
+            "trajectories_per_step (16) must be divisible by gradient_accumulation_steps times "
+            "the number of ranks (3)",
+        ),
+    ],
+)
+def test_offline_errors_name_the_fields_of_dynatok_train(tmp_path, options, said):
+    config = TrainConfig(data="x", **options)
+    with pytest.raises(ValueError) as error:
+        training_arguments(config, tmp_path, where="", defaults={"max_steps": 3, "use_cpu": True})
+    assert str(error.value) == said
+
+
+def test_offline_may_keep_one_checkpoint(tmp_path):
+    config = TrainConfig(data="x", training={"save_total_limit": 1, "use_cpu": True}, deepspeed={})
+    arguments = training_arguments(config, tmp_path, where="", defaults={"max_steps": 3})
+    assert arguments.save_total_limit == 1
 
 
 def test_deepspeed_is_a_mapping_or_a_file(tmp_path):
@@ -73,6 +112,7 @@ def test_deepspeed_is_a_mapping_or_a_file(tmp_path):
         ({"trajectories_per_step": -1}, "learner.trajectories_per_step must be above 0, got -1"),
         ({"objective": "rewrd"}, "learner.objective must be reward or sft"),
         ({"weight_dtype": "fp32"}, "learner.weight_dtype must be float32"),
+        ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number, got 'fast'"),
     ],
 )
 def test_config_checks_itself(options, match):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dynatok_online.data.storage import write_trajectories
@@ -82,6 +89,60 @@ def test_bad_rows_are_one_line(tmp_path: Path, row: Any, message: str, capfd: An
     said = [line for line in err.splitlines() if line.startswith("dynatok: ")]
     assert len(said) == 2  # the run folder, and what is wrong
     assert message in said[1]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_however_it_is_ended_no_rank_is_left(
+    tmp_path: Path, data: Path, number: signal.Signals
+) -> None:
+    config = written(tmp_path, data)
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), "--ranks", "2"]
+    endless = ["--training.max_steps", "100000", "--training.logging_steps", "1"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([*command, *endless], stdout=said, stderr=said)
+    try:
+        runs = tmp_path / "runs"
+        deadline = time.monotonic() + 120
+        while not list(runs.glob("*/metrics.jsonl")):
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert len(ranks) >= 2
+        process.send_signal(number)
+        code = process.wait(15)
+        _, left = psutil.wait_procs(ranks, 5)
+        assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        process.kill()
+        process.wait()
+    expected = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
+    assert code == expected[number]
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+@pytest.mark.engine
+def test_a_rank_that_dies_ends_the_others_and_is_named(
+    tmp_path: Path, data: Path, capfd: Any
+) -> None:
+    config = written(tmp_path, data)
+
+    def kill_the_second() -> None:
+        while True:
+            time.sleep(0.1)
+            for one in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, OSError, KeyError):
+                    if "learner.offline.ranks" in one.cmdline() and one.environ()["RANK"] == "1":
+                        one.kill()
+                        return
+
+    threading.Thread(target=kill_the_second, daemon=True).start()
+    code, _, err = train(capfd, config, "--ranks", "2")
+    assert code == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    said = err.splitlines()[-1]
+    assert said == f"dynatok: rank 1 was killed by SIGKILL; its log: {run / 'logs' / 'rank-1.log'}"
 
 
 @pytest.mark.parametrize(

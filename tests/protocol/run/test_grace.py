@@ -77,3 +77,36 @@ def test_one_that_is_over_in_time_is_left_alone(tmp_path: Path) -> None:
     done, _ = run(tmp_path, "over")
     assert done.returncode == 0
     assert "last words" not in done.stdout
+
+
+def test_a_child_ends_with_its_parent_even_by_kill_9() -> None:
+    child = (
+        "import os, sys, time\n"
+        "from protocol.run.grace import end_with_parent\n"
+        "end_with_parent(os.getppid())\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
+        "time.sleep(100)\n"
+    )
+    root = Path(__file__).parents[3]
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=root)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    assert gone(pid)
+
+
+def test_a_child_whose_parent_is_gone_already_does_not_begin() -> None:
+    code = (
+        "from protocol.run.grace import end_with_parent\n"
+        "end_with_parent(1)\n"
+        "print('began', flush=True)\n"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stdout) == (-9, "")
