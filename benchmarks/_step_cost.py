@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks._kernel_times import kernel_times
 from dynatok_online import attention
 from dynatok_online.rows.parts import Part
 from dynatok_online.rows.row import Row
@@ -54,21 +55,30 @@ def count_flops(rows: Iterable[Row], model: Any) -> Flops:
 
 def step(model: Any, parts: Sequence[Part]) -> float:
     """Forward and backward of all parts; seconds."""
+    _synchronize(model.device)
+    began = time.perf_counter()
+    forward_backward(model, parts)
+    _synchronize(model.device)
+    return time.perf_counter() - began
+
+
+def forward_backward(model: Any, parts: Sequence[Part]) -> torch.Tensor:
+    """The mean loss of all parts, and its gradients in the model's parameters."""
     model.zero_grad(set_to_none=True)
     device = model.device
     count = sum(_targets(part) for part in parts)
+    total = torch.zeros((), device=device)
 
     def forward(part: Part, layout: attention.Layout) -> torch.Tensor:
         logits = model(**attention.inputs(part.row, device, layout), use_cache=False).logits[0]
         targets = torch.as_tensor(part.row.targets, dtype=torch.long, device=device)
-        return F.cross_entropy(logits.float(), targets, reduction="sum") / count
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / count
+        total.add_(loss.detach())
+        return loss
 
-    _synchronize(device)
-    began = time.perf_counter()
     for part in parts:
         attention.run_part(part, forward, lambda _, loss: loss.backward())
-    _synchronize(device)
-    return time.perf_counter() - began
+    return total
 
 
 def _targets(part: Part) -> int:
@@ -120,9 +130,21 @@ _KERNELS = {
 
 
 def profile(model: Any, parts: Sequence[Part], repeats: int = 3) -> dict[str, float]:
-    """Milliseconds of one step (on CPU, the quickest of some) in matrix products, in attention
-    kernels, in joining their results, and in all else (norms, activations, the loss)."""
-    return min((_profile(model, parts) for _ in range(repeats)), key=lambda ms: sum(ms.values()))
+    """Milliseconds of one step (the quickest of some) in matrix products, in attention kernels, in
+    joining their results (on a GPU: none), and in all else (norms, activations, the loss, and on
+    a GPU what it waits)."""
+    one = _profile_gpu if model.device.type == "cuda" else _profile
+    return min((one(model, parts) for _ in range(repeats)), key=lambda ms: sum(ms.values()))
+
+
+def _profile_gpu(model: Any, parts: Sequence[Part]) -> dict[str, float]:
+    total = step(model, parts) * 1e3
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as found:
+        step(model, parts)
+    times = kernel_times(found, vocabulary=-1)
+    kernels = {"linear": times["linear"], "attention": times["attention"], "joining": 0.0}
+    return {**kernels, "other": total - sum(kernels.values())}
 
 
 def _profile(model: Any, parts: Sequence[Part]) -> dict[str, float]:

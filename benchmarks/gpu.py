@@ -1,4 +1,8 @@
-"""What `gpu.sh` runs: exactness of every attention on this device, then `pack` at a larger size.
+"""`dynatok bench gpu`: exactness and speed on this machine's GPU, as a Markdown report.
+
+Part by part, each in a process of its own and within its share of the time, the most important
+first: one that crashes, hangs or runs out of time loses nothing of the others, and every line is
+in the report as soon as it is known. Without a GPU every part is a small trial on the CPU.
 
 Exactness is measured against one plain forward per pass through transformers' own attention, in
 float64. Beside each stands the error of a baseline (one truncated pass per state through `dense`)
@@ -7,115 +11,122 @@ at the same precision: what rounding alone costs.
 
 from __future__ import annotations
 
-import copy
+import argparse
 import datetime
-import platform
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-import transformers
+from benchmarks._gpu_report import Report
 
-from benchmarks._edited_response import edited_response
-from benchmarks._step_cost import step
-from benchmarks.pack import DEFAULT_SHAPES, measure
-from dynatok_online import attention
-from dynatok_online.rows.parts import Part
-from dynatok_online.rows.plan import plan_rows
-from dynatok_online.trajectory import Trajectory
+PARTS = {
+    "exactness": (50, "dense and concat against plain forwards; packed against truncated"),
+    "step": (75, "a learner step at the shape of Qwen3-0.6B, and where its time goes"),
+    "large": (75, "a learner step at the shape of Qwen3-8B with LoRA"),
+    "pack": (60, "what each way to lay out an edited response costs"),
+    "full": (60, "a learner step at the shape of Qwen3-8B, all weights, where the GPU holds them"),
+    "flex": (45, "FlexAttention against plain forwards"),
+}
+"""Name -> seconds at most, and what it is; the most important first."""
 
-Gradients = dict[str, torch.Tensor]
+ZERO = {"zero_optimization": {"stage": 2}}
+"""What the project's own configurations give DeepSpeed."""
+
+IN_BF16 = {
+    **ZERO,
+    "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+}
+"""No float32 copies: 10 bytes a weight instead of 18."""
+
+FULL_NEEDS_GB = 115
 
 
-def qwen3(size: int, layers: int, vocabulary: int) -> Any:
-    """A Qwen3 with random weights: `size` wide, heads of 64 or 128."""
-    head = 128 if size >= 1024 else 64
-    torch.manual_seed(0)
-    return transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=size,
-            intermediate_size=3 * size,
-            num_hidden_layers=layers,
-            num_attention_heads=size // head,
-            num_key_value_heads=size // head // 2,
-            head_dim=head,
-            max_position_embeddings=32768,
-        )
+def exactness(report: Report, device: str, seconds: float) -> bool:
+    """Dense and concat."""
+    from benchmarks._gpu_exactness import against_oracle, against_truncated
+
+    well = against_oracle(report, device, ("dense", "concat"), seconds)
+    return against_truncated(report, device) and well
+
+
+def flex(report: Report, device: str, seconds: float) -> bool:
+    """The attention that has to be compiled."""
+    from benchmarks._gpu_exactness import against_oracle
+
+    return against_oracle(report, device, ("flex",), seconds - 15)
+
+
+def step(report: Report, device: str, seconds: float) -> bool:
+    """Every method in turn, with a profile; once more without DeepSpeed where that fails."""
+    from benchmarks._gpu_shapes import QWEN3_06B, SMALL
+    from benchmarks._gpu_step import BATCH, METHODS, PROFILED, learner_step
+
+    ends = time.monotonic() + seconds
+    rounds = [*METHODS] * (7 if device == "cuda" else 2)
+    schedule = [*rounds[: 2 * len(METHODS)], PROFILED, *rounds[2 * len(METHODS) :]]
+    given: dict[str, Any] = {"size": BATCH if device == "cuda" else (40, 4, 24, 3)}
+    for deepspeed in (ZERO, {}):
+        left = ends - time.monotonic() - 8
+        try:
+            shape = QWEN3_06B if device == "cuda" else SMALL
+            if learner_step(report, shape, schedule, left, deepspeed=deepspeed, **given):
+                return True
+        except ImportError as error:
+            report.write("", f"Left out: {error}. The learner needs trl, datasets and deepspeed.")
+            return False
+        except Exception as problem:  # one part, and the next thing to try
+            report.write("", f"Failed: {type(problem).__name__}: {problem}")
+    return False
+
+
+def large(report: Report, device: str, seconds: float) -> bool:
+    """Adapters on frozen bfloat16 weights: fits 80 GB."""
+    from benchmarks._gpu_shapes import QWEN3_8B, SMALL
+    from benchmarks._gpu_step import BATCH, learner_step
+
+    schedule = [*["exact", "sticky"] * 6, *["truncated"] * 2]
+    return learner_step(
+        report,
+        QWEN3_8B if device == "cuda" else SMALL,
+        schedule if device == "cuda" else schedule[:4],
+        seconds - 12,
+        deepspeed=ZERO,
+        lora={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        size=BATCH if device == "cuda" else (40, 4, 24, 3),
     )
 
 
-def mistral(vocabulary: int) -> Any:
-    """A small Mistral whose window is shorter than the texts."""
-    torch.manual_seed(0)
-    return transformers.MistralForCausalLM(
-        transformers.MistralConfig(
-            vocab_size=vocabulary,
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            sliding_window=50,
-        )
-    )
+def full(report: Report, device: str, seconds: float) -> bool:
+    """All weights, with weights, gradients and AdamW's states in bfloat16."""
+    import torch
+
+    from benchmarks._gpu_shapes import QWEN3_8B, SMALL
+    from benchmarks._gpu_step import BATCH, learner_step
+
+    if device == "cuda":
+        has = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if has < FULL_NEEDS_GB:
+            report.write("", f"All weights of Qwen3-8B: left out, {has:.0f} GB do not hold them.")
+            return True
+    schedule = ["exact", "sticky"] * (6 if device == "cuda" else 2)
+    shape, size = (QWEN3_8B, BATCH) if device == "cuda" else (SMALL, (40, 4, 24, 3))
+    return learner_step(report, shape, schedule, seconds - 12, deepspeed=IN_BF16, size=size)
 
 
-def oracle(model: Any, trajectory: Trajectory) -> Gradients:
-    """Gradients of the mean loss, by one plain forward per pass of an `exact` trajectory."""
-    model.zero_grad()
-    for k in range(len(trajectory.passes)):
-        ids = torch.as_tensor(trajectory.tokens(k), dtype=torch.long, device=model.device)
-        at = slice(trajectory.fed_length(k) - 1, -1)
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, at]
-        loss = F.cross_entropy(logits, ids[trajectory.fed_length(k) :], reduction="sum")
-        (loss / len(trajectory.response)).backward()
-    return gradients(model)
+def pack(report: Report, device: str, seconds: float) -> bool:
+    """`dynatok bench pack` at a larger size."""
+    import torch
 
+    from benchmarks._gpu_exactness import qwen3
+    from benchmarks._gpu_report import short
+    from benchmarks.pack import DEFAULT_SHAPES, measure
+    from dynatok_online import attention
 
-def gradients(model: Any) -> Gradients:
-    """In float64, by parameter."""
-    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def apart(a: Gradients, b: Gradients) -> float:
-    """Relative difference of two sets of gradients, over all parameters."""
-    difference = sum(float((a[name] - b[name]).square().sum()) for name in b)
-    return float((difference / sum(float(one.square().sum()) for one in b.values())) ** 0.5)
-
-
-def exactness(device: str) -> Iterator[tuple[str, str, str, float | str, float]]:
-    """(model, attention, dtype, error or what went wrong, error of the baseline)"""
-    vocabulary = 512
-    shape = (150, 16, 120, 4) if device == "cuda" else (40, 4, 24, 3)
-    exact = edited_response("exact", *shape, vocabulary)
-    for name, plain in (("Qwen3", qwen3(256, 2, vocabulary)), ("Mistral", mistral(vocabulary))):
-        wanted = oracle(copy.deepcopy(plain).to(device=device, dtype=torch.float64), exact)
-        for dtype in (torch.float32, torch.bfloat16):
-            given = copy.deepcopy(plain).to(device=device, dtype=dtype)
-            baseline = apart(run(given, "dense", exact, "truncated"), wanted)
-            for kind in attention.ATTENTIONS:
-                error: float | str
-                try:
-                    error = apart(run(given, kind, exact, "packed"), wanted)
-                except (RuntimeError, ValueError) as problem:
-                    error = f"failed: {str(problem).splitlines()[0][:90]}"
-                yield name, kind, str(dtype).removeprefix("torch."), error, baseline
-
-
-def run(model: Any, kind: str, trajectory: Trajectory, strategy: str) -> Gradients:
-    """Gradients through our attention."""
-    attention.prepare(model, kind)
-    step(model, [Part(row) for row in plan_rows([trajectory], strategy=strategy)])
-    return gradients(model)
-
-
-def speed(device: str) -> tuple[str, list[dict[str, Any]]]:
-    """What model it was, and the rows of `pack`."""
+    ends = time.monotonic() + seconds
     if device == "cuda":
         model, what = qwen3(1024, 16, 32768), "Qwen3, width 1024, 16 layers, bfloat16"
         shapes: Sequence[Any] = (*DEFAULT_SHAPES, (4096, 64, 2048, 8))
@@ -124,61 +135,122 @@ def speed(device: str) -> tuple[str, list[dict[str, Any]]]:
         model, what = qwen3(128, 2, 512), "Qwen3, width 128, 2 layers, float32 (no GPU: a trial)"
         shapes, rounds = [(32, 4, 32, 4)], 1
     attention.prepare(model.train(), "concat")
-    return what, [row for shape in shapes for row in measure(shape, model, rounds, 32768)]
+    overs = ("snapshot", "truncated", "static")
+    report.table(
+        f"`pack`: {what}",
+        "Speed against each baseline, in brackets the bound by FLOPs.",
+        (
+            *("static, slot, response, states", "method", "ms", "tokens", "peak MB"),
+            *(f"against {over}" for over in overs),
+        ),
+    )
+    well = True
+    for shape in shapes:
+        name = ", ".join(map(str, shape))
+        if time.monotonic() > ends - 15 and device == "cuda":
+            report.row(name, "left out: no time", *[""] * 6)
+            continue
+        try:
+            rows = measure(shape, model, rounds, 32768)
+        except Exception as problem:  # such as no memory for this one
+            report.row(name, f"failed: {short(problem)}", *[""] * 6)
+            well = False
+            continue
+        for row in rows:
+            report.row(
+                name,
+                row["strategy"],
+                f"{row['seconds'] * 1e3:.1f}",
+                str(row["tokens"]),
+                "?" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+                *(f"{row[f'speedup_vs_{o}']:.2f} ({row[f'bound_vs_{o}']:.2f})" for o in overs),
+            )
+    return well
 
 
-def main(folder: str) -> int:
-    """Writes `report.md`; 1 where an attention failed that should work on this device."""
+def run_part(name: str, report: Report, seconds: float) -> int:
+    """One part, in this process; 0 where all of it was as it should be."""
+    from learner.environment import set_environment
+
+    set_environment(distributed=True)
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    lines = [
-        "# Attention and packing on a GPU" if device == "cuda" else "# A trial without a GPU",
+    return 0 if globals()[name](report, device, seconds) else 1
+
+
+def run_all(folder: Path, parts: Sequence[str], seconds: float) -> int:
+    """Part after part; 0 where all were as they should be."""
+    ends = time.monotonic() + seconds
+    path = folder / "report.md"
+    path.unlink(missing_ok=True)
+    report = Report(path)
+    report.write(*_head())
+    results = {}
+    for name in parts:
+        began = time.monotonic()
+        most = min(PARTS[name][0], ends - began)
+        if most < 10:
+            results[name] = "left out: no time"
+            continue
+        command = [sys.executable, "-m", "benchmarks.gpu", str(folder), "--part", name]
+        try:
+            code = subprocess.run(
+                [*command, "--seconds", f"{most - 3:.0f}"], timeout=most, check=False
+            ).returncode
+            results[name] = {0: "well", 1: "NOT WELL"}.get(code, f"DIED ({code})")
+        except subprocess.TimeoutExpired:
+            results[name] = f"STOPPED after {most:.0f} s"
+        results[name] += f", {time.monotonic() - began:.0f} s"
+    report.table("Parts", "", ("part", "what", "result"))
+    for name, result in results.items():
+        report.row(name, PARTS[name][1], result)
+    print(f"written: {path}")
+    return int(not all(result.startswith("well") for result in results.values()))
+
+
+def _head() -> list[str]:
+    import platform
+
+    import torch
+    import transformers
+
+    gpu = torch.cuda.is_available()
+    hardware = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
+    return [
+        "# Exactness and speed on a GPU" if gpu else "# A trial without a GPU",
         "",
         f"{datetime.date.today()}, {hardware}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, `bash benchmarks/gpu.sh`",
-        "",
-        "## Gradients against one plain float64 forward per pass",
-        "",
-        "| model | attention | dtype | relative error | of truncated passes at this precision |",
-        "|---|---|---|---|---|",
     ]
-    failed = False
-    for name, kind, dtype, error, baseline in exactness(device):
-        shown = error if isinstance(error, str) else f"{error:.1e}"
-        # FlexAttention has no backward on CPUs.
-        failed |= isinstance(error, str) and (device, kind) != ("cpu", "flex")
-        failed |= isinstance(error, float) and error > 2.5 * baseline + 2e-6
-        lines.append(f"| {name} | {kind} | {dtype} | {shown} | {baseline:.1e} |")
-        print(lines[-1], flush=True)
-    what, rows = speed(device)
-    lines += [
-        "",
-        f"## `pack`: {what}",
-        "",
-        "Speed against each baseline, in brackets the bound by FLOPs.",
-        "",
-        "| static, slot, response, states | method | ms | tokens | peak MB "
-        "| against snapshot | against truncated | against static |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        shape = ", ".join(str(row[key]) for key in ("static", "slot", "response", "states"))
-        ratios = " | ".join(
-            f"{row[f'speedup_vs_{over}']:.2f} ({row[f'bound_vs_{over}']:.2f})"
-            for over in ("snapshot", "truncated", "static")
-        )
-        peak = "?" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        lines.append(
-            f"| {shape} | {row['strategy']} | {row['seconds'] * 1e3:.1f} | {row['tokens']} "
-            f"| {peak} | {ratios} |"
-        )
-        print(lines[-1], flush=True)
-    path = Path(folder) / "report.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-    print(f"written: {path}")
-    return int(failed)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`dynatok bench gpu [FOLDER] [--parts ...] [--seconds S]`"""
+    parser = argparse.ArgumentParser(
+        prog="dynatok bench gpu",
+        description="Exactness and speed on this machine's GPU, as a Markdown report. Without one, "
+        "a small trial on the CPU.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="parts:\n"
+        + "".join(f"  {name:<10} {what} ({most} s)\n" for name, (most, what) in PARTS.items())
+        + "\nexample: dynatok bench gpu runs/gpu --parts exactness step",
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="of the report (default: runs/gpu-DATE)"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--seconds", type=float, default=290, help="in all (default: 290)")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    folder = given.folder or Path(f"runs/gpu-{datetime.date.today()}")
+    if given.part:
+        return run_part(given.part, Report(folder / "report.md"), given.seconds)
+    return run_all(folder, given.parts, given.seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    code = main(sys.argv[1:])
+    # Libraries' threads and process groups may take long to end, and have nothing more to say.
+    sys.stdout.flush()
+    os._exit(code)

@@ -4,9 +4,16 @@
 it sees followed by itself. It takes bfloat16 and float16; other types go through `dense`.
 Windows count keys from the end, which is the position only where a span's keys have consecutive
 positions; rows where they do not go through `dense` as well.
+
+The kernel itself shares keys between query heads. Since torch 2.12 `varlen_attn` wants to be told
+so, and before that it has no word for it.
 """
 
 from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +34,7 @@ def attend(
     half = query.dtype in (torch.bfloat16, torch.float16)
     if not half or (window is not None and not _consecutive(layout)):
         return dense.attend(query, key, value, scale, layout, window)
-    from torch.nn.attention.varlen import varlen_attn
-
+    varlen_attn, shared = _kernel()
     index, bounds, key_bounds, longest, longest_keys = layout.once(
         ("varlen", query.device), lambda: _gathering(layout, query.device)
     )
@@ -42,9 +48,17 @@ def attend(
         longest_keys,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **({"enable_gqa": True} if shared and query.shape[1] != key.shape[1] else {}),
     )
     return out.transpose(0, 1).unsqueeze(0)
+
+
+@cache
+def _kernel() -> tuple[Any, bool]:
+    """torch's function, and whether it must be told that query heads share keys."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _keys(layout: Layout) -> list[np.ndarray]:
