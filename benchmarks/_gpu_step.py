@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
@@ -113,7 +114,7 @@ class Batches:
         self._schedule = [method.replace(PROFILED, "exact") for method in schedule]
         self._made = {
             method: [
-                dataclasses.replace(
+                msgspec.structs.replace(
                     edited_response(METHODS[method][0], *size, vocabulary, seed),
                     trajectory_id=f"{method}-{seed}",
                 )
@@ -273,11 +274,12 @@ def learner_step(
         if losses
         else "No step ended. ",
         f"Weights in {str(next(model.parameters()).dtype).removeprefix('torch.')}, rotary "
-        f"frequencies in {_rotary(model)}; float32 logits of the longest row: {logits / 1e9:.2f} GB.",
+        f"frequencies in {_rotary(model)}; float32 logits of the longest row: "
+        f"{logits / 1e9:.2f} GB.",
     )
     if failed:
         report.write("", f"Training broke off: {failed}")
-    if clock.kernels and "exact" in medians:
+    if any(clock.kernels.values()) and "exact" in medians:
         _profile(report, clock.kernels, medians["exact"])
     return not failed and all(method in medians for method in measured)
 
@@ -313,7 +315,7 @@ def _profile(report: Report, kernels: dict[str, float], seconds: float) -> None:
     busy = sum(kernels.values())
     report.table(
         "Where one exact step goes",
-        f"Kernels of a profiled step against {seconds * 1e3:.0f} ms, the median of unprofiled ones.",
+        f"Kernels of a profiled step against {seconds * 1e3:.0f} ms, the median of the others.",
         ("kernels", "ms", "share of the step"),
     )
     for name, ms in [*kernels.items(), ("no kernel", max(0.0, seconds * 1e3 - busy))]:

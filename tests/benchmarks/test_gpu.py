@@ -6,12 +6,64 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import main
+from benchmarks import gpu
+from benchmarks._gpu_exactness import against_truncated
+from benchmarks._gpu_report import Report, short
+from launch.cli import main as dynatok
 
 
-def test_the_report_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(str(tmp_path / "new")) == 0
-    text = (tmp_path / "new" / "report.md").read_text()
-    assert f"written: {tmp_path}/new/report.md" in capsys.readouterr().out
-    for part in ("| Qwen3 | concat | float32 |", "| Mistral | dense | bfloat16 |", "exact_by_pass"):
-        assert part in text
+def test_a_part_writes_its_lines(tmp_path: Path) -> None:
+    assert gpu.main([str(tmp_path), "--part", "exactness"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    for line in ("| Qwen3 | concat | float32 |", "| Mistral | dense | bfloat16 |"):
+        assert line in text
+    assert "flash_attention" in text
+    assert text.count("| yes |") == 2
+
+
+def test_packing_is_a_part(tmp_path: Path) -> None:
+    assert gpu.main([str(tmp_path), "--part", "pack"]) == 0
+    assert "exact_by_pass" in (tmp_path / "report.md").read_text()
+
+
+def test_a_wrong_attention_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynatok_online.attention.layout import Layout
+
+    seen = Layout.__init__
+
+    def blind(self: Layout, *args: object, **kwargs: object) -> None:
+        seen(self, *args, **kwargs)  # type: ignore[arg-type]
+        if len(self.bounds) > 3:
+            self.visible = self.visible.copy()
+            self.visible[-1, 0] = False
+
+    monkeypatch.setattr(Layout, "__init__", blind)
+    assert not against_truncated(Report(tmp_path / "report.md"), "cpu")
+    assert "| NO |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_part_that_hangs_or_dies_loses_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts are other programs here: what they do does not matter to who calls them."""
+    program = tmp_path / "python"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *pack*) exit 9;; *flex*) exec sleep 60;; esac\n'
+        'echo "| found |" >> "$3/report.md"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(gpu.sys, "executable", str(program))
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0)
+    monkeypatch.setitem(gpu.PARTS, "flex", (1, "hangs"))
+    assert dynatok(["bench", "gpu", str(tmp_path), "--parts", "pack", "flex", "step"]) == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "| found |" in text
+    assert "DIED (9)" in text
+    assert "STOPPED after 1 s" in text
+    assert "| well, " in text
+    assert "written:" in capsys.readouterr().out
+
+
+def test_what_went_wrong_fits_a_cell() -> None:
+    assert short(RuntimeError("a | b\nc")) == "RuntimeError: a / b"
+    assert short(ValueError()) == "ValueError: "
