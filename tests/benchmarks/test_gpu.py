@@ -52,7 +52,7 @@ def test_a_part_that_hangs_or_dies_loses_nothing_else(
         'echo "| found |" >> "$3/report.md"\n'
     )
     program.chmod(0o755)
-    monkeypatch.setattr(gpu.sys, "executable", str(program))
+    monkeypatch.setattr("sys.executable", str(program))
     monkeypatch.setattr(gpu, "LEAST_SECONDS", 0)
     monkeypatch.setitem(gpu.PARTS, "flex", (1, "hangs"))
     assert dynatok(["bench", "gpu", str(tmp_path), "--parts", "pack", "flex", "step"]) == 1
