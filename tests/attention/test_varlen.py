@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from benchmarks._edited_response import edited_response
 from dynatok_online.attention import dense, varlen
 from dynatok_online.attention.layout import Layout
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.plan import plan_rows
 
 
 def _plain(
