@@ -11,6 +11,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from pathlib import Path
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -222,7 +223,8 @@ def learner_step(
                     **({} if device == "cuda" else {"use_cpu": True, "ddp_backend": "gloo"}),
                 },
                 deepspeed=deepspeed,
-            )
+            ),
+            Path(folder),
         )
         trainer = DynamicSFTTrainer(
             model, arguments, batches, callbacks=[clock], **lora_arguments(lora or {})
