@@ -11,8 +11,8 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
