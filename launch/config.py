@@ -113,8 +113,8 @@ def new_run_dir(config: RunConfig) -> Path:
 
 
 def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfig]:
-    """The two processes' own configs. A port of 0 becomes a free one. Raises ConfigError."""
-    endpoint = usable_endpoint(config.protocol.endpoint)
+    """The two processes' own configs. Raises ConfigError where the endpoint's port is taken."""
+    check_port(config.protocol.endpoint)
     model = config.model
     if model != "tiny" and Path(model).is_dir():
         model = str(Path(model).resolve())
@@ -123,8 +123,7 @@ def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfi
         "run_id": run_dir.name,
         "model": model,
         "seed": config.seed,
-        "endpoint": endpoint,
-        "protocol": msgspec.structs.replace(config.protocol, endpoint=endpoint),
+        "protocol": config.protocol,
     }
     return _filled(config.actor, filled), _filled(config.learner, filled)
 
@@ -145,30 +144,23 @@ def actor_configs(actor: ActorConfig, count: int) -> list[ActorConfig]:
     ]
 
 
-def usable_endpoint(endpoint: str) -> str:
-    """The endpoint with a port that nothing listens on. Raises ConfigError where it is busy."""
-    if not endpoint.startswith("tcp://"):
-        return endpoint
+def check_port(endpoint: str) -> None:
+    """Raise ConfigError where the port that an endpoint names is taken. Port 0 always is free."""
+    if not endpoint.startswith("tcp://") or endpoint.endswith(":0"):
+        return
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     try:
-        found = free_port(host.strip("[]"), int(port))
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except OSError as error:
         raise ConfigError(
             f"protocol.endpoint: {endpoint} cannot be used ({error.strerror}); "
             "name another port, or 0 for a free one"
         ) from None
-    return f"tcp://{host}:{found}"
-
-
-def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
-    """`port`, or any free one for 0. Raises OSError where it cannot be bound."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-        return int(probe.getsockname()[1])
 
 
 def write_configs(

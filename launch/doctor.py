@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from launch.config import RunConfig, load_run, usable_endpoint
+from launch.config import RunConfig, check_port, load_run
 from launch.decode import ConfigError
 from protocol.run.threads import cores as available_cores
 
@@ -210,7 +210,7 @@ def memory(needed: int = 4096 * _MIB) -> Finding:
 def port(run: RunConfig) -> Finding:
     """The endpoint's port can be listened on."""
     try:
-        usable_endpoint(run.protocol.endpoint)
+        check_port(run.protocol.endpoint)
     except ConfigError as error:
         return Finding(False, str(error), "set protocol.endpoint: tcp://127.0.0.1:0")
     return Finding(True, f"{run.protocol.endpoint} can be listened on")

@@ -23,6 +23,7 @@ from launch.config import (
 from launch.decode import ConfigError
 from launch.panel import display
 from launch.supervisor import Command, supervise
+from protocol.run import endpoint
 from protocol.run.json_files import read_json
 
 
@@ -62,6 +63,7 @@ def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
         _say(f"wrote {run_dir}; each process can be started alone from its own file")
         print(json.dumps({"run_dir": str(run_dir), "status": "dry-run"}))
         return 0
+    (run_dir / endpoint.FILE).unlink(missing_ok=True)  # of a run that is resumed
     commands = [
         Command(
             name,

@@ -17,7 +17,8 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Address, credits, limits and deadlines of the connection between actors and learner."""
 
     endpoint: str = "tcp://127.0.0.1:0"
-    """Where the learner listens. Port 0: the supervisor picks a free one."""
+    """Where the learner listens. Port 0: it takes a free one, and actors find it in the run folder;
+    actors that do not share that folder need a port here."""
     credits: int = 64
     """Trajectories of one actor that the learner may hold or be sent before training on them."""
     heartbeat_seconds: float = 1.0

@@ -36,6 +36,7 @@ from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
 from protocol.delivery.actor_channel import ActorChannel
 from protocol.delivery.durable import JournaledOutbox
+from protocol.run.endpoint import find_endpoint
 from protocol.run.trace import KEY, Traces
 from protocol.weights.transports import FollowingReceiver
 from protocol.wire.messages import (
@@ -87,6 +88,7 @@ class Actor:
             config.name,
             Hello(model=config.model, block_size=engine.block_size, pid=os.getpid()),
             outbox=self._outbox,
+            where=partial(find_endpoint, self._run_dir, config.protocol.endpoint),
         )
         self._script = self._source("train", config.seed)
         self._collector = Collector(

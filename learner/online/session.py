@@ -43,6 +43,7 @@ from learner.online.trainer import OnlineTrainer
 from learner.step_log import StepLog
 from learner.training import lora_arguments, stream_arguments
 from protocol.delivery.learner_channel import LearnerChannel
+from protocol.run.endpoint import find_endpoint, write_endpoint
 from protocol.run.exporter import open_exporter
 from protocol.run.metrics import Metrics
 from protocol.run.threads import number_of_threads
@@ -184,9 +185,11 @@ class Session:
             receipts=journal.receipts,
             replay=replay,
             room=self.stream.room,
+            before=find_endpoint(self._run_dir, config.protocol.endpoint),
         )
         channel.start()
         self._opened.append(channel)
+        write_endpoint(self._run_dir, channel.endpoint)
         say(f"listening on {channel.endpoint}")
         return channel
 

@@ -74,7 +74,12 @@ class ActorChannel:
         hello: Hello,
         *,
         outbox: Outbox | None = None,
+        where: Callable[[], str | None] | None = None,
     ) -> None:
+        """`where` gives the address at which the learner listens now; None: it does not yet.
+
+        Without it, that is `config.endpoint`.
+        """
         self.config = config
         self.outbox = Outbox(new_epoch()) if outbox is None else outbox
         self.credits = Credits()
@@ -89,6 +94,8 @@ class ActorChannel:
             kept = decode_actor(unseal(frame, run_id, len(frame)).payload)
             if isinstance(kept, TrajectoryMessage):
                 self.tasks.add_all(Offsets(0, kept.tasks))
+        self._where = where or (lambda: config.endpoint)
+        self._address: str | None = None
         self._run_id = run_id
         self._actor_id = actor_id
         self._hello = hello
@@ -118,10 +125,9 @@ class ActorChannel:
         )
         if self.config.keys is not None:
             secure_client(self._socket, self.config.keys)
-        self._socket.connect(self.config.endpoint)
         self._heard = self._progress = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._say_hello()
+        self._follow()
         self._loop.add_reader(self._socket.FD, self._on_events)
         self._tasks = [asyncio.create_task(work()) for work in (self._beat, self._sync)]
         for task in self._tasks:
@@ -215,6 +221,17 @@ class ActorChannel:
             self._changed.clear()
             await self._changed.wait()
 
+    def _follow(self) -> None:
+        """Connect to where the learner listens: it may have moved when it was started again."""
+        found = self._where()
+        if found is None or found == self._address:
+            return
+        if self._address is not None:
+            self._socket.disconnect(self._address)
+        self._socket.connect(found)
+        self._address, self.connected = found, False
+        self._say_hello()
+
     def _say_hello(self) -> None:
         hello = msgspec.structs.replace(
             self._hello, streams=self.outbox.streams(), serving=self.serving
@@ -294,11 +311,13 @@ class ActorChannel:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self.config.heartbeat_seconds)
+            self._follow()
             now = time.monotonic()
             silent = now - self._heard
             if silent > self.config.connect_seconds:
+                where = self._address or "no known address"
                 self._fail(
-                    f"no answer from the learner at {self.config.endpoint} for {silent:.0f} s; "
+                    f"no answer from the learner at {where} for {silent:.0f} s; "
                     "is it running, with the same run id and keys?"
                 )
             if silent > self.config.dead_after_seconds:

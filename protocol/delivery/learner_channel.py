@@ -68,8 +68,11 @@ class LearnerChannel:
         receipts: Receipts | None = None,
         replay: Iterable[Received] = (),
         room: Callable[[int], int] | None = None,
+        before: str | None = None,
     ) -> None:
         """`replay`: what was held before a restart; given out again before anything new.
+
+        `before`: where it listened before a restart; taken again where it is free.
 
         `room`: weight version that an actor serves -> how many trajectories may be under way at
         it and all others, or held; called from the channel's thread.
@@ -86,6 +89,7 @@ class LearnerChannel:
         self._peers = Peers()
         self._grants = Grants(config.credits)
         self._room = room
+        self._before = before
         self._announcements = Announcements(2 * config.heartbeat_seconds)
         self._commands: deque[Callable[[], object]] = deque()
         self._accepts: deque[str] = deque()
@@ -113,7 +117,7 @@ class LearnerChannel:
             secure_server(self._socket, self.config.keys)
             self._authenticator = Authenticator(self._context, self.config.keys, self.refusals)
         try:
-            self._socket.bind(self.config.endpoint)
+            self._bind()
         except zmq.ZMQError as error:
             if self._authenticator is not None:
                 self._authenticator.stop()
@@ -127,6 +131,13 @@ class LearnerChannel:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._thread.start()
+
+    def _bind(self) -> None:
+        if self._before is not None:
+            with contextlib.suppress(zmq.ZMQError):  # somebody else has it by now
+                self._socket.bind(self._before)
+                return
+        self._socket.bind(self.config.endpoint)
 
     def receive(self, timeout: float | None = None) -> Received | None:
         """The next message, or None after `timeout` seconds.
