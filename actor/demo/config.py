@@ -25,8 +25,8 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     slots: dict[str, SlotState]
     """What stands in the slots to begin with."""
     slot_width: int = 0
-    """Blanks fill a slot's text up to so many characters, and a sticky slot up to so many tokens,
-    so that an edit moves nothing behind it; 0: leave texts as they are."""
+    """Tokens that every slot takes, in every lane, shorter texts filled up, so that an edit moves
+    nothing behind it. 0: in sticky lanes as many as may be expected, elsewhere as they come."""
     lanes: tuple[Reuse, ...] = ("exact",)
     """Reuse policies that write side by side: `exact`, `sticky`, `none` (start over)."""
     placement: Placement = "head"

@@ -19,7 +19,6 @@ from actor.demo.session import DemoSession
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.requirements import REQUIREMENTS
-from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Trajectory
 
 
@@ -135,8 +134,7 @@ class Hub:
             case Start():
                 await self._start(request)
             case Edit() if session is not None:
-                slots = {name: self._padded(state) for name, state in request.slots.items()}
-                await session.edit(slots, request.key)
+                await session.edit(request.slots, request.key)
             case Pause() if session is not None:
                 await session.pause(request.paused)
             case Stop() if session is not None:
@@ -162,10 +160,9 @@ class Hub:
         async with self._starting:
             if self.session is not None and self.session.running:
                 await self.session.stop()
-            slots = {name: self._padded(state) for name, state in request.slots.items()}
             self.session = DemoSession(
                 f"demo-{secrets.token_hex(4)}",
-                msgspec.structs.replace(request, slots=slots),
+                request,
                 [self.backend.serving(lane) for lane in range(len(request.lanes))],
                 self.backend.tokenizer,
                 self._sampling(request),
@@ -199,6 +196,3 @@ class Hub:
         return msgspec.structs.replace(
             self.config.sampling, temperature=request.temperature, max_tokens=request.max_tokens
         )
-
-    def _padded(self, state: SlotState) -> SlotState:
-        return SlotState(state.text.ljust(self.config.slot_width), state.requirement)

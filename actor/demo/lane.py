@@ -49,11 +49,6 @@ class Lane:
         self.finished: Finished | None = None
         self.token_due = False
         """Whether a pass is in flight that has no token yet."""
-        self._encode = tokenizer.encode
-        self._widths = {
-            name: max(slot_width, len(tokenizer.encode(state.text)))
-            for name, state in task.states.items()
-        }
         self._emit = emit
         self._moved = moved
         self._gate = Gate(serving, self, lost)
@@ -97,12 +92,7 @@ class Lane:
     def check(self, slots: Mapping[str, SlotState]) -> None:
         """ValueError where a text does not fit into its slot."""
         for name, state in slots.items():
-            width, tokens = self._widths[name], len(self._encode(state.text))
-            if self.reuse == "sticky" and tokens > width:
-                raise ValueError(
-                    f"the sticky lane's slot {name!r} is {width} tokens wide, and this text has "
-                    f"{tokens}; write a shorter one, or begin with a longer one"
-                )
+            self._live.check(name, state.text)
 
     async def edit(self, number: int, slots: dict[str, SlotState]) -> None:
         """Change slots now."""

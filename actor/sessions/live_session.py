@@ -27,7 +27,8 @@ from actor.sessions.editors import Editor, PlannedEdit, Schedule
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
 from dynatok_online.adherence.scoring import Decode, score_passes
-from dynatok_online.prompt import Placement, Prompt, Renderer, late
+from dynatok_online.prompt import Placement, Prompt
+from dynatok_online.tasks.rendering import renderer_of
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.trajectory import Edit, Pass, Trajectory
 
@@ -49,8 +50,8 @@ class Finished:
 class LiveSession:
     """Runs one task to its end. `edit` may be called from other coroutines at any time.
 
-    With `reuse="sticky"` every slot is as wide as the longest state that the task knows of, or
-    `slot_width` tokens where that is more; ValueError for a state that does not fit.
+    With `reuse="sticky"`, or a `slot_width`, slots have a fixed width in tokens (see
+    `dynatok_online.tasks.rendering`); ValueError for a state that does not fit.
     """
 
     def __init__(
@@ -72,14 +73,17 @@ class LiveSession:
         self.task = task
         self.states: dict[str, SlotState] = dict(task.states)
         """What stands in the slots now."""
-        self.prompt: Prompt = task.prompt
-        """What is rendered, in its placement."""
-        if placement == "late":
-            self.prompt = late(self.prompt)
         self._serving = serving
         self._reuse = reuse
-        widths = _widths(task, encode, slot_width) if reuse == "sticky" else None
-        self._renderer = Renderer(self.prompt, encode, widths)
+        self._renderer = renderer_of(
+            task,
+            encode,
+            fixed_width=reuse == "sticky",
+            placement=placement,
+            slot_width=slot_width,
+        )
+        self.prompt: Prompt = self._renderer.prompt
+        """What is rendered, in its placement."""
         self._decode = decode
         self._sampling = sampling
         self._editor = Schedule(task.edits) if editor is None else editor
@@ -104,16 +108,20 @@ class LiveSession:
         Returns False, and changes nothing, where the response has already ended. Raises
         ValueError for a slot that the prompt does not have, or a text that does not fit into it.
         """
-        if slot not in self.states:
-            raise ValueError(f"there is no slot {slot!r}; the prompt has {sorted(self.states)}")
+        self.check(slot, text)
         if self._done:
             return False
-        self._renderer.check(slot, text)
         asked_at = len(self._recorder.response) + self._streamed
         self._surprises.append(PlannedEdit(slot, SlotState(text, requirement), asked_at, source))
         if self._interrupt is not None:
             await self._interrupt.now("edit")
         return True
+
+    def check(self, slot: str, text: str) -> None:
+        """ValueError for a slot that the prompt does not have, or a text that does not fit."""
+        if slot not in self.states:
+            raise ValueError(f"there is no slot {slot!r}; the prompt has {sorted(self.states)}")
+        self._renderer.check(slot, text)
 
     async def run(self) -> Finished:
         """Write the response. Cancelling this ends the pass under way and gives up."""
@@ -237,11 +245,3 @@ class LiveSession:
         return self._pass_states[bisect_right(self._pass_states, index, key=lambda at: at[0]) - 1][
             1
         ]
-
-
-def _widths(task: Task, encode: Callable[[str], list[int]], least: int) -> dict[str, int]:
-    """Slot -> its width in tokens."""
-    widths = dict.fromkeys(task.states, least)
-    for slot, state in task.all_states():
-        widths[slot] = max(widths[slot], len(encode(state.text)))
-    return widths

@@ -15,7 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from dynatok_online.prompt import Renderer
+from dynatok_online.prompt import Placement
+from dynatok_online.tasks.rendering import renderer_of
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, TokenIds, Trajectory, VersionRun
 
@@ -32,22 +33,18 @@ class Script:
         *,
         reuse: str = "exact",
         block_size: int = 1,
+        placement: Placement = "head",
     ) -> None:
         if reuse not in REUSES:
             raise ValueError(f"reuse {reuse!r} is unknown; use one of {', '.join(REUSES)}")
         self.task = task
         self._reuse = reuse
-        self._renderer = Renderer(task.prompt, encode, self._widths(encode))
+        self._renderer = renderer_of(
+            task, encode, fixed_width=reuse == "sticky", placement=placement
+        )
         self._block = block_size
         self._passes: list[tuple[int, tuple[int, ...], tuple[Reuse, ...]]] = []
         self._held = (np.zeros(0, np.int32), np.zeros(0, np.int64))
-
-    def _widths(self, encode: Callable[[str], list[int]]) -> dict[str, int]:
-        """Sticky reuse keeps positions, so each slot is as wide as its longest state."""
-        widths: dict[str, int] = {}
-        for slot, state in self.task.all_states() if self._reuse == "sticky" else ():
-            widths[slot] = max(widths.get(slot, 0), len(encode(state.text)))
-        return widths
 
     def begin(self, response: TokenIds) -> tuple[TokenIds, list[tuple[int, int]]]:
         """The pass that begins after `response`: what it feeds, and which positions it computes.
@@ -101,9 +98,12 @@ class Script:
             if not edited[start : start + self._block].any():
                 origin[start : start + self._block] = held[start : start + self._block]
 
-    def finish(self, response: Sequence[int], logprobs: Sequence[float] = ()) -> Trajectory:
+    def finish(
+        self, response: Sequence[int], logprobs: Sequence[float] = (), stopped: bool = False
+    ) -> Trajectory:
         """The trajectory of the whole response, under the passes begun so far."""
         tokens = np.asarray(response, np.int32)
+        last = "stop" if stopped else "length"
         bounds = [*(at for at, _, _ in self._passes), len(tokens)]
         passes = []
         for (at, layout, reuse), (_, stop) in zip(self._passes, pairwise(bounds), strict=True):
@@ -117,7 +117,7 @@ class Script:
                     num_cached_tokens=sum(run.stop - run.start for run in reuse),
                     reuse=reuse,
                     weight_versions=(VersionRun(0, stop - at),),
-                    finish_reason="edit" if stop < len(tokens) else "length",
+                    finish_reason="edit" if stop < len(tokens) else last,
                 )
             )
         return Trajectory(
@@ -145,16 +145,20 @@ def scripted_trajectory(
     *,
     reuse: str = "exact",
     block_size: int = 1,
+    placement: Placement = "head",
+    stopped: bool = False,
 ) -> Trajectory:
     """The trajectory of a given response under the task's edits; edits after its end are left out.
+
+    `stopped`: its last token is the model's stop token.
 
     Log-probabilities are NaN: nobody sampled these tokens.
     """
     tokens = np.asarray(response, np.int32)
-    script = Script(task, encode, reuse=reuse, block_size=block_size)
+    script = Script(task, encode, reuse=reuse, block_size=block_size, placement=placement)
     for at in sorted({0, *(edit.index for edit in task.edits if edit.index < len(tokens))}):
         script.begin(tokens[:at])
-    return script.finish(tokens.tolist())
+    return script.finish(tokens.tolist(), stopped=stopped)
 
 
 def computed_tokens(trajectory: Trajectory) -> int:

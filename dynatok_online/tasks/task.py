@@ -62,6 +62,9 @@ class Task(msgspec.Struct, frozen=True):
     max_tokens: int = 128
     seed: int = 0
     rules: tuple[EditRule, ...] = ()
+    widths: dict[str, int] = {}
+    """Slot -> tokens that it takes where slots have a fixed width (sticky reuse); else it follows
+    from what may stand in it, see `dynatok_online.tasks.rendering`."""
     control_tokens: bool = False
     """Whether names of control tokens in the template's own text are control tokens: a chat
     template's are. What stands in slots is text in any case."""
@@ -105,6 +108,11 @@ class Task(msgspec.Struct, frozen=True):
                 raise ValueError(f"task {self.task_id!r}: a rule's count must be 1 or more")
         if self.edits and self.rules:
             raise ValueError(f"task {self.task_id!r}: write edits or rules, not both")
+        for name, width in self.widths.items():
+            if name not in self.states:
+                raise ValueError(_unknown(self.task_id, "width of", name, "slots", self.states))
+            if width < 1:
+                raise ValueError(f"task {self.task_id!r}: the width of {name!r} is {width}")
         for when, states in self._moments():
             for state in states.values():
                 if state.requirement is not None:

@@ -122,6 +122,7 @@ def tasks(
             edits=random_edits(rng, split, states, rng.randint(*edits), max_tokens),
             max_tokens=max_tokens,
             seed=rng.randrange(2**31),
+            widths=dict.fromkeys(SLOTS, SLOT_WIDTH),
         )
         number += 1
 

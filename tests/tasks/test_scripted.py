@@ -24,6 +24,7 @@ def task(*edits: tuple[int, str, str]) -> Task:
         {"a": SlotState("AA"), "b": SlotState("BB")},
         tuple(ScheduledEdit(at, slot, SlotState(text)) for at, slot, text in edits),
         max_tokens=10,
+        widths={"a": 1, "b": 1},  # as wide as their longest state
     )
 
 

@@ -66,7 +66,15 @@ def edited(number: int, edits: int, length: int) -> Task:
     states = [SlotState(c * 20) for c in "abc"]
     changes = tuple(ScheduledEdit(at, "s", rng.choice(states)) for at in places)
     template = f"{number:06d}".translate(str.maketrans("0123456789", "abcdefghij")) * 8
-    return Task(f"{number}", template + "\n{{s}}\nz", {"s": states[0]}, changes, length, number)
+    return Task(
+        f"{number}",
+        template + "\n{{s}}\nz",
+        {"s": states[0]},
+        changes,
+        length,
+        number,
+        widths={"s": 1},
+    )
 
 
 def test_exact_and_sticky_sessions_share_what_is_equal_and_nothing_else(

@@ -48,7 +48,7 @@ def task(
     *edits: tuple[int, SlotState], max_tokens: int = 20, template: str = "12345{{s}}6"
 ) -> Task:
     planned = tuple(ScheduledEdit(index, "s", state) for index, state in edits)
-    return Task("t", template, {"s": A}, planned, max_tokens)
+    return Task("t", template, {"s": A}, planned, max_tokens, widths={"s": 4})
 
 
 def check(finished: Finished) -> None:
@@ -333,6 +333,7 @@ def test_two_slots_edited_at_once_keep_what_stands_between_them() -> None:
         {"a": C, "b": C},
         (ScheduledEdit(8, "a", D), ScheduledEdit(8, "b", D)),
         12,
+        widths={"a": 4, "b": 4},
     )
     finished = run(engine, one, reuse="sticky")
     assert [len(head.fed) for head in engine.heads] == [9, 25]
