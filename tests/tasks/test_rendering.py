@@ -15,8 +15,8 @@ TASK = Task("t", "style: {{s}}\nText:\n", {"s": SlotState("lower case", "lower")
 ENCODER = Encoder.of(build("gpt2"))
 
 
-def lengths(task: Task, texts: list[str], **more: int) -> set[int]:
-    renderer = renderer_of(task, ENCODER, fixed_width=True, **more)
+def lengths(task: Task, texts: list[str], slot_width: int = 0) -> set[int]:
+    renderer = renderer_of(task, ENCODER, fixed_width=True, slot_width=slot_width)
     return {
         len(renderer.pieces[i])
         for text in texts
