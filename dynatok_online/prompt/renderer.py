@@ -6,7 +6,7 @@ tokenizer itself cuts (`borders`): joined they are the ids that it would give th
 any usual state. `Rule: {{s}}. Text` is cut into `Rule:`, ` upper`, `. Text`.
 
 Where positions must not move either (sticky reuse), slots have a fixed width and shorter states
-are filled up.
+are filled up: `upper - - -`.
 
 What a text ends in before the response is cut in the same way: blanks that the tokenizer writes
 with the next word are left to the response, whose first token brings them.
@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -26,6 +26,11 @@ from dynatok_online.prompt.borders import ENDS, WINDOW, after_slot, before_slot
 from dynatok_online.prompt.encoder import Encoder, after, before
 from dynatok_online.prompt.template import Prompt, Response, Slot
 from dynatok_online.trajectory import RESPONSE, TokenIds
+
+BLANK: Final = " "
+DASH: Final = " -"
+"""What fills a slot: blanks where each is a token, dashes elsewhere. Of the fillings that were
+tried on a real model they disturb it least; lone blanks are text that it never saw."""
 
 Edge = Literal["start", "control", "response"]
 """What stands before a stretch of text and slots: nothing, a control token, the response."""
@@ -296,20 +301,23 @@ class Renderer:
         return self._encoded(own, place)
 
     def _filled(self, place: _Place, text: str, ids: list[int], width: int) -> list[int]:
-        if len(ids) > width:
+        """A state's tokens, filled up behind its own text."""
+        missing = width - len(ids)
+        if missing < 0:
             raise ValueError(
                 f"slot {place.slot!r} is {width} tokens wide, but {text!r} has {len(ids)}; write "
                 "a shorter text, or make the slot wider"
             )
-        if len(ids) == width:
+        if missing == 0:
             return ids
-        blank = self.encoder(" ")
-        if len(blank) != 1:
-            raise ValueError(
-                f"slot {place.slot!r}: the tokenizer writes a blank as {len(blank)} tokens, so "
-                f"states cannot be filled up; write every state with {width} tokens"
-            )
-        return [*ids, *blank * (width - len(ids))]
+        filling = BLANK if _lone_blanks(self.encoder) else DASH
+        for count in (missing, missing + 1, missing - 1, missing + 2):
+            found = self._ids(place, text + filling * count)
+            if len(found) == width:
+                return found
+        # The tokenizer joins it with what stands around: tokens instead of text.
+        cut = len(ids) - len(self.encoder.within(place.after, text or BLANK))
+        return [*ids[:cut], *self.encoder.within(filling, "a")[-1:] * missing, *ids[cut:]]
 
     def _piece(self, ids: Sequence[int]) -> int:
         key = tuple(ids)
@@ -318,6 +326,15 @@ class Renderer:
             index = self._index[key] = len(self.pieces)
             self.pieces.append(np.asarray(ids, dtype=np.int32))
         return index
+
+
+def _lone_blanks(encoder: Encoder) -> bool:
+    """Whether every blank is a token of its own, as where characters are tokens."""
+    if "lone blanks" not in encoder.memo:
+        encoder.memo["lone blanks"] = len(set(encoder.within(BLANK * 5, "a"))) == 1 and (
+            len(encoder.within("b" + BLANK * 5 + "c", "a")) == 7
+        )
+    return bool(encoder.memo["lone blanks"])
 
 
 def _blanks(encoder: Encoder, text: str) -> int:

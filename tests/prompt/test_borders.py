@@ -171,3 +171,34 @@ def test_a_function_is_a_tokenizer_too() -> None:
     renderer: Any = Renderer(parse("Rule: {{s}}. "), codepoints)
     layout = renderer.layout({"s": "upper"})
     assert ["".join(map(chr, renderer.pieces[i])) for i in layout[:-1]] == ["Rule: ", "upper", ". "]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filled_slots_are_as_wide_as_they_should_be_and_text_as_the_tokenizer_writes_it(
+    kind: str,
+) -> None:
+    tokenizer = build(kind)
+    encoder = Encoder.of(tokenizer)
+    for template in TEMPLATES.values():
+        plain = Renderer(parse(template), encoder)
+        need = max(plain.length("s", states["s"]) for states in STATES)
+        for width in (need, need + 1, need + 12):
+            renderer = Renderer(parse(template), encoder, {"s": width})
+            for states in STATES:
+                used = {name: states[name] for name in renderer.prompt.slots}
+                layout = renderer.layout(used)
+                mine = [i for i, slot in zip(layout, renderer.slots, strict=True) if slot == "s"]
+                assert [len(renderer.pieces[i]) for i in mine] == [width]
+                words = tokenizer.decode(renderer.pieces[mine[0]])
+                missing = width - plain.length("s", states["s"])
+                assert abs(words.count("-") - missing) <= 1 or "-" not in words
+
+
+def test_filling_follows_the_states_own_text() -> None:
+    tokenizer = build("llama3")
+    renderer = Renderer(parse("style: {{s}}\nText:\n"), Encoder.of(tokenizer), {"s": 9})
+    for state in ("upper", "UPPER CASE."):
+        (_, slot, _, _) = renderer.layout({"s": state})
+        text = tokenizer.decode(renderer.pieces[slot])
+        assert text.startswith(f" {state} - -")
+        assert text.endswith("- -\n"), "what the tokenizer joins with the state stays behind it"
