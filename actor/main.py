@@ -15,7 +15,7 @@ import time
 from types import FrameType
 
 from actor.config import ActorConfig
-from actor.demo.door import door
+from actor.demo.run_socket import run_socket
 from actor.engine.engine import VllmEngine
 from actor.log import say
 from actor.online.actor import Actor
@@ -52,7 +52,7 @@ def run(config: ActorConfig) -> int:
             seed=config.seed,
         )
         say(f"engine ready after {time.monotonic() - begun:.1f} s")
-        asyncio.run(_run_until_signal(Actor(config, engine, model, door)))
+        asyncio.run(_run_until_signal(Actor(config, engine, model, run_socket)))
         return 0
     except Stopped as error:
         say(f"stopped by {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from actor.demo.config import DemoConfig
-from actor.demo.door import SUFFIX, Answer, Visit, short
+from actor.demo.run_socket import SUFFIX, Answer, Visit, connect
 
 PATIENCE = 120.0
 """Seconds to wait for an actor: its engine may be starting, or it is being started again."""
@@ -66,8 +66,7 @@ async def _connect(
     while time.monotonic() < deadline:
         for path in sorted(run_dir.glob(f"*{SUFFIX}")):
             try:
-                with short(path) as address:
-                    return await asyncio.open_unix_connection(address)
+                return await connect(path)
             except OSError:
                 continue
         if (run_dir / "result.json").exists():

@@ -20,6 +20,9 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """`tiny` (the embedded model), a folder, or a name on the model hub."""
     port: int = 8790
     """Port of the page on loopback; 0: any free one."""
+    hosts: tuple[str, ...] = ()
+    """Names besides this machine's own loopback by which browsers reach the page, where a proxy
+    stands between: `node7` or `node7:8080`."""
     template: str
     """The prompt to begin with, slots in double braces."""
     slots: dict[str, SlotState]
@@ -47,6 +50,12 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ValueError(f"port is {self.port}; write 0 (any free one) to 65535")
+        for host in self.hosts:
+            if not host or set(host) & set("/*@ "):
+                raise ValueError(
+                    f"hosts holds {host!r}; write names as in a browser's address, with or without "
+                    "a port: node7 or node7:8080"
+                )
         if self.tokens_per_second < 0:
             raise ValueError(
                 f"tokens_per_second is {self.tokens_per_second}; write 0 (full speed) or more"

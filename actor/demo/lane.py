@@ -13,7 +13,7 @@ from typing import cast
 
 from actor.config import SamplingConfig
 from actor.demo.config import Reuse
-from actor.demo.gate import Gate, Lost
+from actor.demo.lane_serving import LaneServing, Lost
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Served, Serving
 from actor.tokenizer import Tokenizer
@@ -51,10 +51,10 @@ class Lane:
         """Whether a pass is in flight that has no token yet."""
         self._emit = emit
         self._moved = moved
-        self._gate = Gate(serving, self, lost)
+        self._serving = LaneServing(serving, self, lost)
         self._live = LiveSession(
             task,
-            cast(Serving, self._gate),
+            cast(Serving, self._serving),
             encode=tokenizer.encode,
             decode=tokenizer.decode,
             sampling=sampling,
@@ -103,26 +103,26 @@ class Lane:
 
     async def pause(self) -> None:
         """Hold the session."""
-        await self._gate.pause()
+        await self._serving.pause()
 
     def resume(self) -> None:
         """Go on."""
-        self._gate.resume()
+        self._serving.resume()
 
     async def stop(self) -> None:
         """End the response here."""
-        await self._gate.stop()
+        await self._serving.stop()
 
     # What the gate sees.
 
     def pass_begins(self, fed: Sequence[int], version: int) -> None:
-        """See `gate.Watcher`."""
+        """See `lane_serving.Listener`."""
         self.token_due = True
         self._moved()
         self._events.begin(self._live.states, len(fed), version)
 
     def pass_ends(self, served: Served) -> None:
-        """See `gate.Watcher`. Tokens that rejected weights sampled had been shown already."""
+        """See `lane_serving.Listener`. What rejected weights sampled had been shown already."""
         self._flush()
         self.token_due = False
         self._moved()
@@ -131,7 +131,7 @@ class Lane:
         self._events.cut(stop, "weights")
 
     def pass_lost(self) -> None:
-        """See `gate.Watcher`."""
+        """See `lane_serving.Listener`."""
         self._flush()
         self.token_due = False
         self._events.cut(self._events.pass_start, "engine")

@@ -11,8 +11,8 @@ import sys
 import traceback
 
 from actor.demo.config import DemoConfig
-from actor.demo.host import Host
-from actor.demo.hub import Hub
+from actor.demo.control import Control
+from actor.demo.own_engine import OwnEngine
 from actor.demo.server import PageServer
 from actor.tokenizer import load_tokenizer
 from dynatok_online import tiny
@@ -44,22 +44,22 @@ async def _run(config: DemoConfig) -> int:
     model = tiny.resolve(config.model)
     # Warnings about every default that suits us are nothing for people to read.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    host = Host(config, model, f"demo-{os.getpid()}", load_tokenizer(model))
-    hub = Hub(config, host)
+    own = OwnEngine(config, model, f"demo-{os.getpid()}", load_tokenizer(model))
+    control = Control(config, own)
 
     def tell(state: str, line: str) -> None:
         say(line)
-        hub.engine_is(state, line)
+        control.engine_is(state, line)
 
-    host.say = tell
-    host.busy = lambda: hub.session is not None and hub.session.running
-    server = PageServer(hub, config.port)
+    own.say = tell
+    own.busy = lambda: control.session is not None and control.session.running
+    server = PageServer(control, config.port)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     print(f"dynatok: the page is at {server.address}", flush=True)
     say("Ctrl-C stops")
-    keeping = asyncio.create_task(host.run())
+    keeping = asyncio.create_task(own.run())
     serving = asyncio.create_task(server.run())
     stop = asyncio.create_task(stopped.wait())
     try:
@@ -70,7 +70,7 @@ async def _run(config: DemoConfig) -> int:
     finally:
         server.stop()
         keeping.cancel()
-        await hub.close()
+        await control.close()
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(host.close(), 5)
+            await asyncio.wait_for(own.close(), 5)
         await asyncio.wait({serving}, timeout=3)

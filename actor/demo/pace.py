@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import Protocol
 
-from actor.demo.session import DemoSession
+from actor.demo.comparison import Comparison
 
 
 class Pausable(Protocol):
@@ -32,7 +32,7 @@ class Pace:
         self.tokens_per_second = tokens_per_second
         """0: as fast as the engine can."""
 
-    async def run(self, session: DemoSession, engine: Pausable) -> None:
+    async def run(self, session: Comparison, engine: Pausable) -> None:
         """Pace a session to its end; leaves the engine running."""
         allowed, at, seen = 0.0, time.monotonic(), session.written
         held = False

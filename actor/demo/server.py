@@ -1,7 +1,8 @@
-"""The page's server: loopback, this start's token, this origin, messages of bounded size.
+"""The page's server: loopback, this start's token, known names, messages of bounded size.
 
 Whoever opens the printed address gets a cookie; without it there is neither page nor socket. The
-host and the origin are checked too, so no other site that the browser has open can reach it.
+name by which the browser asks is checked too (`names`), so no other site that it has open can
+reach the page. All addresses are relative: a proxy may put a path before them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from actor.demo.hub import Hub
+from actor.demo import names
+from actor.demo.control import Control
 from actor.demo.messages import MAX_MESSAGE_BYTES, Hello, decode
 from dynatok_online.view import export
 
@@ -38,11 +40,11 @@ BATCH = 400
 
 
 class PageServer:
-    """Serves one hub on one loopback port."""
+    """Serves one control on one loopback port."""
 
-    def __init__(self, hub: Hub, port: int, token: str = "") -> None:
+    def __init__(self, control: Control, port: int, token: str = "") -> None:
         """Binds the port. Raises ValueError where it is taken."""
-        self._hub = hub
+        self._control = control
         self._token = token or secrets.token_urlsafe(24)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,7 +57,7 @@ class PageServer:
         self._socket.listen()  # whoever comes before `run` waits for it
         self.port: int = self._socket.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/?token={self._token}"
-        self._hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
+        self._hosts = control.config.hosts
         self._cookie = f"dynatok_{self.port}"  # cookies do not tell ports apart
         self._files = export.page_files() | export.page_files(PAGE)
         self._headers = {
@@ -71,6 +73,7 @@ class PageServer:
                 Route("/session.html", self._session_html),
                 Route("/trajectories.jsonl", self._trajectories),
                 WebSocketRoute("/live", self._live),
+                Route("/live", self._connectable, methods=["POST"]),
             ]
         )
         self._server = _Server(
@@ -92,29 +95,33 @@ class PageServer:
         """End `run`."""
         self._server.should_exit = True
 
-    def _may(self, connection: HTTPConnection) -> bool:
-        cookie = connection.cookies.get(self._cookie, "")
-        return connection.headers.get("host") in self._hosts and hmac.compare_digest(
-            cookie.encode(), self._token.encode()
-        )
+    def _why_not(self, connection: HTTPConnection) -> str:
+        """Why this browser gets nothing; empty: it may have all."""
+        given = connection.query_params.get("token") or connection.cookies.get(self._cookie, "")
+        if not hmac.compare_digest(given.encode(), self._token.encode()):
+            return "Open the address that dynatok demo printed: it holds this start's token."
+        return names.why_not(connection.headers, self._hosts)
 
     async def _index(self, request: Request) -> Response:
-        given = request.query_params.get("token", "")
-        if request.headers.get("host") in self._hosts and hmac.compare_digest(
-            given.encode(), self._token.encode()
-        ):
+        if why := self._why_not(request):
+            return PlainTextResponse(why, status_code=403)
+        if "token" in request.query_params:
             # The fragment, which holds prompt and settings, stays with the browser.
-            response = RedirectResponse("/", headers=self._headers)
-            response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
+            response = RedirectResponse("./", headers=self._headers)
+            # Without a path it is for this page's alone, also behind a proxy that serves others.
+            response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax", path=None)
             return response
-        if not self._may(request):
-            return _forbidden()
         return Response(self._files["index.html"], media_type="text/html", headers=self._headers)
+
+    async def _connectable(self, request: Request) -> Response:
+        """What a browser asks that gets no socket: it cannot see why a socket was refused."""
+        why = self._why_not(request)
+        return PlainTextResponse(why, status_code=403 if why else 200, headers=self._headers)
 
     async def _file(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if not self._may(request):
-            return _forbidden()
+        if why := self._why_not(request):
+            return PlainTextResponse(why, status_code=403)
         if name not in self._files:
             return PlainTextResponse("no such file", status_code=404)
         kind = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -122,18 +129,18 @@ class PageServer:
         return Response(self._files[name], media_type=media, headers=self._headers)
 
     async def _session_html(self, request: Request) -> Response:
-        if not self._may(request):
-            return _forbidden()
-        session = self._hub.session
+        if why := self._why_not(request):
+            return PlainTextResponse(why, status_code=403)
+        session = self._control.session
         if session is None:
             return PlainTextResponse("nothing has been written yet", status_code=404)
         page = export.page([(session.name, session.log)])
         return self._download(page, "text/html", f"{session.name}.html")
 
     async def _trajectories(self, request: Request) -> Response:
-        if not self._may(request):
-            return _forbidden()
-        session = self._hub.session
+        if why := self._why_not(request):
+            return PlainTextResponse(why, status_code=403)
+        session = self._control.session
         if session is None or not session.trajectories:
             return PlainTextResponse("no response has ended yet", status_code=404)
         lines = export.trajectory_lines(session.trajectories)
@@ -144,8 +151,7 @@ class PageServer:
         return Response(body, media_type=media, headers=self._headers | disposition)
 
     async def _live(self, page: WebSocket) -> None:
-        origin = page.headers.get("origin", "")
-        if not self._may(page) or origin.removeprefix("http://") not in self._hosts:
+        if "origin" not in page.headers or self._why_not(page):
             await page.close(1008)  # before accepting: the browser gets a plain 403
             return
         await page.accept()
@@ -166,7 +172,7 @@ class PageServer:
         while True:
             text = await page.receive_text()
             try:
-                await self._hub.handle(decode(text))
+                await self._control.handle(decode(text))
             except Exception as error:
                 # Whatever went wrong (an engine that dies, say), the page goes on.
                 named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -174,15 +180,15 @@ class PageServer:
 
     async def _send(self, page: WebSocket, hello: Hello) -> None:
         """Sends what is new, as fast as this page takes it."""
-        hub = self._hub
+        control = self._control
         name, seq = hello.session, hello.seq
-        await page.send_text(_json(hub.welcome()))
+        await page.send_text(_json(control.welcome()))
         status: dict[str, Any] = {}
         while True:
-            news = hub.news
-            if status != (status := hub.status()):
+            news = control.news
+            if status != (status := control.status()):
                 await page.send_text(_json(status))
-            session = hub.session
+            session = control.session
             if session is not None:
                 if name != session.name or seq > len(session.log):
                     name, seq = session.name, 0
@@ -216,13 +222,6 @@ async def _together(other: Any) -> AsyncIterator[None]:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _forbidden() -> Response:
-    return PlainTextResponse(
-        "Open the address that dynatok demo printed: it holds this start's token.",
-        status_code=403,
-    )
 
 
 def _policy(index: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ import msgspec
 from actor.config import ActorConfig, SamplingConfig
 from actor.engine.engine import VllmEngine
 from actor.log import say
+from actor.online import visitors
 from actor.online.collector import Collector
 from actor.online.evaluation import evaluate
 from actor.online.report import Report
+from actor.online.visitors import Visits
 from actor.online.weight_updater import WeightUpdater
 from actor.sessions.live_session import LiveSession
 from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
 from actor.task_groups import cancel, first_error
 from actor.task_source import tasks
-from actor.tokenizer import Tokenizer, chat_of, load_tokenizer
+from actor.tokenizer import chat_of, load_tokenizer
 from dynatok_online.tasks.files import Split
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
@@ -48,12 +50,6 @@ from protocol.wire.messages import (
     WeightsComing,
     WeightsReady,
 )
-
-Send = Callable[[Trajectory], Awaitable[None]]
-Visits = Callable[
-    [Path, str, str, Serving, Tokenizer, Send], contextlib.AbstractAsyncContextManager[None]
-]
-"""Lets people in beside the collecting sessions while its body runs: `actor.demo.door.door`."""
 
 
 class Actor:
@@ -169,7 +165,7 @@ class Actor:
         async with asyncio.TaskGroup() as group:
             listen = group.create_task(self._listen())
             report = group.create_task(self._report.write_often())
-            visitors = group.create_task(self._receive_visitors(self._visits))
+            visiting = group.create_task(self._receive_visitors(self._visits))
             await self._serving.ready()
             say(f"serving weights {self._serving.version}")
             if not (self._run_dir / "evaluation" / "before.json").exists():
@@ -184,27 +180,23 @@ class Actor:
             await self._evaluate("after")
             self._report.write()
             self._channel.send(Bye("finished"))
-            await cancel(visitors)
+            await cancel(visiting)
             await cancel(listen)
             await cancel(report)
 
     async def _receive_visitors(self, visits: Visits | None) -> None:
-        """Let visitors in, if there is a page. What one sends is sent even if they leave."""
+        """Let visitors in, if there is a page."""
         if visits is None:
             return
         name, model = self._config.name, self._config.model
-        async with asyncio.TaskGroup() as sending:
 
-            async def hand_over(trajectory: Trajectory) -> None:
-                await self._channel.acquire()
-                self._channel.send(TrajectoryMessage(trajectory))
-                say(f"sent the visitor's trajectory {trajectory.trajectory_id}")
+        async def send(trajectory: Trajectory) -> None:
+            await self._channel.acquire()
+            self._channel.send(TrajectoryMessage(trajectory))
+            say(f"sent the visitor's trajectory {trajectory.trajectory_id}")
 
-            async def send(trajectory: Trajectory) -> None:
-                await asyncio.shield(sending.create_task(hand_over(trajectory)))
-
-            async with visits(self._run_dir, name, model, self._serving, self._tokenizer, send):
-                await asyncio.Future()  # until cancelled
+        page = partial(visits, self._run_dir, name, model, self._serving, self._tokenizer)
+        await visitors.receive(page, send)
 
     async def _listen(self) -> None:
         """Apply weights as they are announced, until `Finish`."""

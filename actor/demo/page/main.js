@@ -14,6 +14,7 @@ const asked = new Map(); // edit key -> when it was asked for, on this page
 const seen = new Map(); // edit key -> milliseconds until its first token was on the screen
 let status = { state: "connecting", message: "connecting" };
 let connected = false;
+let refusal = ""; // why the server lets this page not in
 let welcomed = false;
 let keys = 0;
 let link = readLink();
@@ -28,8 +29,9 @@ const draw = everyFrame(drawAll);
 const connection = new Connection(
   () => [store.session?.session ?? "", store.seq],
   receive,
-  (open) => {
+  (open, why) => {
     connected = open;
+    refusal = why;
     draw();
   },
 );
@@ -112,7 +114,7 @@ function drawAll() {
   if (board.draw()) draw();
   const running = store.session !== null && !store.ended;
   const ready = connected && status.state === "ready";
-  write($("engine"), connected ? visible(status.message) : "connection lost; trying again");
+  write($("engine"), connected ? visible(status.message) : visible(refusal) || "connection lost; trying again");
   $("engine").dataset.state = connected ? status.state : "dead";
   write($("model"), status.model ? visible(status.model) : "");
   write($("weights"), status.version >= 0 ? `weights ${status.version}` : "");
@@ -124,7 +126,10 @@ function drawAll() {
   $("speed").disabled = !status.paced;
   showSpeed();
   $("send").hidden = !status.sends;
-  $("send").disabled = running || !store.session;
+  const sending = store.lanes[0]?.sending ?? "";
+  write($("send"), { sending: "Sending…", sent: "Sent" }[sending] ?? "Send to learner");
+  $("send").title = sending === "sending" ? "Goes out as soon as the learner has room" : "";
+  $("send").disabled = running || !store.session || sending !== "";
   offer($("save-html"), store.session !== null);
   offer($("save-trajectory"), store.session !== null && !running);
   write($("announce"), announcement(running));

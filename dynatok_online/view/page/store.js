@@ -108,8 +108,15 @@ const HANDLERS = {
     lane.message = event.message;
     lane.version++;
   },
+  sending(event, lane) {
+    lane.sending = "sending"; // to the learner
+  },
   sent(event, lane) {
-    lane.sent = true;
+    lane.sending = "sent";
+  },
+  unsent(event, lane) {
+    lane.sending = "";
+    lane.message = event.message;
     lane.version++;
   },
 };
@@ -131,6 +138,7 @@ export class Lane {
     this.pieces = [];
     this.status = "writing";
     this.message = "";
+    this.sending = "";
     this.cutAt = Infinity; // the lowest cut that has not been drawn yet
     this.version = 0; // grows with every change
   }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from actor.demo.config import DemoConfig
-from actor.demo.hub import Hub
+from actor.demo.control import Control
 from actor.demo.pace import Pausable
 from actor.demo.server import PageServer
 from actor.sessions.generation import Generated, OnStart, OnTokens
@@ -53,7 +54,7 @@ class SlowRequest(FakeRequest):
             else:
                 await asyncio.sleep(0.001)
         n = len(self.token_ids)
-        labels = ((self.engine.label, n),) if n else ()
+        labels = tuple((label, len(list(run))) for label, run in groupby(self.labels))
         return Generated(
             list(self.token_ids), [-0.5] * n, self.cached if n else 0, self.finish, labels
         )
@@ -100,7 +101,7 @@ class SlowEngine(FakeEngine):
 
 
 class Backend:
-    """What a hub needs."""
+    """What a control needs."""
 
     def __init__(self, engine: SlowEngine) -> None:
         self.engine = engine
@@ -133,15 +134,15 @@ class Backend:
 
 
 @contextlib.asynccontextmanager
-async def served(config: DemoConfig, backend: Backend) -> AsyncIterator[tuple[Hub, PageServer]]:
-    """A hub and its running server."""
-    hub = Hub(config, backend)
-    hub.engine_is("ready", "engine ready")
-    server = PageServer(hub, 0)
+async def served(config: DemoConfig, backend: Backend) -> AsyncIterator[tuple[Control, PageServer]]:
+    """A control and its running server."""
+    control = Control(config, backend)
+    control.engine_is("ready", "engine ready")
+    server = PageServer(control, 0)
     running = asyncio.create_task(server.run())
     try:
-        yield hub, server
+        yield control, server
     finally:
         server.stop()
-        await hub.close()
+        await control.close()
         await asyncio.wait({running}, timeout=5)

@@ -16,13 +16,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
-from actor.demo.hub import Hub
+from actor.demo.control import Control
 from actor.demo.messages import MAX_MESSAGE_BYTES, Start
 from actor.demo.server import PageServer
 from dynatok_online.data.storage import read_trajectories
+from dynatok_online.trajectory import Trajectory
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine, served
 
-Scenario = Callable[[Hub, PageServer], Awaitable[None]]
+Scenario = Callable[[Control, PageServer], Awaitable[None]]
 START = {
     "type": "start",
     "template": CONFIG.template,
@@ -74,7 +75,7 @@ async def collect(socket: ClientConnection, stop: Callable[[dict[str, Any]], boo
 
 
 def test_the_page_needs_this_starts_token_and_this_host():
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         base = f"http://127.0.0.1:{server.port}"
         async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
             for path in ("/", "/?token=wrong", "/page/main.js", "/session.html"):
@@ -96,8 +97,70 @@ def test_the_page_needs_this_starts_token_and_this_host():
     run(scenario)
 
 
+def test_a_listed_name_is_let_in_and_an_unlisted_one_is_told_what_to_write():
+    async def scenario(control: Control, server: PageServer) -> None:
+        control.config = msgspec.structs.replace(CONFIG, hosts=("node7",))
+        listed = PageServer(control, 0)
+        serving = asyncio.create_task(listed.run())
+        base = f"http://127.0.0.1:{listed.port}"
+        opening = f"/?token={token(listed)}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+            for host, code in (("node7:8080", 307), ("node8", 403), ("localhost:9000", 307)):
+                got = await client.get(opening, headers={"Host": host})
+                assert got.status_code == code, host
+            refused = await client.get(opening, headers={"Host": "node8"})
+            assert "--hosts '[\"node8\"]'" in refused.text
+            # The page asks why its socket was refused: a browser does not say.
+            cookie = {"Cookie": f"dynatok_{listed.port}={token(listed)}"}
+            for origin, code in (("https://node7", 200), ("https://node8", 403)):
+                got = await client.post("/live", headers={"Origin": origin, **cookie})
+                assert (got.status_code, "node8" in got.text) == (code, code == 403)
+        async with page(listed, origin="https://node7") as socket:
+            await socket.send('{"type": "hello"}')
+            await receive(socket, "welcome")
+        listed.stop()
+        await serving
+
+    run(scenario)
+
+
+def test_a_send_that_waits_for_the_learner_holds_up_nothing_else():
+    async def scenario(control: Control, server: PageServer) -> None:
+        room = asyncio.Event()
+        backend = control.backend
+        assert isinstance(backend, Backend)
+
+        async def send(trajectory: Trajectory) -> None:
+            await room.wait()
+            backend.sent.append(trajectory)
+
+        backend.send = send  # type: ignore[method-assign]
+        async with page(server) as socket:
+            await socket.send('{"type": "hello"}')
+            await socket.send(json.dumps(START | {"max_tokens": 5}))
+            await collect(socket, lambda event: event["type"] == "ended")
+            await socket.send('{"type": "send"}')
+            await collect(socket, lambda event: event["type"] == "sending")
+            first = control.session
+            await socket.send(json.dumps(START | {"max_tokens": 5000}))
+            await collect(socket, lambda event: event["type"] == "tokens")
+            await socket.send('{"type": "pause", "paused": true}')
+            await collect(socket, lambda event: event["type"] == "paused")
+            edit = {"type": "edit", "slots": {"case": {"text": "UPPER CASE"}}}
+            await socket.send(json.dumps(edit))
+            await collect(socket, lambda event: event["type"] == "edit")
+        assert not backend.sent
+        room.set()
+        assert first is not None
+        while first.log[-1]["type"] != "sent":
+            await asyncio.sleep(0.01)
+        assert len(backend.sent) == 1
+
+    run(scenario)
+
+
 def test_the_server_listens_on_loopback_alone():
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         assert server._socket.getsockname()[0] == "127.0.0.1"
 
     run(scenario)
@@ -114,7 +177,7 @@ def test_the_server_listens_on_loopback_alone():
     ids=lambda wrong: json.dumps(wrong),
 )
 def test_the_socket_checks_origin_and_token(wrong):
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         with pytest.raises(InvalidStatus) as refused:
             await page(server, **wrong)
         assert refused.value.response.status_code == 403
@@ -136,7 +199,7 @@ def test_the_socket_checks_origin_and_token(wrong):
     ],
 )
 def test_a_message_that_is_wrong_is_refused_and_the_page_lives_on(message, why):
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         async with page(server) as socket:
             await socket.send('{"type": "hello"}')
             await socket.send(message)
@@ -149,7 +212,7 @@ def test_a_message_that_is_wrong_is_refused_and_the_page_lives_on(message, why):
 
 
 def test_a_message_that_is_too_long_ends_the_connection_alone():
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         async with page(server) as socket, page(server) as other:
             await socket.send('{"type": "hello"}')
             await other.send('{"type": "hello"}')
@@ -164,14 +227,14 @@ def test_a_message_that_is_too_long_ends_the_connection_alone():
 
 
 def test_two_tabs_and_a_lost_connection_see_every_event_once():
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         async with page(server) as first:
             await first.send('{"type": "hello"}')
             await first.send(json.dumps(START))
             seen = await collect(first, lambda event: event["type"] == "tokens")
         # The connection is gone in the middle of a pass; the session goes on.
-        assert hub.session is not None
-        name = hub.session.name
+        assert control.session is not None
+        name = control.session.name
         await asyncio.sleep(0.02)
         async with page(server) as again, page(server) as second:
             await again.send(json.dumps({"type": "hello", "session": name, "seq": seen[-1]["seq"]}))
@@ -181,15 +244,15 @@ def test_two_tabs_and_a_lost_connection_see_every_event_once():
                 for socket in (again, second)
             ]
             rest, everything = await asyncio.gather(*ended)
-            assert seen + rest == everything == hub.session.log
+            assert seen + rest == everything == control.session.log
         assert sum(len(e["ids"]) for e in everything if e["type"] == "tokens") == 40
 
     run(scenario)
 
 
 def test_a_page_of_an_earlier_session_begins_anew():
-    async def scenario(hub: Hub, server: PageServer) -> None:
-        await hub.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=5))
+    async def scenario(control: Control, server: PageServer) -> None:
+        await control.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=5))
         async with page(server) as socket:
             await socket.send('{"type": "hello", "session": "demo-old", "seq": 900}')
             events = await collect(socket, lambda event: event["type"] == "ended")
@@ -200,10 +263,10 @@ def test_a_page_of_an_earlier_session_begins_anew():
 
 
 def test_a_session_is_saved_as_page_and_trajectory(tmp_path):
-    async def scenario(hub: Hub, server: PageServer) -> None:
-        await hub.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=20))
-        assert hub.session is not None
-        while hub.session.running:
+    async def scenario(control: Control, server: PageServer) -> None:
+        await control.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=20))
+        assert control.session is not None
+        while control.session.running:
             await asyncio.sleep(0.01)
         base = f"http://127.0.0.1:{server.port}"
         async with httpx.AsyncClient(
@@ -211,13 +274,13 @@ def test_a_session_is_saved_as_page_and_trajectory(tmp_path):
         ) as client:
             await client.get(f"/?token={token(server)}")
             html = await client.get("/session.html")
-            assert f"{hub.session.name}.html" in html.headers["content-disposition"]
+            assert f"{control.session.name}.html" in html.headers["content-disposition"]
             assert "http://" not in html.text.replace("http-equiv", "")
             lines = await client.get("/trajectories.jsonl")
         path = tmp_path / "session.jsonl"
         path.write_bytes(lines.content)
         (stored,) = read_trajectories(path)
-        assert stored.response.tolist() == hub.session.trajectories[0].response.tolist()
+        assert stored.response.tolist() == control.session.trajectories[0].response.tolist()
         assert stored.info["model"] == "tiny"
 
     run(scenario)
@@ -226,7 +289,7 @@ def test_a_session_is_saved_as_page_and_trajectory(tmp_path):
 def test_a_page_that_says_nothing_is_let_go(monkeypatch):
     monkeypatch.setattr("actor.demo.server.HELLO_TIMEOUT", 0.05)
 
-    async def scenario(hub: Hub, server: PageServer) -> None:
+    async def scenario(control: Control, server: PageServer) -> None:
         async with page(server) as socket:
             with contextlib.suppress(ConnectionClosed):
                 await socket.recv()

@@ -1,4 +1,4 @@
-"""The way from `dynatok demo --run` into a running actor: a socket in the run folder.
+"""A page beside a running actor: the socket in the run folder by which `dynatok demo --run` asks.
 
 It costs nothing until someone comes. Then the actor serves the page itself, on loopback, and its
 sessions run beside the training ones, under the same weights and the same gate: a weight update
@@ -6,6 +6,9 @@ shows as a new pass. When the visitor leaves, the page is taken down.
 
 A visitor sends one line of JSON, `{"config": ..., "token": ...}`, and is answered with one,
 `{"address": ...}` or `{"error": ...}`.
+
+Some network file systems have no sockets. The socket is then in a folder of its own on this
+machine, and a file of the same name in the run folder holds its path.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,19 +24,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actor.demo.config import DemoConfig
+from actor.log import say
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from actor.demo.hub import Hub
+    from actor.demo.control import Control
 
 SUFFIX = ".door"
+"""Of the socket's name in the run folder."""
 _LIMIT = 256 * 1024
 _LOOK = 0.25
 """Seconds between two looks at the weight version."""
 
 Send = Callable[[Trajectory], Awaitable[None]]
+_ComeIn = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 
 
 class Visit(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +57,7 @@ class Answer(msgspec.Struct):
 
 
 class RunBackend:
-    """What a hub needs of an actor that collects for a learner."""
+    """What a control needs of an actor that collects for a learner."""
 
     sends = True
     pausable = None
@@ -85,16 +92,19 @@ class RunBackend:
 
 
 @contextlib.asynccontextmanager
-async def door(
+async def run_socket(
     folder: Path, name: str, model: str, serving: Serving, tokenizer: Tokenizer, send: Send
 ) -> AsyncIterator[None]:
-    """Keep a door open at `folder/NAME.door` while the body runs."""
+    """Answer visitors at `folder/NAME.door` while the body runs, if a socket can be made at all."""
     backend = RunBackend(serving, tokenizer, send)
     visits: set[asyncio.Task[None]] = set()
 
     async def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):  # the visitor has gone
-            await _receive(reader, writer, folder.name, model, backend)
+        try:
+            with contextlib.suppress(OSError):  # the visitor has gone
+                await _receive(reader, writer, folder.name, model, backend)
+        except Exception as error:
+            say(f"the page beside this run has failed ({type(error).__name__}: {error})")
         writer.close()
 
     def come_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,23 +112,49 @@ async def door(
         visits.add(visit)
         visit.add_done_callback(visits.discard)
 
-    path = folder / f"{name}{SUFFIX}"
-    path.unlink(missing_ok=True)
-    with short(path) as address:
-        before = os.umask(0o177)  # nobody else may come in
-        try:
-            server = await asyncio.start_unix_server(come_in, address, limit=_LIMIT)
-        finally:
-            os.umask(before)
-    try:
-        yield
-    finally:
-        server.close()
-        path.unlink(missing_ok=True)
+    async def end_visits() -> None:
         for visit in visits:
             visit.cancel()
         if visits:
             await asyncio.wait(visits)
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(end_visits)  # once nobody can come in any more
+        try:
+            await _listen(folder / f"{name}{SUFFIX}", come_in, stack)
+        except OSError as error:
+            say(f"no page can be opened beside this run: it can have no socket ({error})")
+        yield
+
+
+async def _listen(path: Path, come_in: _ComeIn, stack: contextlib.AsyncExitStack) -> None:
+    """A socket at `path`, or one to which a file there leads; `stack` removes what was made."""
+    path.unlink(missing_ok=True)
+    stack.callback(path.unlink, missing_ok=True)
+    try:
+        stack.callback((await _bind(path, come_in)).close)
+    except OSError:
+        elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="dynatok-"))
+        there = Path(elsewhere) / path.name
+        stack.callback((await _bind(there, come_in)).close)
+        path.write_text(f"{there}\n")
+
+
+async def _bind(path: Path, come_in: _ComeIn) -> asyncio.Server:
+    with short(path) as address:
+        before = os.umask(0o177)  # nobody else may come in
+        try:
+            return await asyncio.start_unix_server(come_in, address, limit=_LIMIT)
+        finally:
+            os.umask(before)
+
+
+async def connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To the actor behind a `.door`. Raises OSError where none answers."""
+    if path.is_file():
+        path = Path(path.read_text().strip())
+    with short(path) as address:
+        return await asyncio.open_unix_connection(address)
 
 
 @contextlib.contextmanager
@@ -144,31 +180,31 @@ async def _receive(
 
     try:
         visit = msgspec.json.decode(await reader.readline(), type=Visit)
-        from actor.demo.hub import Hub
+        from actor.demo.control import Control
         from actor.demo.server import PageServer
 
-        hub = Hub(msgspec.structs.replace(visit.config, model=model), backend)
-        server = PageServer(hub, visit.config.port, visit.token)
+        control = Control(msgspec.structs.replace(visit.config, model=model), backend)
+        server = PageServer(control, visit.config.port, visit.token)
     except (ValueError, ImportError, OSError) as error:
         await answer(Answer(error=f"{error}"))
         return
-    hub.engine_is("ready", f"beside the run {run}")
-    tasks = [asyncio.create_task(server.run()), asyncio.create_task(_follow(hub, backend))]
+    control.engine_is("ready", f"beside the run {run}")
+    tasks = [asyncio.create_task(server.run()), asyncio.create_task(_follow(control, backend))]
     try:
         await answer(Answer(address=server.address))
         await reader.read()  # until the visitor leaves
     finally:
         writer.close()
         server.stop()
-        await hub.close()
+        await control.close()
         tasks[1].cancel()
         await asyncio.wait(tasks, timeout=3)
 
 
-async def _follow(hub: Hub, backend: RunBackend) -> None:
+async def _follow(control: Control, backend: RunBackend) -> None:
     """Tell the pages when other weights serve."""
     version = backend.version
     while True:
         await asyncio.sleep(_LOOK)
         if version != (version := backend.version):
-            hub.wake()
+            control.wake()

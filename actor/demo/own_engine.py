@@ -23,7 +23,7 @@ PROBE_TIMEOUT = 10.0
 """Seconds after which a silent engine counts as dead."""
 
 
-class Host:
+class OwnEngine:
     """Owns the engine; `run` it as a task."""
 
     def __init__(self, config: DemoConfig, model: str, run_id: str, tokenizer: Tokenizer) -> None:

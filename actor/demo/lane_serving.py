@@ -19,7 +19,7 @@ Lost = Callable[[Exception], Awaitable[bool]]
 """Told that a pass failed; answers whether the engine died (else the pass itself was wrong)."""
 
 
-class Watcher(Protocol):
+class Listener(Protocol):
     """Sees the passes of a lane as they happen."""
 
     def pass_begins(self, fed: Sequence[int], version: int) -> None:
@@ -35,12 +35,12 @@ class Watcher(Protocol):
         ...
 
 
-class Gate:
+class LaneServing:
     """Stands before `serving`; closed while paused."""
 
-    def __init__(self, serving: Serving, watcher: Watcher, lost: Lost) -> None:
+    def __init__(self, serving: Serving, listener: Listener, lost: Lost) -> None:
         self._serving = serving
-        self._watcher = watcher
+        self._listener = listener
         self._lost = lost
         self._going = asyncio.Event()
         self._going.set()
@@ -81,16 +81,16 @@ class Gate:
         self._under_way = interrupt
         if self._stopping:
             interrupt.reason = "stop"  # nobody waits for it: it ends before its first token
-        self._watcher.pass_begins(token_ids, version)
+        self._listener.pass_begins(token_ids, version)
         try:
             served = await self._serving.run(token_ids, interrupt=interrupt, **settings)
         except Exception as error:
             if not await self._lost(error):
                 raise
             interrupt.reason = "stop" if self._stopping else "engine"
-            self._watcher.pass_lost()
+            self._listener.pass_lost()
             return Served(Generated([], [], 0, "abort", ()), version, salt)
         finally:
             self._under_way = None
-        self._watcher.pass_ends(served)
+        self._listener.pass_ends(served)
         return served

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from actor.demo.hub import Hub, Refused
+from actor.demo.control import Control, Refused
 from actor.demo.messages import Edit, Pause, Send, Start, Stop
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.view.replay import events
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
+from tests.view.folding import folded
 
 UPPER = {"case": SlotState("UPPER CASE", "upper")}
 LOWER = {"case": SlotState("lower case", "lower")}
@@ -36,46 +37,24 @@ async def until(true: Any) -> None:
 
 
 def scenario(steps: Any, **changes: Any) -> tuple[Any, Backend]:
-    """Runs `steps(hub)` after a start, then waits for the end."""
+    """Runs `steps(control)` after a start, then waits for the end."""
     backend = Backend(SlowEngine(step=0.001))
 
-    async def run() -> Hub:
-        hub = Hub(CONFIG, backend)
-        await hub.handle(start(**changes))
-        assert hub.session is not None
-        await steps(hub)
-        await until(lambda: not hub.session.running)
-        await hub.close()
-        return hub
+    async def run() -> Control:
+        control = Control(CONFIG, backend)
+        await control.handle(start(**changes))
+        assert control.session is not None
+        await steps(control)
+        await until(lambda: not control.session.running)
+        await control.close()
+        return control
 
     return asyncio.run(run()), backend
 
 
-def folded(log: list[dict[str, Any]], lane: int) -> dict[str, Any]:
-    """What a page knows of a lane after these events."""
-    tokens: list[int] = []
-    passes: list[dict[str, Any]] = []
-    for event in log:
-        if event.get("lane") != lane:
-            continue
-        if event["type"] == "pass":
-            del passes[event["index"] :]
-            passes.append(dict(event))
-        elif event["type"] == "tokens":
-            assert event["start"] == len(tokens)
-            tokens += event["ids"]
-        elif event["type"] == "cut":
-            del tokens[event["start"] :]
-        elif event["type"] == "void":
-            del passes[event["index"] :]
-        elif event["type"] in ("blocks", "passend", "verdict"):
-            passes[event["index"]] |= {k: v for k, v in event.items() if k not in ("type", "seq")}
-    return {"tokens": tokens, "passes": passes}
-
-
-def check(hub: Any, lane: int = 0) -> None:
+def check(control: Any, lane: int = 0) -> None:
     """The log against the record."""
-    session = hub.session
+    session = control.session
     assert session is not None
     assert [event["seq"] for event in session.log] == list(range(1, len(session.log) + 1))
     recorded = session.trajectory(session.lanes[lane])
@@ -84,7 +63,7 @@ def check(hub: Any, lane: int = 0) -> None:
     live = folded(session.log, lane)
     assert live["tokens"] == recorded.response.tolist()
     assert len(live["passes"]) == len(recorded.passes)
-    stored = folded(events(recorded, hub.backend.tokenizer.decode), 0)
+    stored = folded(events(recorded, control.backend.tokenizer.decode), 0)
     for mine, theirs, one in zip(live["passes"], stored["passes"], recorded.passes, strict=True):
         assert mine["states"] == one.states
         assert mine["scores"] == one.scores
@@ -94,66 +73,66 @@ def check(hub: Any, lane: int = 0) -> None:
             assert mine[key] == theirs[key], key
 
 
-async def nothing(hub: Any) -> None:
+async def nothing(control: Any) -> None:
     pass
 
 
 @pytest.mark.parametrize("reuse", ["exact", "sticky", "none"])
 @pytest.mark.parametrize("placement", ["head", "late"])
 def test_the_log_of_each_policy_is_the_record(reuse, placement):
-    async def steps(hub: Any) -> None:
-        await until(lambda: hub.session.written >= 12)
-        await hub.handle(Edit(UPPER))
-        await until(lambda: hub.session.written >= 30)
-        await hub.handle(Edit(LOWER))
+    async def steps(control: Any) -> None:
+        await until(lambda: control.session.written >= 12)
+        await control.handle(Edit(UPPER))
+        await until(lambda: control.session.written >= 30)
+        await control.handle(Edit(LOWER))
 
-    hub, _ = scenario(steps, lanes=(reuse,), placement=placement)
-    check(hub)
-    recorded = hub.session.trajectories[0]
+    control, _ = scenario(steps, lanes=(reuse,), placement=placement)
+    check(control)
+    recorded = control.session.trajectories[0]
     assert [p.states["case"].strip() for p in recorded.passes] == [
         "lower case",
         "UPPER CASE",
         "lower case",
     ]
     assert [e.source for e in recorded.edits] == ["human", "human"]
-    kinds = {block[0] for p in folded(hub.session.log, 0)["passes"] for block in p["blocks"]}
+    kinds = {block[0] for p in folded(control.session.log, 0)["passes"] for block in p["blocks"]}
     # Behind a late slot stands nothing that could be kept.
     assert ("kept" in kinds) == (reuse == "sticky" and placement == "head")
     assert ("reused" in kinds) == (reuse != "none")
-    effects = [event for event in hub.session.log if event["type"] == "effect"]
+    effects = [event for event in control.session.log if event["type"] == "effect"]
     assert [event["edit"] for event in effects] == [0, 1]
     assert all(event["ms"] < 5000 for event in effects)
 
 
 def test_three_lanes_share_seed_and_edits_and_no_cache():
-    async def steps(hub: Any) -> None:
-        await until(lambda: hub.session.written >= 20)
-        await hub.handle(Edit(UPPER))
+    async def steps(control: Any) -> None:
+        await until(lambda: control.session.written >= 20)
+        await control.handle(Edit(UPPER))
 
-    hub, backend = scenario(steps, lanes=("exact", "sticky", "none"))
+    control, backend = scenario(steps, lanes=("exact", "sticky", "none"))
     for lane in range(3):
-        check(hub, lane)
+        check(control, lane)
     assert len({request.salt for request in backend.engine.requests}) == 3
-    assert all(len(one.passes) == 2 for one in hub.session.trajectories)
-    names = [one.trajectory_id.rpartition("-")[2] for one in hub.session.trajectories]
+    assert all(len(one.passes) == 2 for one in control.session.trajectories)
+    names = [one.trajectory_id.rpartition("-")[2] for one in control.session.trajectories]
     assert names == ["exact", "sticky", "none"]
 
 
 def test_a_pause_holds_and_an_edit_in_it_waits():
-    async def steps(hub: Any) -> None:
-        await until(lambda: hub.session.written >= 10)
-        await hub.handle(Pause(True))
-        await hub.handle(Pause(True))
+    async def steps(control: Any) -> None:
+        await until(lambda: control.session.written >= 10)
+        await control.handle(Pause(True))
+        await control.handle(Pause(True))
         await asyncio.sleep(0.02)  # what had been sampled still arrives
-        written = hub.session.written
-        await hub.handle(Edit(UPPER))
+        written = control.session.written
+        await control.handle(Edit(UPPER))
         await asyncio.sleep(0.05)
-        assert hub.session.written == written
-        await hub.handle(Pause(False))
+        assert control.session.written == written
+        await control.handle(Pause(False))
 
-    hub, _ = scenario(steps)
-    check(hub)
-    recorded = hub.session.trajectories[0]
+    control, _ = scenario(steps)
+    check(control)
+    recorded = control.session.trajectories[0]
     assert [p.finish_reason for p in recorded.passes] == ["pause", "length"]
     assert recorded.edits[0].effective_at == recorded.passes[1].start
 
@@ -161,94 +140,99 @@ def test_a_pause_holds_and_an_edit_in_it_waits():
 def test_stop_keeps_what_was_written_also_out_of_a_pause():
     for pause in (False, True):
 
-        async def steps(hub: Any, pause: bool = pause) -> None:
-            await until(lambda: hub.session.written >= 10)
+        async def steps(control: Any, pause: bool = pause) -> None:
+            await until(lambda: control.session.written >= 10)
             if pause:
-                await hub.handle(Pause(True))
-            await hub.handle(Stop())
+                await control.handle(Pause(True))
+            await control.handle(Stop())
 
-        hub, _ = scenario(steps, max_tokens=5000)
-        check(hub)
-        assert 10 <= len(hub.session.trajectories[0].response) < 5000
+        control, _ = scenario(steps, max_tokens=5000)
+        check(control)
+        assert 10 <= len(control.session.trajectories[0].response) < 5000
 
 
 def test_an_engine_that_dies_takes_nothing_with_it():
-    async def steps(hub: Any) -> None:
-        backend = hub.backend
-        await until(lambda: hub.session.written >= 10)
-        await hub.handle(Edit(UPPER))
-        await until(lambda: hub.session.written >= 25)
+    async def steps(control: Any) -> None:
+        backend = control.backend
+        await until(lambda: control.session.written >= 10)
+        await control.handle(Edit(UPPER))
+        await until(lambda: control.session.written >= 25)
         backend.engine.failure = RuntimeError("the engine is dead")
-        await until(lambda: any(event["type"] == "cut" for event in hub.session.log))
-        before = hub.session.lanes[0].tokens
+        await until(lambda: any(event["type"] == "cut" for event in control.session.log))
+        before = control.session.lanes[0].tokens
         await asyncio.sleep(0.05)
-        assert hub.session.running
+        assert control.session.running
         backend.engine.failure = None
         backend.servings[0].open(0, backend.servings[0].new_salt(0))
-        await until(lambda: hub.session.lanes[0].tokens > before)
+        await until(lambda: control.session.lanes[0].tokens > before)
 
-    hub, _ = scenario(steps)
-    check(hub)
-    assert len(hub.session.trajectories[0].response) == 60
+    control, _ = scenario(steps)
+    check(control)
+    assert len(control.session.trajectories[0].response) == 60
 
 
 def test_an_engine_that_works_and_refuses_fails_the_lane_alone():
-    async def steps(hub: Any) -> None:
+    async def steps(control: Any) -> None:
         def fail(request: Any) -> None:
             if len(request.token_ids) == 5:
                 raise ValueError("no such thing")
 
-        hub.backend.engine.on_step = fail
+        control.backend.engine.on_step = fail
 
-    hub, _ = scenario(steps)
-    (failed,) = [event for event in hub.session.log if event["type"] == "failed"]
+    control, _ = scenario(steps)
+    (failed,) = [event for event in control.session.log if event["type"] == "failed"]
     assert failed["message"] == "ValueError: no such thing"
 
 
 def test_a_start_ends_the_session_before_it():
-    async def steps(hub: Any) -> None:
-        first = hub.session
-        await until(lambda: hub.session.written >= 5)
-        await hub.handle(start(max_tokens=8))
-        assert hub.session is not first
+    async def steps(control: Any) -> None:
+        first = control.session
+        await until(lambda: control.session.written >= 5)
+        await control.handle(start(max_tokens=8))
+        assert control.session is not first
         assert not first.running
 
-    hub, _ = scenario(steps, max_tokens=5000)
-    check(hub)
+    control, _ = scenario(steps, max_tokens=5000)
+    check(control)
 
 
 def test_slots_are_filled_up_and_equal_texts_are_no_edit():
-    async def steps(hub: Any) -> None:
-        await until(lambda: hub.session.written >= 5)
-        await hub.handle(Edit({"case": SlotState("lower case", "lower")}))
+    async def steps(control: Any) -> None:
+        await until(lambda: control.session.written >= 5)
+        await control.handle(Edit({"case": SlotState("lower case", "lower")}))
 
-    hub, _ = scenario(steps)
-    recorded = hub.session.trajectories[0]
+    control, _ = scenario(steps)
+    recorded = control.session.trajectories[0]
     slots = {i for p in recorded.passes for i in p.layout[1::2] if i >= 0}
     assert {len(recorded.pieces[i]) for i in slots} == {12}
     assert not recorded.edits
 
 
 def test_what_cannot_be_done_is_said():
-    hub, backend = scenario(nothing, max_tokens=5)
+    control, backend = scenario(nothing, max_tokens=5)
 
     async def ask() -> None:
         with pytest.raises(ValueError, match="there is no slot 'tone'"):
-            await hub.handle(Edit({"tone": SlotState("dry")}))
+            await control.handle(Edit({"tone": SlotState("dry")}))
         with pytest.raises(ValueError, match="stands twice"):
-            await hub.handle(start(template="{{case}} {{case}} {{words}}"))
+            await control.handle(start(template="{{case}} {{case}} {{words}}"))
         with pytest.raises(ValueError, match="has a state but no place"):
-            await hub.handle(start(template="{{case}}"))
+            await control.handle(start(template="{{case}}"))
         with pytest.raises(ValueError, match="no requirement 'uper'; did you mean 'upper'"):
-            await hub.handle(start(slots=dict(CONFIG.slots) | {"case": SlotState("UPPER", "uper")}))
+            await control.handle(
+                start(slots=dict(CONFIG.slots) | {"case": SlotState("UPPER", "uper")})
+            )
         with pytest.raises(Refused, match="there is no lane 1"):
-            await hub.handle(Send(1))
-        await hub.handle(Send(0))
-        lane = hub.session.lanes[0]
+            await control.handle(Send(1))
+        await control.handle(Send(0))
+        with pytest.raises(Refused, match="has been sent already"):
+            await control.handle(Send(0))
+        await until(lambda: backend.sent)
+        lane = control.session.lanes[0]
         lane.finished = replace(lane.finished, problems=("two origins",))
         with pytest.raises(Refused, match="cannot be trained on: two origins"):
-            await hub.handle(Send(0))
-        fresh = Hub(CONFIG, backend)
+            await control.handle(Send(0))
+        fresh = Control(CONFIG, backend)
         with pytest.raises(Refused, match="press Start first"):
             await fresh.handle(Stop())
         await backend.servings[0].close()
@@ -257,32 +241,32 @@ def test_what_cannot_be_done_is_said():
 
     asyncio.run(ask())
     assert [one.trajectory_id for one in backend.sent] == [
-        hub.session.trajectories[0].trajectory_id
+        control.session.trajectories[0].trajectory_id
     ]
 
 
 def test_a_text_too_long_for_a_sticky_slot_changes_no_lane():
-    async def steps(hub: Any) -> None:
-        await until(lambda: hub.session.written >= 5)
+    async def steps(control: Any) -> None:
+        await until(lambda: control.session.written >= 5)
         with pytest.raises(ValueError, match="12 tokens wide, but 'sixteen letters!' has 16"):
-            await hub.handle(Edit({"case": SlotState("sixteen letters!")}))
+            await control.handle(Edit({"case": SlotState("sixteen letters!")}))
 
-    hub, _ = scenario(steps, lanes=("exact", "sticky"))
+    control, _ = scenario(steps, lanes=("exact", "sticky"))
     for lane in (0, 1):
-        check(hub, lane)
-    assert not any(event["type"] == "edit" for event in hub.session.log)
+        check(control, lane)
+    assert not any(event["type"] == "edit" for event in control.session.log)
 
 
 def test_pace_holds_the_engine_back_and_lets_it_go():
     backend = Backend(SlowEngine(step=0.0005))
 
     async def run() -> tuple[float, int]:
-        hub: Any = Hub(msgspec.structs.replace(CONFIG, tokens_per_second=25.0), backend)
+        control: Any = Control(msgspec.structs.replace(CONFIG, tokens_per_second=25.0), backend)
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        await hub.handle(start(max_tokens=30))
-        await until(lambda: not hub.session.running)
-        return loop.time() - begun, hub.session.written
+        await control.handle(start(max_tokens=30))
+        await until(lambda: not control.session.running)
+        return loop.time() - begun, control.session.written
 
     seconds, written = asyncio.run(run())
     assert written == 30

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from actor.config import SamplingConfig
-from actor.demo.gate import Lost
 from actor.demo.lane import Lane
+from actor.demo.lane_serving import Lost
 from actor.demo.messages import Start
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from dynatok_online.trajectory import Trajectory
 from dynatok_online.view.events import edit_event, plain_slot
 
 
-class DemoSession:
+class Comparison:
     """Runs until every lane has ended; make it in an event loop."""
 
     def __init__(
@@ -48,6 +48,8 @@ class DemoSession:
         self.states = dict(start.slots)
         self.paused = False
         self.running = True
+        self.sent: set[int] = set()
+        """Lanes whose response the learner has, or will get."""
         self._edits = 0
         self._begun = time.monotonic()
         self._changed = changed
@@ -122,8 +124,11 @@ class DemoSession:
                 lane.resume()
 
     async def stop(self) -> None:
-        """End the responses here, and wait for it."""
+        """End the responses here."""
         await asyncio.gather(*(lane.stop() for lane in self.lanes))
+
+    async def ended(self) -> None:
+        """Wait until every lane has ended."""
         await asyncio.wait({self._task})
 
     async def cancel(self) -> None:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import stat
+from pathlib import Path
 
 import httpx
 import msgspec
 
 from actor.demo import attach
-from actor.demo.door import SUFFIX, Answer, RunBackend, Visit, door, short
-from actor.demo.hub import Hub
+from actor.demo.control import Control
 from actor.demo.messages import Send, Start
+from actor.demo.run_socket import SUFFIX, Answer, RunBackend, Visit, connect, run_socket
 from actor.sessions.serving import Serving
 from dynatok_online.trajectory import Trajectory
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
+from tests.actor.demo.test_comparison import check
 
 VISIT = Visit(msgspec.structs.replace(CONFIG, port=0), "secret-token")
 
 
 async def knock(path, line):
-    with short(path) as address:
-        reader, writer = await asyncio.open_unix_connection(address)
+    reader, writer = await connect(path)
     writer.write(line + b"\n")
     answer = msgspec.json.decode(await asyncio.wait_for(reader.readline(), 5), type=Answer)
     return answer, reader, writer
@@ -32,8 +35,8 @@ async def nothing(trajectory: Trajectory) -> None:
     pass
 
 
-def open_door(folder, backend: Backend):
-    return door(folder, "actor", "tiny", backend.servings[0], backend.tokenizer, nothing)
+def answering(folder, backend: Backend):
+    return run_socket(folder, "actor", "tiny", backend.servings[0], backend.tokenizer, nothing)
 
 
 def test_a_visitor_gets_a_page_and_takes_it_along(tmp_path):
@@ -41,7 +44,7 @@ def test_a_visitor_gets_a_page_and_takes_it_along(tmp_path):
     folder.mkdir()
 
     async def scenario() -> None:
-        async with open_door(folder, Backend(SlowEngine())):
+        async with answering(folder, Backend(SlowEngine())):
             path = folder / f"actor{SUFFIX}"
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             answer, _, writer = await knock(path, msgspec.json.encode(VISIT))
@@ -59,9 +62,51 @@ def test_a_visitor_gets_a_page_and_takes_it_along(tmp_path):
     asyncio.run(scenario())
 
 
+def without_sockets(monkeypatch, *folders):
+    """No unix socket can be made in these folders, as on some network file systems."""
+    start = asyncio.start_unix_server
+
+    async def refused(come_in, path, **settings):
+        where = Path(path).parent.resolve()
+        if not folders or where in folders:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return await start(come_in, path, **settings)
+
+    monkeypatch.setattr(asyncio, "start_unix_server", refused)
+
+
+def test_a_run_folder_without_sockets_has_its_socket_elsewhere(tmp_path, monkeypatch):
+    without_sockets(monkeypatch, tmp_path)
+
+    async def scenario() -> Path:
+        path = tmp_path / f"actor{SUFFIX}"
+        async with answering(tmp_path, Backend(SlowEngine())):
+            there = Path(path.read_text().strip())
+            assert stat.S_IMODE(there.stat().st_mode) == 0o600
+            answer, *_ = await knock(path, msgspec.json.encode(VISIT))
+            assert answer.address.endswith("/?token=secret-token")
+        assert not path.exists()
+        return there
+
+    assert not asyncio.run(scenario()).parent.exists()
+
+
+def test_a_machine_without_sockets_runs_on_without_a_page(tmp_path, monkeypatch, capsys):
+    without_sockets(monkeypatch)
+
+    async def scenario() -> str:
+        async with answering(tmp_path, Backend(SlowEngine())):
+            return "trained"
+
+    assert asyncio.run(scenario()) == "trained"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no page can be opened beside this run" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_wrong_is_answered(tmp_path):
     async def scenario() -> None:
-        async with open_door(tmp_path, Backend(SlowEngine())):
+        async with answering(tmp_path, Backend(SlowEngine())):
             path = tmp_path / f"actor{SUFFIX}"
             answer, *_ = await knock(path, b'{"config": 3}')
             assert "Expected `object`" in answer.error
@@ -86,9 +131,9 @@ def test_sessions_beside_a_run_follow_its_weights_and_reach_the_learner():
         sent.append(trajectory)
 
     async def scenario() -> None:
-        hub = Hub(CONFIG, RunBackend(serving, Backend(engine).tokenizer, send))
-        await hub.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=40))
-        session = hub.session
+        control = Control(CONFIG, RunBackend(serving, Backend(engine).tokenizer, send))
+        await control.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=40))
+        session = control.session
         assert session is not None
         while session.written < 10:
             await asyncio.sleep(0.002)
@@ -97,9 +142,9 @@ def test_sessions_beside_a_run_follow_its_weights_and_reach_the_learner():
         serving.open(4, serving.new_salt(4))
         while session.running:
             await asyncio.sleep(0.002)
-        assert hub.status()["version"] == 4
-        assert not hub.status()["paced"]
-        await hub.handle(Send(0))
+        assert control.status()["version"] == 4
+        assert not control.status()["paced"]
+        await control.handle(Send(0))
 
     asyncio.run(scenario())
     (one,) = sent
@@ -107,18 +152,57 @@ def test_sessions_beside_a_run_follow_its_weights_and_reach_the_learner():
     assert [p.finish_reason for p in one.passes] == ["weights", "length"]
 
 
+def test_what_rejected_weights_sampled_is_taken_back_and_the_lane_goes_on():
+    engine = SlowEngine(step=0.001)
+    serving = Serving(engine, "run", "continue")
+
+    def opened(version: int) -> None:
+        engine.label = serving.new_label(version)
+        serving.open(version, serving.new_salt(version))
+
+    opened(3)
+
+    async def scenario() -> Control:
+        control = Control(CONFIG, RunBackend(serving, Backend(engine).tokenizer, nothing))
+        await control.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=60))
+        session = control.session
+        assert session is not None
+        while session.written < 10:
+            await asyncio.sleep(0.002)
+        await serving.close()
+        engine.label = serving.new_label(4)
+        under_trial = session.written
+        while session.written < under_trial + 10:
+            await asyncio.sleep(0.002)
+        await serving.reject()
+        opened(3)
+        while session.running:
+            await asyncio.sleep(0.002)
+        return control
+
+    control = asyncio.run(scenario())
+    check(control)
+    assert control.session is not None
+    log = control.session.log
+    (cut,) = [event for event in log if event["type"] == "cut"]
+    (one,) = control.session.trajectories
+    assert (cut["why"], cut["start"]) == ("weights", one.passes[0].stop)
+    assert [p.finish_reason for p in one.passes] == ["weights", "length"]
+    assert {run.version for p in one.passes for run in p.weight_versions} == {3}
+
+
 def test_the_page_stays_when_the_actor_is_started_again(tmp_path, capsys):
     (tmp_path / "actor.yaml").write_text("model: tiny\n")
 
     async def scenario() -> None:
-        async with open_door(tmp_path, Backend(SlowEngine())):
+        async with answering(tmp_path, Backend(SlowEngine())):
             visiting = asyncio.create_task(attach._attach(VISIT.config, tmp_path))
             visiting_address = ""
             while not visiting_address:
                 await asyncio.sleep(0.01)
                 visiting_address = capsys.readouterr().out.rpartition(" ")[2].strip()
         async with (
-            open_door(tmp_path, Backend(SlowEngine())),
+            answering(tmp_path, Backend(SlowEngine())),
             httpx.AsyncClient(follow_redirects=True, trust_env=False) as client,
         ):
             async with asyncio.timeout(20):

@@ -1,82 +1,42 @@
-"""What the pages share: one engine, one session at a time, and its log.
+"""Does what the pages ask, one session at a time.
 
-Every tab shows the same session and may steer it. `wait` wakes whoever sends to a page.
+Every tab shows the same session and may steer it. `news` wakes whoever sends to a page.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from actor.config import SamplingConfig
+from actor.demo.backend import Backend
+from actor.demo.comparison import Comparison
 from actor.demo.config import DemoConfig
 from actor.demo.messages import Edit, Hello, Pause, Request, Send, Speed, Start, Stop
-from actor.demo.pace import Pace, Pausable
-from actor.demo.session import DemoSession
-from actor.sessions.serving import Serving
-from actor.tokenizer import Tokenizer
+from actor.demo.pace import Pace
 from dynatok_online.requirements import REQUIREMENTS
-from dynatok_online.trajectory import Trajectory
-
-
-class Backend(Protocol):
-    """Who generates for the page."""
-
-    sends: bool
-    """Whether there is a learner to send trajectories to."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether passes may start."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Weight version that serves; -1: none yet."""
-        ...
-
-    @property
-    def pausable(self) -> Pausable | None:
-        """The engine, where nobody else uses it: it can be slowed down."""
-        ...
-
-    def serving(self, lane: int) -> Serving:
-        """Where the session of a lane runs."""
-        ...
-
-    async def lost(self, error: Exception) -> bool:
-        """A pass failed with `error`: whether that is because the engine died."""
-        ...
-
-    async def send(self, trajectory: Trajectory) -> None:
-        """Hand a trajectory to the learner of a training run."""
-        ...
 
 
 class Refused(ValueError):
     """What a page asked for cannot be done; the message is a line for people."""
 
 
-class Hub:
-    """The state behind every page."""
+class Control:
+    """What all pages share: the engine's state, the session, and its speed."""
 
     def __init__(self, config: DemoConfig, backend: Backend) -> None:
         self.config = config
         self.backend = backend
-        self.session: DemoSession | None = None
+        self.session: Comparison | None = None
         self.engine = {"state": "starting", "message": "the engine is starting"}
         self._pace = Pace(config.tokens_per_second)
         self._pacing: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._starting = asyncio.Lock()
+        self._sending: set[asyncio.Task[None]] = set()
 
     def status(self) -> dict[str, Any]:
         """What every page shows besides the session."""
@@ -126,7 +86,10 @@ class Hub:
         return self._news
 
     async def handle(self, request: Request) -> None:
-        """Do what a page asks. Raises ValueError that says why not."""
+        """Do what a page asks. Raises ValueError that says why not.
+
+        A page's requests are done one after the other: what may take long goes on behind this.
+        """
         session = self.session
         match request:
             case Hello():
@@ -143,7 +106,7 @@ class Hub:
                 self._pace.tokens_per_second = request.tokens_per_second
                 self.wake()
             case Send() if session is not None:
-                await self._send(session, request.lane)
+                self._send(session, request.lane)
             case _:
                 raise Refused("nothing is being written; press Start first")
 
@@ -151,8 +114,8 @@ class Hub:
         """End the session."""
         if self.session is not None:
             await self.session.cancel()
-        if self._pacing is not None:
-            self._pacing.cancel()
+        for task in (*self._sending, *([] if self._pacing is None else [self._pacing])):
+            task.cancel()
 
     async def _start(self, request: Start) -> None:
         if not self.backend.ready:
@@ -160,7 +123,8 @@ class Hub:
         async with self._starting:
             if self.session is not None and self.session.running:
                 await self.session.stop()
-            self.session = DemoSession(
+                await self.session.ended()
+            self.session = Comparison(
                 f"demo-{secrets.token_hex(4)}",
                 request,
                 [self.backend.serving(lane) for lane in range(len(request.lanes))],
@@ -175,7 +139,7 @@ class Hub:
                 pacing = self._pace.run(self.session, self.backend.pausable)
                 self._pacing = asyncio.create_task(pacing)
 
-    async def _send(self, session: DemoSession, lane: int) -> None:
+    def _send(self, session: Comparison, lane: int) -> None:
         if not self.backend.sends:
             raise Refused("there is no learner; start with --run RUN_DIR beside a training run")
         if lane >= len(session.lanes):
@@ -189,8 +153,24 @@ class Hub:
                 "the engine contradicts itself, so this response cannot be trained on: "
                 f"{finished.problems[0]}"
             )
-        await self.backend.send(trajectory)
-        session.emit({"type": "sent", "lane": lane})
+        if lane in session.sent:
+            raise Refused("this response has been sent already")
+        session.sent.add(lane)
+        session.emit({"type": "sending", "lane": lane})
+
+        async def send() -> None:
+            try:
+                await self.backend.send(trajectory)
+            except Exception as error:
+                session.sent.discard(lane)
+                message = f"not sent: {type(error).__name__}: {error}"
+                session.emit({"type": "unsent", "lane": lane, "message": message})
+            else:
+                session.emit({"type": "sent", "lane": lane})
+
+        task = asyncio.create_task(send())
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     def _sampling(self, request: Start) -> SamplingConfig:
         return msgspec.structs.replace(
