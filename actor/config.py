@@ -106,6 +106,10 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     where `engine.max_num_seqs` is set, let it be above `sessions`."""
     placement: Literal["head", "late"] = "head"
     """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Options of the model's chat template (`enable_thinking: false`), for tasks that are chat."""
+    system_prompt: str = ""
+    """Opens chats that have no system message of their own; empty: none."""
     on_weights: OnWeights = "restart"
     """New weights make passes under way `restart` or `continue` on the KV of the old ones."""
     evaluation: EvaluationConfig = EvaluationConfig()

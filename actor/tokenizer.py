@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-from dynatok_online import tiny
-from dynatok_online.prompt import Encoder, Placement, from_chat
+from dynatok_online import prompt, tiny
+from dynatok_online.prompt import Encoder, Placement
 from dynatok_online.tasks.files import Chat
 
 
@@ -46,11 +45,4 @@ def chat_of(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.resolve(model))
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"tasks hold chat messages, but model {model!r} has no chat template; write 'prompt' "
-            "instead of 'messages', or take an instruction-tuned model"
-        )
-    return partial(
-        from_chat, tokenizer=tokenizer, placement=placement, system=system, **(options or {})
-    )
+    return prompt.chat_of(tokenizer, model, placement, system, options)

@@ -82,7 +82,9 @@ def load_tasks(
         config.tasks,
         split,
         seed,
-        chat=lambda: chat_of(config.model, config.placement),
+        chat=lambda: chat_of(
+            config.model, config.placement, config.system_prompt, config.chat_template_kwargs
+        ),
         on_bad=bad if config.skip_bad else None,
     )
 

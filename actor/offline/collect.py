@@ -32,8 +32,13 @@ from dynatok_online.tasks.task import Task
 from protocol.run.json_files import write_json
 
 SETTINGS = "collection.json"
-SAME = ("model", "tasks", "split", "seed", "reuse", "placement", "sampling")
+SAME = (
+    *("model", "tasks", "split", "seed", "reuse", "placement", "sampling"),
+    *("chat_template_kwargs", "system_prompt"),
+)
 """Settings that a folder must have been begun with to be gone on with."""
+_LATER: dict[str, Any] = {"chat_template_kwargs": {}, "system_prompt": ""}
+"""What those were that folders of earlier versions do not name."""
 
 
 def run(config: CollectConfig) -> int:
@@ -219,7 +224,7 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
         return
     begun = json.loads(path.read_text())
     for name, value in settings.items():
-        if begun.get(name) != value:
+        if begun.get(name, _LATER.get(name)) != value:
             raise ValueError(
                 f"out: {folder} was begun with {name} {begun.get(name)!r}, not {value!r}; "
                 "choose another folder, or the same settings"

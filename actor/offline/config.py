@@ -24,6 +24,10 @@ class AloneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How tokens are drawn."""
     placement: Literal["head", "late"] = "head"
     """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Options of the model's chat template (`enable_thinking: false`), for tasks that are chat."""
+    system_prompt: str = ""
+    """Opens chats that have no system message of their own; empty: none."""
     engine: dict[str, Any] = {}
     """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...)."""
     environment: dict[str, str] = {}

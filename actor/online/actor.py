@@ -150,7 +150,13 @@ class Actor:
 
     def _source(self, split: Split, seed: int) -> Iterator[Task]:
         config = self._config
-        chat = partial(chat_of, config.model, config.placement)
+        chat = partial(
+            chat_of,
+            config.model,
+            config.placement,
+            config.system_prompt,
+            config.chat_template_kwargs,
+        )
         return tasks(config.tasks, split, seed, chat=chat)
 
     def _tasks(self) -> Iterator[tuple[int, Task]]:

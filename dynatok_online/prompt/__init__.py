@@ -5,7 +5,7 @@ model's tokenizer as prompts use it, `renderer` gives the token ids of a prompt 
 Read `template.py` first, then `renderer.py`.
 """
 
-from dynatok_online.prompt.chat import ChatTemplate, from_chat
+from dynatok_online.prompt.chat import ChatTemplate, chat_of, from_chat
 from dynatok_online.prompt.encoder import Encode, Encoder
 from dynatok_online.prompt.renderer import Renderer
 from dynatok_online.prompt.template import (
@@ -33,6 +33,7 @@ __all__ = [
     "Response",
     "Slot",
     "Text",
+    "chat_of",
     "escaped",
     "from_chat",
     "late",

@@ -8,7 +8,8 @@ stay text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from dynatok_online.prompt.control import control_tokens
@@ -88,6 +89,27 @@ def from_chat(
             f"wanted {sorted(wanted)} and the response, got {written(found)!r}"
         )
     return written(found)
+
+
+def chat_of(
+    tokenizer: Any,
+    model: str,
+    placement: Placement = "head",
+    system: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., str]:
+    """`from_chat` of one model, with a system prompt and options of its chat template.
+
+    ValueError for a model without a chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"there are chat messages, but model {model!r} has no chat template; write 'prompt' "
+            "instead of 'messages', or take an instruction-tuned model"
+        )
+    return partial(
+        from_chat, tokenizer=tokenizer, placement=placement, system=system, **(options or {})
+    )
 
 
 class _Marks:

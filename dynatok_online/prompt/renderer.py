@@ -127,11 +127,14 @@ class Renderer:
         places = [part for part in self._parts if isinstance(part, _Place) and part.slot == slot]
         return max(len(self._ids(place, text)) for place in places)
 
-    def response_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def response_ids(self, texts: Sequence[str], control: bool = False) -> list[list[int]]:
         """The token ids of a response given in segments, as they follow the prompt.
 
         A blank that the tokenizer writes with the next word goes to the segment of that word.
+        `control`: names of control tokens in it are meant.
         """
+        if control and any(isinstance(i, int) for one in texts for i in self.encoder.split(one)):
+            return self._with_control(texts)
         whole, cuts = self._response.before, []
         for text in texts:
             whole += text
@@ -147,6 +150,27 @@ class Renderer:
                 added = self.encoder.within(whole[start:cut], whole[:start][-WINDOW:])
             out.append(added)
             start, done = cut, [*done, *added]
+        return out
+
+    def _with_control(self, texts: Sequence[str]) -> list[list[int]]:
+        out, last = list[list[int]](), ""
+        for text in texts:
+            out.append([])
+            for piece in self.encoder.split(text):
+                if isinstance(piece, int):
+                    out[-1].append(piece)
+                    last = ""
+                elif last:
+                    out[-1] += self.encoder.within(piece, last[-WINDOW:])
+                    last += piece
+                else:
+                    first = not any(out)
+                    out[-1] += (
+                        self._encoded(self._response.before + piece, self._response)
+                        if first
+                        else self.encoder.behind(piece)
+                    )
+                    last = piece
         return out
 
     def differences(self, states: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,8 @@ requirement, whose own text stands in the slot. Instead of `edits`, a `schedule`
     {"rule": "satisfied", "count": 3, "edits": 2}       once three judged units in a row hold
     {"rule": "replay", "path": "session.jsonl"}         the edits of a recorded session
 
-Instead of `prompt`, `messages` holds chat messages. A `response` is a gold text to train on.
+Instead of `prompt`, `messages` holds chat messages. A `response` is a gold text to train on, whole
+or in segments, each with the states that it was written under (see `dynatok_online.tasks.gold`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ class EditRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to: StateRow
 
 
+class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a gold response, written while these slots read so; other slots stay as before."""
+
+    text: str
+    states: dict[str, StateRow] = {}
+
+
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How edits are made by rule; see the module's docstring."""
 
@@ -68,14 +76,18 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     prompt: str = ""
     messages: list[dict[str, str]] = []
     control_tokens: bool = False
-    """Whether names of control tokens (`<|im_end|>`) in the prompt or the messages are control
-    tokens; else they are text, as they are in slots in any case."""
+    """Whether names of control tokens (`<|im_end|>`) in the prompt, the messages or the response
+    are control tokens; else they are text, as they are in slots in any case."""
     slots: dict[str, StateRow | list[StateRow]] = {}
     edits: list[EditRow] = []
     schedule: Schedule | None = None
     max_tokens: int = 128
     seed: int | None = None
-    response: str | None = None
+    response: str | list[Segment] | None = None
+    stop: bool = True
+    """Whether the model's stop token ends the gold response."""
+    widths: dict[str, int] = {}
+    """Slot -> tokens that it takes under sticky reuse; else as many as may be expected."""
     split: Split | None = None
 
 
@@ -104,7 +116,7 @@ def make_task(row: TaskRow, *, seed: int = 0, epoch: int = 0, chat: Chat | None 
             raise ValueError("chat messages need a model with a chat template; write 'prompt'")
         template = chat(row.messages, control=True) if row.control_tokens else chat(row.messages)
     choices = {
-        slot: [_state(one) for one in (states if isinstance(states, list) else [states])]
+        slot: [state_of(one) for one in (states if isinstance(states, list) else [states])]
         for slot, states in row.slots.items()
     }
     for slot in places_of(template):
@@ -119,9 +131,10 @@ def make_task(row: TaskRow, *, seed: int = 0, epoch: int = 0, chat: Chat | None 
         task_id=row.task_id if epoch == 0 else f"{row.task_id}@{epoch}",
         template=template,
         states={slot: states[0] for slot, states in choices.items()},
-        edits=tuple(ScheduledEdit(one.at, one.slot, _state(one.to)) for one in row.edits),
+        edits=tuple(ScheduledEdit(one.at, one.slot, state_of(one.to)) for one in row.edits),
         max_tokens=row.max_tokens,
         seed=rng.randrange(2**31),
+        widths=row.widths,
         control_tokens=row.control_tokens or bool(row.messages),
     )
     if row.schedule is None:
@@ -131,7 +144,8 @@ def make_task(row: TaskRow, *, seed: int = 0, epoch: int = 0, chat: Chat | None 
     return _scheduled(task, row.schedule, choices, rng)
 
 
-def _state(given: StateRow) -> SlotState:
+def state_of(given: StateRow) -> SlotState:
+    """The state that a row writes as the name of a requirement, or as a text."""
     if isinstance(given, SlotState):
         return given
     try:

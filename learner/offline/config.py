@@ -28,6 +28,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Use only so many trajectories; 0: all."""
     reuse: Literal["exact", "sticky"] = "exact"
     """Gold responses: the reuse policy of the engine that they stand for."""
+    placement: Literal["head", "late"] = "head"
+    """Gold responses: where slots stand, as in `actor.placement`."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Options of the model's chat template (`enable_thinking: false`)."""
+    system_prompt: str = ""
+    """Opens chats that have no system message of their own; empty: none."""
     block_size: int = 16
     """Gold responses: its tokens per KV block."""
     ranks: int = 1

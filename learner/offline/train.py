@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
-from dynatok_online.prompt import Encoder, from_chat
+from dynatok_online.prompt import Encoder, chat_of
 from dynatok_online.tasks.files import Chat
 from dynatok_online.tasks.gold import load_training_data
 from dynatok_online.training.trainer import DynamicSFTTrainer
@@ -99,18 +98,20 @@ def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajector
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def chat() -> Chat:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"the data holds chat messages, but model {config.model!r} has no chat template; "
-                "write 'prompt' instead of 'messages', or take an instruction-tuned model"
-            )
-        return partial(from_chat, tokenizer=tokenizer)
+        return chat_of(
+            tokenizer,
+            config.model,
+            config.placement,
+            config.system_prompt,
+            config.chat_template_kwargs,
+        )
 
     data = load_training_data(
         config.data,
         encode=Encoder.of(tokenizer),
         chat=chat,
         reuse=config.reuse,
+        placement=config.placement,
         block_size=config.block_size,
         seed=config.seed,
         on_bad=bad.append if config.skip_bad else None,

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynatok_online.tasks.gold import load_training_data
+from dynatok_online.prompt import Encoder, chat_of
+from dynatok_online.tasks.files import read_row
+from dynatok_online.tasks.gold import gold, load_training_data
+from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.trajectory import Trajectory, to_row
+from tests.prompt.test_chat_templates import FAMILIES, family
+from tests.prompt.tokenizers import build
 from tests.simulate import simulate
 
 GOLD = {
@@ -64,3 +69,109 @@ def test_what_cannot_be_used_is_named_or_left_out(
     assert len(load(tmp_path, GOLD, row, GOLD, on_bad=bad.append)) == 2
     assert len(bad) == 1
     assert message in bad[0]
+
+
+SEGMENTS = {
+    "prompt": "In {{case}}: ",
+    "slots": {"case": ["upper", "lower"]},
+    "response": [
+        {"text": "THE SEA. ", "states": {"case": "upper"}},
+        {"text": "the hill is", "states": {"case": "lower"}},
+        {"text": " green."},
+    ],
+}
+
+
+def test_gold_text_ends_with_the_stop_token_unless_it_says_otherwise() -> None:
+    tokenizer = build("gpt2")
+    encoder = Encoder.of(tokenizer)
+    row = {"prompt": "Text:\n", "response": "The sea."}
+    task, tokens, stopped = gold(read_row(row), encoder)
+    assert stopped
+    assert tokens == [*tokenizer.encode("The sea."), tokenizer.eos_token_id]
+    assert task.max_tokens >= len(tokens)
+    _, tokens, stopped = gold(read_row(row | {"stop": False}), encoder)
+    assert not stopped
+    assert tokens == tokenizer.encode("The sea.")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gold_answer_is_what_the_chat_template_itself_would_train_on(name: str) -> None:
+    tokenizer = family(name)
+    messages = [{"role": "user", "content": "Write a note in {{case}}."}]
+    row = {"messages": messages, "slots": {"case": ["upper", "lower"]}, "response": "THE SEA."}
+    encoder = Encoder.of(tokenizer)
+    task, tokens, _ = gold(read_row(row), encoder, chat=chat_of(tokenizer, name))
+    assert tokens[-1] == tokenizer.convert_tokens_to_ids(FAMILIES[name][1])
+    whole = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "Write a note in UPPER CASE."},
+            {"role": "assistant", "content": "THE SEA."},
+        ],
+        tokenize=False,
+        # Qwen3 puts an empty thought before an answer that it is given; ours is generated after it.
+    ).replace("<think>\n\n</think>\n\n", "")
+    one = load_one(task, tokens, encoder)
+    fed = [*one.fed(0).tolist(), *one.response.tolist()]
+    own = tokenizer.encode(whole, add_special_tokens=False)
+    assert own[: len(fed)] == fed
+
+
+def load_one(task: Any, tokens: list[int], encoder: Encoder) -> Trajectory:
+    return scripted_trajectory(task, tokens, encoder, stopped=True)
+
+
+def test_segments_are_cut_where_their_edits_are() -> None:
+    tokenizer = build("gpt2")
+    task, tokens, _ = gold(read_row(SEGMENTS), Encoder.of(tokenizer))
+    assert tokens[:-1] == tokenizer.encode(" THE SEA. the hill is green.")
+    assert [(e.slot, e.state.requirement) for e in task.edits] == [("case", "lower")]
+    (edit,) = task.edits
+    assert tokenizer.decode(tokens[: edit.index]) == " THE SEA."
+    assert task.states["case"].requirement == "upper"
+    swapped = {**SEGMENTS, "slots": {"case": ["lower", "upper"]}}
+    assert gold(read_row(swapped), Encoder.of(tokenizer))[0].states == task.states
+
+
+def test_a_gold_response_may_hold_control_tokens_if_it_says_so() -> None:
+    tokenizer = family("qwen3")
+    encoder = Encoder.of(tokenizer)
+    row = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "response": "<think>\nwell</think>\n\nThe sea.",
+    }
+    thought = set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"]))
+    chat = chat_of(tokenizer, "qwen3")
+    _, plain, _ = gold(read_row(row), encoder, chat=chat)
+    assert not thought & set(plain)
+    _, meant, _ = gold(read_row(row | {"control_tokens": True}), encoder, chat=chat)
+    assert meant[:-1] == tokenizer.encode(row["response"])
+    assert thought <= set(meant)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"response": []}, "the gold response is empty"),
+        ({"edits": GOLD["edits"]}, "or segments with states"),
+        (
+            {"response": [*SEGMENTS["response"], {"text": "", "states": {}}]},  # type: ignore[misc]
+            "segment 4 of the gold response has no token",
+        ),
+        (
+            {"response": [{"text": "a"}, {"text": " b", "states": {"tone": {"text": "x"}}}]},
+            "edit of 'tone' is not among its slots",
+        ),
+        ({"response": [{"text": "a", "states": {"case": "uper"}}]}, "did you mean 'upper'"),
+        ({"response": [{"txt": "a"}]}, "txt"),
+    ],
+)
+def test_wrong_segments(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        gold(read_row(SEGMENTS | change), Encoder.of(build("gpt2")))
+    assert message in str(error.value)
+
+
+def test_gold_for_late_slots_stands_before_them(tmp_path: Path) -> None:
+    (late,) = load(tmp_path, GOLD, placement="late")
+    assert "".join(map(chr, late.fed(1))) == "In : OWLSlower"
