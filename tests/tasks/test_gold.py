@@ -155,7 +155,7 @@ def test_a_gold_response_may_hold_control_tokens_if_it_says_so() -> None:
         ({"response": []}, "the gold response is empty"),
         ({"edits": GOLD["edits"]}, "or segments with states"),
         (
-            {"response": [*SEGMENTS["response"], {"text": "", "states": {}}]},  # type: ignore[misc]
+            {"response": [*SEGMENTS["response"], {"text": "", "states": {}}]},
             "segment 4 of the gold response has no token",
         ),
         (
