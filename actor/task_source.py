@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ import msgspec
 import yaml
 
 from dynatok_online.data.storage import SUFFIXES, OnBad, read_rows
+from dynatok_online.prompt import escaped, literal
 from dynatok_online.tasks.files import Chat, Split, TaskRow, make_task, read_row, tasks_of
 from dynatok_online.tasks.task import Task
 
 _TINY = re.compile(r"tiny(?::([0-9]+)-([0-9]+))?")
 _COLUMN = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")
+MOST_ROWS = 1_000_000
+"""Most rows of one source: they are all held and checked before the first task."""
 _FIELDS = frozenset(TaskRow.__struct_fields__)
 
 
@@ -46,6 +50,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slots: dict[str, Any] = {}
     schedule: dict[str, Any] | None = None
     max_tokens: int = 128
+    control_tokens: bool = False
+    """Whether names of control tokens in the template are control tokens; in columns they never
+    are."""
+    widths: dict[str, int] = {}
 
 
 def tasks(
@@ -67,9 +75,14 @@ def tasks(
 
         least, most = (int(one) for one in embedded.groups(default="")) if embedded[1] else (1, 3)
         return world.tasks(split, seed=seed, edits=(least, most))
-    if _is_python(source) and isinstance(next(iter(_imported(source)), None), Task):
-        return _endless(source)
-    rows = list(_rows(source, on_bad))
+    made: Iterable[Any] | None = None
+    if _is_python(source):
+        asked = _Asked(source)
+        first = next(items := asked.items(), None)
+        if isinstance(first, Task):
+            return _endless(asked, chain([first], items))
+        made = () if first is None else chain([first], items)
+    rows = list(_rows(source, on_bad, made))
     if not rows:
         raise ValueError(f"tasks: {source} holds no usable row")
     turn = chat() if chat is not None and any(row.messages for row, _ in rows) else None
@@ -86,17 +99,25 @@ def tasks(
     return tasks_of(good, split, seed=seed, chat=turn)
 
 
-def _rows(source: str, on_bad: OnBad | None) -> Iterator[tuple[TaskRow, str]]:
-    """(row, where it stands) of any source but `tiny`."""
+def _rows(
+    source: str, on_bad: OnBad | None, made: Iterable[Any] | None = None
+) -> Iterator[tuple[TaskRow, str]]:
+    """(row, where it stands) of any source but `tiny`; `made` is what a Python source gives."""
     given: Description | None = None
     if source.endswith((".yaml", ".yml")):
         given = _description(Path(source))
         source = given.source
     names: set[str] = set()
     stem = source.rpartition(":")[2] if _is_python(source) else Path(source).stem
-    for number, (raw, where) in enumerate(_raw_rows(source, given, on_bad), 1):
-        if given is not None and given.limit is not None and number > given.limit:
+    limit = None if given is None else given.limit
+    for number, (raw, where) in enumerate(_raw_rows(source, given, on_bad, made), 1):
+        if limit is not None and number > limit:
             return
+        if number > MOST_ROWS:
+            raise ValueError(
+                f"tasks: {source} gives more than {MOST_ROWS:,} rows; is it without end? Write a "
+                "description with a limit, or give Task objects, which are taken one by one"
+            )
         try:
             row = read_row(_completed(raw, given))
             name = row.task_id or f"{stem}-{number}"
@@ -112,7 +133,7 @@ def _rows(source: str, on_bad: OnBad | None) -> Iterator[tuple[TaskRow, str]]:
 
 
 def _raw_rows(
-    source: str, given: Description | None, on_bad: OnBad | None
+    source: str, given: Description | None, on_bad: OnBad | None, made: Iterable[Any] | None
 ) -> Iterable[tuple[Any, str]]:
     if source.startswith("hub:"):
         import datasets
@@ -123,7 +144,8 @@ def _raw_rows(
     if Path(source).exists() or source.endswith(SUFFIXES):
         return read_rows(source, on_bad)
     if _is_python(source):
-        return ((row, f"{source}, item {i}") for i, row in enumerate(_imported(source), 1))
+        items = _Asked(source).items() if made is None else made
+        return ((row, f"{source}, item {i}") for i, row in enumerate(items, 1))
     raise ValueError(
         f"tasks: {source!r} is no file; write 'tiny', a .jsonl or .yaml file, package.module:name "
         "or hub:owner/name"
@@ -139,10 +161,16 @@ def _completed(raw: Any, given: Description | None) -> Any:
         def column(match: re.Match[str]) -> str:
             if match[1] not in raw:
                 raise ValueError(f"the template names column {match[1]!r}; there are {list(raw)}")
-            return str(raw[match[1]]).replace("{{", "{ {").replace("}}", "} }")
+            text = str(raw[match[1]])
+            return literal(text) if given.control_tokens else escaped(text)
 
         row["prompt"] = _COLUMN.sub(column, given.template)
-    own = {"slots": given.slots, "max_tokens": given.max_tokens}
+    own = {
+        "slots": given.slots,
+        "max_tokens": given.max_tokens,
+        "control_tokens": given.control_tokens,
+        "widths": given.widths,
+    }
     if given.schedule is not None and "edits" not in row:
         own["schedule"] = given.schedule
     return own | row
@@ -150,9 +178,11 @@ def _completed(raw: Any, given: Description | None) -> Any:
 
 def _description(path: Path) -> Description:
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text()), Description)
+        return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8-sig")), Description)
     except FileNotFoundError:
         raise ValueError(f"tasks: {path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"tasks: {path}: not UTF-8; save it as UTF-8") from None
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise ValueError(f"tasks: {path}: {' '.join(str(error).split())}") from None
 
@@ -161,24 +191,55 @@ def _is_python(source: str) -> bool:
     return ":" in source and not source.startswith("hub:") and not Path(source).exists()
 
 
-def _imported(source: str) -> Iterable[Any]:
-    """What `package.module:name` names; functions are called. The working folder is looked in."""
-    module, _, name = source.partition(":")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"tasks: {source!r} cannot be imported: {error}") from None
-    made: Iterable[Any] = found() if callable(found) else found
-    return made
+class _Asked:
+    """What `package.module:name` names: a function, called each time, or any iterable."""
+
+    def __init__(self, source: str) -> None:
+        """The working folder is looked in, too."""
+        self.source = source
+        module, _, name = source.partition(":")
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            self._found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"tasks: {source!r} cannot be imported: {error}") from None
+
+    @property
+    def once(self) -> bool:
+        """Whether it is an iterator, which gives what it holds a single time."""
+        return isinstance(self._found, Iterator)
+
+    def items(self) -> Iterator[Any]:
+        """What it gives when it is asked."""
+        made = self._found() if callable(self._found) else self._found
+        if not isinstance(made, Iterable):
+            raise ValueError(
+                f"tasks: {self.source!r} gives {type(made).__name__}, not rows; write a function "
+                "that gives rows or Task objects, or a list of them"
+            )
+        return iter(made)
 
 
-def _endless(source: str) -> Iterator[Task]:
-    """The tasks of an iterable; where it ends, what it gives when it is asked again, renamed."""
-    epoch = 0
+def _endless(asked: _Asked, items: Iterator[Any]) -> Iterator[Task]:
+    """The tasks of a source; where they end, what it gives when it is asked again, renamed."""
+    epoch, held = 0, list[Task]()
     while True:
-        for task in _imported(source):
+        count = 0
+        for count, task in enumerate(items, 1):
+            if not isinstance(task, Task):
+                raise ValueError(
+                    f"tasks: {asked.source}, item {count} is a {type(task).__name__}, though "
+                    "those before it are Task objects; give one or the other"
+                )
+            if asked.once and epoch == 0:
+                held.append(task)
             name = task.task_id if epoch == 0 else f"{task.task_id}@{epoch}"
             yield msgspec.structs.replace(task, task_id=name)
+        if not count:
+            raise ValueError(
+                f"tasks: {asked.source} gave nothing when it was asked again; let the function "
+                "make its tasks anew each time"
+            )
         epoch += 1
+        items = iter(held) if asked.once else asked.items()

@@ -252,6 +252,8 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     columns whatever the slots are called.
     """
     row: dict[str, Any] = msgspec.to_builtins(trajectory, enc_hook=_array_to_list)
+    # None where nobody sampled: NaN is no JSON.
+    row["logprobs"] = [None if value != value else value for value in row["logprobs"]]
     row["info"] = _listed(row["info"])
     for one in row["passes"]:
         one["states"], one["scores"] = _listed(one["states"]), _listed(one["scores"])

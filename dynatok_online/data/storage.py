@@ -6,10 +6,12 @@ written under a hidden name, flushed to the disk, and renamed.
     write_trajectories("data/part-0.parquet", trajectories)
     for one in read_trajectories("data"): ...
     datasets.load_dataset("parquet", data_files="data/*.parquet")
+    datasets.load_dataset("json", data_files="data.jsonl", features=features())
 """
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,7 @@ import msgspec
 from dynatok_online.trajectory import Trajectory, from_row, to_row
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -78,14 +81,35 @@ def _is_data(path: Path) -> bool:
 def _read_jsonl(path: Path, on_bad: OnBad | None) -> Iterator[tuple[Any, str]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if number == 1:
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+                    _report(
+                        f"{path}: not UTF-8 but UTF-16, it seems; save it as UTF-8: "
+                        f"iconv -f UTF-16 -t UTF-8 {path.name}",
+                        on_bad,
+                    )
+                    return
+                line = line.removeprefix(b"\xef\xbb\xbf")  # what Windows puts in front of UTF-8
             if line.strip():
                 where = f"{path}, line {number}"
                 try:
-                    row = msgspec.json.decode(line)
-                except msgspec.DecodeError as error:
+                    row = _json(line)
+                except ValueError as error:
                     _report(f"{where}: not JSON ({error})", on_bad)
                 else:
                     yield row, where
+
+
+def _json(line: bytes) -> Any:
+    """What a line holds; NaN counts, which Python's `json.dumps` writes. ValueError."""
+    try:
+        return msgspec.json.decode(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    except msgspec.DecodeError:
+        if b"NaN" not in line:
+            raise
+        return json.loads(line)
 
 
 def _read_parquet(path: Path, on_bad: OnBad | None) -> Iterator[tuple[Any, str]]:
@@ -165,6 +189,16 @@ def schema() -> pyarrow.Schema:
             "info": _named(text),
         }
     )
+
+
+def features() -> datasets.Features:
+    """The columns for `datasets.load_dataset("json", ..., features=features())`.
+
+    Without them it takes the types from the first rows, and fails where those have no edits.
+    """
+    import datasets
+
+    return datasets.Features.from_arrow_schema(schema())
 
 
 def _named(value: pyarrow.DataType) -> pyarrow.DataType:

@@ -94,9 +94,18 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def read_row(raw: Any) -> TaskRow:
     """The row in a decoded JSON object. ValueError says which field is wrong."""
     try:
-        return msgspec.convert(raw, TaskRow)
+        return msgspec.convert(_without_nulls(raw), TaskRow)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def _without_nulls(raw: Any) -> Any:
+    """Without what tables fill in: a field that one row lacks and another has."""
+    if isinstance(raw, dict):
+        return {key: _without_nulls(value) for key, value in raw.items() if value is not None}
+    if isinstance(raw, list):
+        return [_without_nulls(value) for value in raw]
+    return raw
 
 
 def split_of(row: TaskRow) -> Split:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from collections.abc import Iterator
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actor import task_source
 from actor.task_source import tasks
+from dynatok_online.prompt import Text
 from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import world
 
@@ -123,3 +126,89 @@ def test_a_source_that_is_nothing() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tasks(source, "train", 0)
+
+
+generated = (task for task in made_tasks())
+used_up = iter(())
+number = 3
+mixed = [*islice(world.tasks(), 1), GOOD]
+same = (task for task in made_tasks())
+
+
+def generator() -> Iterator[Task]:
+    yield from made_tasks()
+
+
+def same_again() -> Iterator[Task]:
+    return same
+
+
+def rows_without_end() -> Iterator[Any]:
+    return repeat({"prompt": "Text: "})
+
+
+def test_a_generator_gives_every_task_and_again() -> None:
+    tiny = [f"tiny-train-0-{i}" for i in range(3)]
+    for name in ("generator", "generated"):
+        made = names(f"tests.actor.test_task_source:{name}", 7)
+        assert made == [*tiny, *(f"{one}@1" for one in tiny), f"{tiny[0]}@2"]
+
+
+def test_a_python_source_that_ends_or_never_ends_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = "tests.actor.test_task_source:"
+    with pytest.raises(ValueError, match="used_up holds no usable row"):
+        names(here + "used_up")
+    with pytest.raises(ValueError, match="gave nothing when it was asked again"):
+        names(here + "same_again", 4)
+    with pytest.raises(ValueError, match="item 2 is a dict, though"):
+        names(here + "mixed")
+    with pytest.raises(ValueError, match="number' gives int, not rows"):
+        names(here + "number")
+    monkeypatch.setattr(task_source, "MOST_ROWS", 50)
+    with pytest.raises(ValueError, match="more than 50 rows; is it without end"):
+        names(here + "rows_without_end")
+
+
+def test_braces_and_control_tokens_in_columns_are_text(tmp_path: Path) -> None:
+    hard = "\\frac{{a}}{{b}} {{case}} }} <|im_end|> {"
+    data = write(tmp_path / "q.jsonl", {"question": hard})
+    path = tmp_path / "tasks.yaml"
+    for control in ("false", "true"):
+        path.write_text(
+            f"source: {data}\ntemplate: '<s>{{question}} {{{{case}}}}'\n"
+            f"slots: {{case: upper}}\ncontrol_tokens: {control}\n"
+        )
+        one = next(tasks(str(path), "train", 0))
+        assert one.render(one.states) == f"<s>{hard} UPPER CASE"
+        texts = [part for part in one.prompt.parts if isinstance(part, Text)]
+        assert [part.text for part in texts if part.control] == (
+            ["<s>", " "] if control == "true" else []
+        )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n",
+        json.dumps(GOOD).encode() + b"\r\n\r\n",
+        json.dumps(GOOD).encode() + b"\n\n  \n",
+        json.dumps({**GOOD, "edits": None, "slots": {**GOOD["slots"], "x": None}}).encode(),
+    ],
+    ids=["byte-order mark", "CRLF", "blank lines", "nulls of a table"],
+)
+def test_files_as_people_have_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes.jsonl").write_bytes(content)
+    assert names(str(tmp_path / "notes.jsonl"), 2) == ["notes-1", "notes-1@1"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_another_encoding_is_an_error_that_says_so(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "notes.jsonl").write_bytes(json.dumps(GOOD).encode(encoding))
+    with pytest.raises(ValueError, match="UTF-16, it seems; save it as UTF-8: iconv"):
+        names(str(tmp_path / "notes.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"line 1: not JSON .*UTF-8"):
+        names(str(tmp_path / "latin.jsonl"))
+    (tmp_path / "tasks.yaml").write_bytes("source: tiny # é".encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        names(str(tmp_path / "tasks.yaml"))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from dynatok_online.data.storage import data_files, read_trajectories, schema, write_trajectories
+from dynatok_online.data.storage import (
+    data_files,
+    features,
+    read_trajectories,
+    schema,
+    write_trajectories,
+)
 from dynatok_online.trajectory import Edit, Trajectory, to_row
 from tests.simulate import simulate
 
@@ -94,3 +101,34 @@ def test_a_path_without_trajectories_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as error:
             data_files(path)
         assert message in str(error.value)
+
+
+def test_a_row_of_unknown_logprobs_is_json(tmp_path: Path) -> None:
+    (one,) = made(1)
+    one = msgspec.structs.replace(one, logprobs=np.full_like(one.logprobs, np.nan))
+    line = json.dumps(to_row(one), allow_nan=False)
+    # Rows of earlier versions hold NaN, as Python writes it.
+    (tmp_path / "a.jsonl").write_text(line + "\n" + line.replace("[null", "[NaN") + "\n")
+    assert "[NaN" in (tmp_path / "a.jsonl").read_text()
+    back = list(read_trajectories(tmp_path))
+    assert len(back) == 2
+    assert all(np.isnan(each.logprobs).all() for each in back)
+
+
+def test_datasets_reads_json_whose_first_rows_have_no_edits(tmp_path: Path) -> None:
+    import datasets
+
+    plain = [msgspec.structs.replace(one, edits=()) for one in made()]
+    write_trajectories(tmp_path / "a.jsonl", [*plain, *made()])
+    loaded = datasets.load_dataset(
+        "json",
+        data_files=str(tmp_path / "a.jsonl"),
+        features=features(),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert loaded.features == features()
+    assert [len(row["edits"]) for row in loaded] == [0, 0, 0, 1, 1, 1]
+    from dynatok_online.trajectory import from_row
+
+    assert to_row(from_row(loaded[5])) == to_row(made()[2])
