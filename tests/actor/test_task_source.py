@@ -192,7 +192,7 @@ def test_braces_and_control_tokens_in_columns_are_text(tmp_path: Path) -> None:
         b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n",
         json.dumps(GOOD).encode() + b"\r\n\r\n",
         json.dumps(GOOD).encode() + b"\n\n  \n",
-        json.dumps({**GOOD, "edits": None, "slots": {**GOOD["slots"], "x": None}}).encode(),
+        json.dumps({**GOOD, "edits": None, "slots": {"case": "upper", "x": None}}).encode(),
     ],
     ids=["byte-order mark", "CRLF", "blank lines", "nulls of a table"],
 )
