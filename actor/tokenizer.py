@@ -16,6 +16,11 @@ class Tokenizer(NamedTuple):
     encode: Encoder
     decode: Callable[[Sequence[int]], str]
 
+    @property
+    def control(self) -> dict[int, str]:
+        """Control token -> its name."""
+        return {number: name for name, number in self.encode.control.items()}
+
 
 def load_tokenizer(model: str) -> Tokenizer:
     """A model's own.

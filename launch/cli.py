@@ -277,7 +277,7 @@ def _demo(known: argparse.Namespace, rest: list[str]) -> int:
 def _inspect(known: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise ConfigError(f"inspect takes no '{rest[0]}'; see dynatok inspect --help")
-    from launch.inspect import inspect
+    from launch.inspect.main import inspect
 
     return inspect(
         known.path,

@@ -64,7 +64,7 @@ class Lane:
             on_tokens=self._on_tokens,
             on_pass=self._on_pass,
         )
-        self._events = LaneEvents(tokenizer.decode, emit)
+        self._events = LaneEvents(tokenizer.decode, emit, tokenizer.control)
         self._untold: list[int] = []
         """Tokens that no event has told yet."""
         self._timer: asyncio.TimerHandle | None = None

@@ -16,8 +16,8 @@ import numpy as np
 from dynatok_online.adherence.scoring import Decode
 from dynatok_online.spans.blocks import blocks, recomputed_tokens
 from dynatok_online.tasks.task import SlotState
-from dynatok_online.trajectory import Pass, Trajectory
-from dynatok_online.view.texts import TokenTexts
+from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
+from dynatok_online.view.texts import TokenTexts, fed_texts
 from dynatok_online.view.verdicts import verdict
 
 Event = dict[str, Any]
@@ -25,10 +25,16 @@ Emit = Callable[[Event], None]
 
 
 class LaneEvents:
-    """Tells one lane: what it has told so far decides what is new."""
+    """Tells one lane: what it has told so far decides what is new.
 
-    def __init__(self, decode: Decode, emit: Emit) -> None:
+    `decode` leaves control tokens out; `control` has their names.
+    """
+
+    def __init__(
+        self, decode: Decode, emit: Emit, control: Mapping[int, str] | None = None
+    ) -> None:
         self._decode = decode
+        self._control = control or {}
         self._emit = emit
         self._texts = TokenTexts(decode)
         self._bounds: list[tuple[int, int]] = []
@@ -62,7 +68,8 @@ class LaneEvents:
         start = self.length
         texts = self._texts.extend(token_ids)
         self._bounds[-1] = (self.pass_start, self.length)
-        self._emit({"type": "tokens", "start": start, "ids": list(token_ids), "texts": texts})
+        told = {"start": start, "ids": list(token_ids), "texts": texts}
+        self._emit({"type": "tokens", **told, "control": self._control_in(token_ids)})
 
     def cut(self, length: int, why: str) -> None:
         """What was sampled from response index `length` on does not count.
@@ -147,11 +154,18 @@ class LaneEvents:
 
     def _tell_pieces(self, trajectory: Trajectory, one: Pass) -> None:
         """The texts of the pieces that the page does not know."""
-        for piece in one.layout:
-            if piece >= 0 and piece not in self._pieces:
+        if self._pieces.issuperset(piece for piece in one.layout if piece != RESPONSE):
+            return
+        texts = fed_texts(trajectory, len(self._ended), self._decode)
+        for piece, found in zip(one.layout, texts, strict=True):
+            if piece != RESPONSE and piece not in self._pieces:
                 self._pieces.add(piece)
-                texts = TokenTexts(self._decode).extend(trajectory.pieces[piece].tolist())
-                self._emit({"type": "piece", "piece": piece, "texts": texts})
+                control = self._control_in(trajectory.pieces[piece].tolist())
+                self._emit({"type": "piece", "piece": piece, "texts": found, "control": control})
+
+    def _control_in(self, token_ids: Sequence[int]) -> list[tuple[int, str]]:
+        """(index, name) of the control tokens among these."""
+        return [(i, self._control[t]) for i, t in enumerate(token_ids) if t in self._control]
 
     def _tell_verdict(self, k: int, found: Event) -> None:
         if found != self._verdicts[k]:

@@ -13,8 +13,10 @@ from dynatok_online.view.events import Event, LaneEvents, edit_event, plain_slot
 _BY_TEXT = {one.text: one.name for one in REQUIREMENTS.values()}
 
 
-def events(trajectory: Trajectory, decode: Decode) -> list[Event]:
-    """The log of a session with this one lane."""
+def events(
+    trajectory: Trajectory, decode: Decode, control: Mapping[int, str] | None = None
+) -> list[Event]:
+    """The log of a session with this one lane; see `LaneEvents`."""
     states = [_states(one) for one in trajectory.passes]
     first = states[0] if states else {}
     log: list[Event] = [
@@ -28,7 +30,7 @@ def events(trajectory: Trajectory, decode: Decode) -> list[Event]:
             "replay": True,
         }
     ]
-    lane = LaneEvents(decode, lambda event: log.append({"lane": 0, **event}))
+    lane = LaneEvents(decode, lambda event: log.append({"lane": 0, **event}), control)
     edits = list(enumerate(trajectory.edits))
     for k, one in enumerate(trajectory.passes):
         while edits and edits[0][1].effective_at <= one.start:

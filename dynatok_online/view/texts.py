@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from dynatok_online.adherence.scoring import Decode
+from dynatok_online.trajectory import RESPONSE, Trajectory
 
 _CUT = "\ufffd"
 _BEHIND = 8
@@ -60,3 +61,21 @@ class TokenTexts:
     def token_at(self, character: int) -> int:
         """The token that adds this character."""
         return bisect_right(self.starts, character) - 1
+
+
+def fed_texts(trajectory: Trajectory, k: int, decode: Decode) -> list[list[str]]:
+    """The texts of the tokens that pass `k` was fed, a list for each entry of its layout.
+
+    Many tokenizers write a word differently behind a blank, so each piece is read behind what
+    stands before it. The list of the response so far is empty.
+    """
+    texts = TokenTexts(decode)
+    one = trajectory.passes[k]
+    found: list[list[str]] = []
+    for piece in one.layout:
+        if piece == RESPONSE:
+            texts.extend(trajectory.response[max(0, one.start - _BEHIND) : one.start].tolist())
+            found.append([])
+        else:
+            found.append(texts.extend(trajectory.pieces[piece].tolist()))
+    return found

@@ -159,7 +159,7 @@ export class LaneView {
       .map(([slot, , , holds]) => `${slot} ${holds ? "holds" : "violated"}`);
     const logprob = lane.logprobs[index];
     const parts = [
-      `token ${index} ${quoted(lane.texts[index] || "∎")}`,
+      lane.control[index] ? `control token ${index} ${visible(lane.control[index])}` : `token ${index} ${quoted(lane.texts[index])}`,
       `id ${lane.ids[index]}`,
       logprob == null ? "logprob comes with the pass's end" : `logprob ${logprob.toFixed(3)}`,
       `pass ${pass.index}`,

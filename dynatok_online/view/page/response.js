@@ -66,7 +66,8 @@ export class Response {
       const pass = lane.passes[lane.passAt[i]];
       token.className = `token s${pass.state % COLOURS}`;
       if (i === pass.start && i > 0) token.classList.add("first");
-      token.textContent = visible(lane.texts[i]) || (i === lane.ids.length - 1 ? "∎" : "");
+      if (lane.control[i]) token.classList.add("control");
+      token.textContent = visible(lane.control[i] ?? lane.texts[i]);
       token.index = i;
       box.append(token);
       tokens.push(token);

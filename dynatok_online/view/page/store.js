@@ -67,7 +67,9 @@ const HANDLERS = {
     this.ended = true;
   },
   piece(event, lane) {
-    lane.pieces[event.piece] = event.texts;
+    const texts = [...event.texts];
+    for (const [i, name] of event.control ?? []) texts[i] = `⟦${name}⟧`;
+    lane.pieces[event.piece] = texts;
   },
   pass(event, lane) {
     lane.begin(event, this.stateOf(event.states));
@@ -132,6 +134,7 @@ export class Lane {
     this.passes = [];
     this.ids = [];
     this.texts = [];
+    this.control = []; // token -> its name, where it is a control token
     this.logprobs = [];
     this.passAt = []; // token -> index of the pass that sampled it
     this.times = []; // [seconds, tokens], for the rate
@@ -151,6 +154,7 @@ export class Lane {
 
   extend(event) {
     const pass = this.passes.at(-1);
+    for (const [i, name] of event.control ?? []) this.control[event.start + i] = name;
     this.ids.push(...event.ids);
     this.texts.push(...event.texts);
     if (event.logprobs) this.logprobs.push(...event.logprobs);
@@ -169,7 +173,7 @@ export class Lane {
   }
 
   cut(length) {
-    for (const list of [this.ids, this.texts, this.logprobs, this.passAt]) {
+    for (const list of [this.ids, this.texts, this.control, this.logprobs, this.passAt]) {
       list.length = Math.min(list.length, length);
     }
     const pass = this.passes.at(-1);

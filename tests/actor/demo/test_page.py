@@ -116,8 +116,8 @@ BY_TEXT = {one.text: one.name for one in REQUIREMENTS.values()}
 def check_lane(lane: dict[str, Any], recorded: Trajectory, states: list[dict[str, str]]) -> None:
     """What a lane shows against what the engine recorded; `states` in order of appearance."""
     assert not audit(recorded)
-    decode = load_tokenizer(tiny.resolve("tiny")).decode
-    texts = TokenTexts(decode)
+    tokenizer = load_tokenizer(tiny.resolve("tiny"))
+    texts = TokenTexts(tokenizer.decode)
     texts.extend(recorded.response.tolist())
     bounds = [(one.start, one.stop) for one in recorded.passes]
     seen: dict[int, str] = {}
@@ -129,7 +129,7 @@ def check_lane(lane: dict[str, Any], recorded: Trajectory, states: list[dict[str
         state = states.index({name: text.strip() for name, text in one.states.items()})
         for i in range(one.start, one.stop):
             text, colour, violated, background = lane["tokens"][i]
-            assert text == (texts.texts[i] or "∎")
+            assert text == tokenizer.control.get(int(recorded.response[i]), texts.texts[i])
             assert (colour, violated) == (state % 8, i in bad), f"token {i}"
             assert seen.setdefault(state, background) == background
     assert len(set(seen.values())) == len(seen), "two states have one colour"

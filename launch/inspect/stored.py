@@ -22,7 +22,7 @@ _LIMIT = 1 << 30
 
 
 @dataclass
-class Recording:
+class Stored:
     """One place that trajectories were read from."""
 
     path: Path
@@ -31,7 +31,7 @@ class Recording:
     """What could not be read, a line for each place."""
 
 
-def read(path: Path) -> list[Recording]:
+def read(path: Path) -> list[Stored]:
     """Everything under `path`. Raises ConfigError where nothing that we know lies there."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
@@ -44,13 +44,13 @@ def read(path: Path) -> list[Recording]:
     return found
 
 
-def model_of(path: Path, recordings: list[Recording]) -> str | None:
+def model_of(path: Path, places: list[Stored]) -> str | None:
     """The model whose tokens these are, as far as it is recorded."""
     for folder in (path, *path.parents[:3]):
         if (folder / "actor.yaml").is_file():
             return str(read_yaml(folder / "actor.yaml").get("model", "")) or None
-    for recording in recordings:
-        for one in recording.trajectories[:1]:
+    for stored in places:
+        for one in stored.trajectories[:1]:
             if "model" in one.info:
                 return one.info["model"]
             if one.info.get("task", "").startswith("tiny-"):
@@ -75,18 +75,18 @@ def _places(path: Path) -> list[Path]:
     return list(dict.fromkeys(places))
 
 
-def _read_one(place: Path) -> Recording:
-    recording = Recording(place)
+def _read_one(place: Path) -> Stored:
+    stored = Stored(place)
     try:
         reading = (
-            _read_journal(place, recording.damage)
+            _read_journal(place, stored.damage)
             if place.is_dir()
-            else read_trajectories(place, recording.damage.append)
+            else read_trajectories(place, stored.damage.append)
         )
-        recording.trajectories += reading
+        stored.trajectories += reading
     except (ValueError, OSError) as error:
-        recording.damage.append(f"{place}: {error}")
-    return recording
+        stored.damage.append(f"{place}: {error}")
+    return stored
 
 
 def _read_journal(folder: Path, damage: list[str]) -> Iterator[Trajectory]:

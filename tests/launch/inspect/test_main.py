@@ -12,8 +12,8 @@ import pytest
 from dynatok_online.data.storage import write_trajectories
 from dynatok_online.spans.build import build_spans
 from launch import cli
-from launch.recordings import read
-from launch.spans_figure import visibility
+from launch.inspect.spans_figure import visibility
+from launch.inspect.stored import read
 from protocol.delivery.journal import Journal
 from protocol.wire.codec import encode
 from protocol.wire.envelope import Sealer
@@ -190,7 +190,7 @@ def test_the_figure_shows_what_each_span_sees(tmp_path, inspect, trajectories):
 
 
 def test_a_run_folder_names_its_model(tmp_path, trajectories):
-    from launch.recordings import model_of
+    from launch.inspect.stored import model_of
 
     journal(tmp_path / "journal" / "actor", trajectories)
     (tmp_path / "actor.yaml").write_text("model: some/model\n")
