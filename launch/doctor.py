@@ -113,7 +113,7 @@ def versions(kind: str) -> Iterator[Finding]:
 def dependencies(kind: str) -> Finding:
     """What `pip check` says, less what the lock leaves out on purpose."""
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"],
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "check"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -129,9 +129,11 @@ def dependencies(kind: str) -> Finding:
     ]
     problems = [line for line in problems if line != "No broken requirements found."]
     shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    if done.returncode and not done.stdout:  # there is no pip, for example
+        shown = "pip check: " + done.stderr.strip().rpartition("\n")[2]
     return Finding(
-        not problems and not done.stderr,
-        shown or done.stderr.strip().rpartition("\n")[2] or "packages agree (pip check)",
+        not shown,
+        shown or "packages agree (pip check)",
         _SETUP + (" --gpu" if kind == "gpu" else ""),
     )
 
