@@ -280,17 +280,28 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
             }
             for one in row["passes"]
         ]
-        row["pieces"] = [np.asarray(piece, np.int32) for piece in row["pieces"]]
-        row["response"] = np.asarray(row["response"], np.int32)
+        row["pieces"] = [_token_ids("pieces", piece) for piece in row["pieces"]]
+        row["response"] = _token_ids("response", row["response"])
         logprobs = row.get("logprobs")
         if logprobs is None:
             logprobs = np.full(len(row["response"]), np.nan)
-        row["logprobs"] = np.asarray(logprobs, np.float32)
+        with np.errstate(over="raise"):
+            row["logprobs"] = np.asarray(logprobs, np.float32)
         return msgspec.convert(row, Trajectory)
     except KeyError as error:
         raise ValueError(f"trajectory {row.get('trajectory_id', '?')} has no {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"trajectory {row.get('trajectory_id', '?')}: {error}") from error
+
+
+def _token_ids(name: str, written: Any) -> TokenIds:
+    """As int32; what would change on the way there (1.5, -1, 2**31, "7") is refused."""
+    found = np.asarray(written)
+    if found.size == 0:
+        return found.astype(np.int32)
+    if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
+        raise ValueError(f"{name} must be token ids, whole numbers from 0 to 2147483647")
+    return found.astype(np.int32)
 
 
 def _array_to_list(value: object) -> list[Any]:

@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from launch.decode import ConfigError
 
@@ -25,20 +26,27 @@ _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
-    run: Callable[[argparse.Namespace, list[str]], int] = known.run
     try:
+        known, rest = _parser().parse_known_args(arguments)
+        run: Callable[[argparse.Namespace, list[str]], int] = known.run
         return run(known, rest)
     except ConfigError as error:
-        print(f"dynatok: {error}", file=sys.stderr)
+        print("dynatok: " + " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dynatok",
         description="Train language models while their prompt is being changed.",
         epilog="example:\n  dynatok launch launch/configs/tiny.yaml --seed 7",

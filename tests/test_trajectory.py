@@ -141,3 +141,29 @@ def test_a_handwritten_row_needs_four_fields():
     assert np.isnan(trajectory.logprobs).all()
     with pytest.raises(ValueError, match=r"trajectory h: .*stop"):
         from_row({**row, "passes": [{"layout": [0, -1], "states": {}, "start": 0}]})
+
+
+@pytest.mark.parametrize("bad", [[1.5], [-1], [2**31], ["7"], [True], [[1], [2, 3]], 2**64])
+@pytest.mark.parametrize("field", ["pieces", "response"])
+def test_what_is_no_token_id_is_refused_not_changed(field, bad):
+    row = {
+        "trajectory_id": "t",
+        "pieces": [[1, 2]],
+        "response": [3],
+        "passes": [{"layout": [0, -1], "states": {}, "start": 0, "stop": 1}],
+    }
+    assert from_row(row).response.tolist() == [3]
+    with pytest.raises(ValueError, match="trajectory t: "):
+        from_row({**row, field: [bad] if field == "pieces" else bad})
+
+
+def test_a_logprob_beyond_float32_is_refused():
+    row = {
+        "trajectory_id": "t",
+        "pieces": [[1, 2]],
+        "response": [3],
+        "logprobs": [-1e300],
+        "passes": [{"layout": [0, -1], "states": {}, "start": 0, "stop": 1}],
+    }
+    with pytest.raises(ValueError, match="trajectory t: overflow"):
+        from_row(row)
