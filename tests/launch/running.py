@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -16,13 +17,18 @@ CONFIG = "launch/configs/tiny.yaml"
 
 
 @contextlib.contextmanager
-def launched(folder: Path | None, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`dynatok launch` in a process of its own; ended with everything it started."""
+def launched(
+    folder: Path | None, *arguments: str, errors: IO[str] | int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
+    """`dynatok launch` in a process of its own; ended with everything it started.
+
+    A pipe holds what it says in minutes; for a longer run, `errors` is a file.
+    """
     new = () if folder is None else (CONFIG, "--dir", str(folder))
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "launch", *new, *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
     family: list[psutil.Process] = []
@@ -62,9 +68,11 @@ def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process
         time.sleep(0.1)
 
 
-def process_of(launcher: subprocess.Popen[str], run: Path, name: str) -> psutil.Process:
+def process_of(
+    launcher: subprocess.Popen[str], run: Path, name: str, wait: float = 30.0
+) -> psutil.Process:
     """The running process that was started from `RUN/NAME.yaml`, waiting for it for a while."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + wait
     while True:
         for one in psutil.Process(launcher.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -98,7 +98,7 @@ GOOD = {"prompt": "In {{case}}: ", "slots": {"case": ["upper", "lower"]}}
         ),
         (
             {"messages": [{"role": "user", "content": "hi"}]},
-            "tasks hold chat messages, but model 'tiny' has no chat template",
+            "there are chat messages, but model 'tiny' has no chat template",
         ),
     ],
 )

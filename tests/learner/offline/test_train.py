@@ -76,7 +76,7 @@ def test_one_rank_and_two_agree_and_learn(tmp_path: Path, data: Path, capfd: Any
         ("{broken", "line 2: not JSON"),
         (
             {"messages": [{"role": "user", "content": "hi"}], "response": "yes"},
-            "line 2: the data holds chat messages, but model 'tiny' has no chat template",
+            "line 2: there are chat messages, but model 'tiny' has no chat template",
         ),
     ],
 )
