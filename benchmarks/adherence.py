@@ -66,9 +66,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 def run(args: argparse.Namespace) -> None:
     """Every (arm, seed) that the raw results lack."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from benchmarks._adherence_arms import ARMS
+    from protocol.run.progress import progress_bar
 
     names = ["a_base", *ARMS] if args.arms is None else args.arms
     for name in names:
@@ -77,16 +76,9 @@ def run(args: argparse.Namespace) -> None:
     done = {(one["arm"], one["seed"]) for one in read_results(args.raw)}
     todo = [(seed, name) for seed in args.seeds for name in names if (name, seed) not in done]
     args.raw.parent.mkdir(parents=True, exist_ok=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns) as progress:
-        bar = progress.add_task("adherence", total=len(todo))
+    with progress_bar("adherence", len(todo)) as bar:
         for seed, name in todo:
-            progress.update(bar, description=f"{name}, seed {seed}")
+            bar.name(f"{name}, seed {seed}")
             result = {
                 "arm": name,
                 "seed": seed,
@@ -98,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
             }
             with args.raw.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-            progress.advance(bar)
+            bar.advance()
 
 
 def load(model: str) -> Any:

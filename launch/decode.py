@@ -51,7 +51,20 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    if text.isascii():
+        return text
+    try:  # JSON writes a character beyond 16 bits as two escapes
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise yaml.constructor.ConstructorError(
+            None, None, "a text holds half a character (a lone surrogate)", node.start_mark
+        ) from None
+
+
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:str", _text)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -170,6 +183,10 @@ def parse_flags(flags: Sequence[str], root: type[msgspec.Struct]) -> dict[str, A
         if not equals and at < len(flags) and not flags[at].startswith("--"):
             text, equals = flags[at], "="
             at += 1
+        try:
+            flags[at - 1].encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{name!a}: is not text in UTF-8") from None
         path = tuple(name[2:].replace("-", "_").split("."))
         value: Any = _flag_value(name, text, path, root) if equals else True
         _check_keys(_nest(path, value), root, name, root, ())

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actor.offline.alone import Alone, Bad, load_tasks, say, with_engine
 from actor.offline.config import CollectConfig
@@ -30,6 +27,7 @@ from dynatok_online.data.shards import Shards
 from dynatok_online.data.storage import schema
 from dynatok_online.tasks.task import Task
 from protocol.run.json_files import write_json
+from protocol.run.progress import progress_bar
 
 SETTINGS = "collection.json"
 SAME = (
@@ -55,7 +53,9 @@ def run(config: CollectConfig) -> int:
         say(f"{folder} holds {held} trajectories already")
     tally = Tally()
     if held < config.trajectories:
-        with _progress(config.trajectories, held) as show:
+        with progress_bar(
+            "collect", config.trajectories, done=held, more="the engine is starting"
+        ) as bar:
 
             async def work(alone: Alone) -> None:
                 await collect(
@@ -65,7 +65,7 @@ def run(config: CollectConfig) -> int:
                     config.sessions,
                     lambda task: alone.session(task, config.reuse),
                     tally,
-                    show,
+                    lambda held, tally: bar.move(held, f"{tally.counts.edits} edits"),
                 )
 
             with_engine(config, config.seed, work)
@@ -229,25 +229,6 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
                 f"out: {folder} was begun with {name} {begun.get(name)!r}, not {value!r}; "
                 "choose another folder, or the same settings"
             )
-
-
-@contextmanager
-def _progress(wanted: int, held: int) -> Iterator[Callable[[int, Tally], None]]:
-    """A progress bar on stderr; gives what moves it."""
-    columns = (
-        TextColumn("collect"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[more]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        only = bar.add_task("collect", total=wanted, completed=held, more="the engine is starting")
-
-        def show(held: int, tally: Tally) -> None:
-            bar.update(only, completed=held, more=f"{tally.counts.edits} edits")
-
-        yield show
 
 
 def _push(folder: Path, name: str) -> None:

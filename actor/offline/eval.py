@@ -19,8 +19,6 @@ from statistics import fmean
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actor.config import ReusePolicy
 from actor.offline.alone import Alone, Bad, load_tasks, with_engine
@@ -32,6 +30,7 @@ from dynatok_online.data.storage import write_trajectories
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
 from protocol.run.json_files import write_json
+from protocol.run.progress import Bar, progress_bar
 from protocol.run.run_folder import make_run_folder
 
 MEASURES = {
@@ -68,7 +67,7 @@ def run(config: EvalConfig) -> int:
     samples: dict[tuple[ReusePolicy, int], list[Sample]] = {}
 
     async def work(alone: Alone) -> None:
-        with _progress(len(config.reuse) * sum(map(len, tasks.values()))) as bar:
+        with progress_bar("eval", len(config.reuse) * sum(map(len, tasks.values()))) as bar:
             for reuse in config.reuse:
                 for seed in config.seeds:
                     samples[reuse, seed] = await _sample(
@@ -95,7 +94,7 @@ def run(config: EvalConfig) -> int:
 
 
 async def _sample(
-    alone: Alone, tasks: Sequence[Task], reuse: ReusePolicy, sessions: int, bar: Progress
+    alone: Alone, tasks: Sequence[Task], reuse: ReusePolicy, sessions: int, bar: Bar
 ) -> list[Sample]:
     pending = iter(tasks)
     done: list[Sample] = []
@@ -106,7 +105,7 @@ async def _sample(
             trajectory = finished.trajectory
             text = alone.decode(trajectory.response.tolist())
             done.append(Sample(finished, text, judge(task, trajectory, alone.decode)))
-            bar.advance(bar.task_ids[0])
+            bar.advance()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(sessions, len(tasks))):
@@ -270,15 +269,3 @@ def _draw(path: Path, report: dict[str, Any]) -> None:
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
-
-
-def _progress(total: int) -> Progress:
-    bar = Progress(
-        TextColumn("eval"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    bar.add_task("eval", total=total)
-    return bar

@@ -13,8 +13,6 @@ from typing import Any
 
 import msgspec
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
@@ -29,6 +27,7 @@ from learner.step_log import StepLog
 from learner.training import training_arguments
 from protocol.run.json_files import write_json
 from protocol.run.metrics import Metrics
+from protocol.run.progress import progress_bar
 
 CONFIG = "train.json"
 RESULT = "result.json"
@@ -65,12 +64,12 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
     trainer = DynamicSFTTrainer(model, arguments, data)
     trainer.remove_callback(PrinterCallback)
     metrics = Metrics(run_dir, "learner") if first else None
-    with _progress(arguments.max_steps, shown=first) as bar:
+    with progress_bar("train", arguments.max_steps, shown=first) as bar:
 
         def write(step: int, numbers: dict[str, float]) -> None:
             if metrics is not None:
                 metrics.log(step, **{k: v for k, v in numbers.items() if k != "epoch"})
-                bar.update(bar.task_ids[0], completed=step, loss=numbers["loss"])
+                bar.move(step, f"loss {numbers['loss']:.3f}")
 
         trainer.add_callback(StepLog(lambda: dict(trainer.timings), write))
         trainer.train()
@@ -122,17 +121,3 @@ def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajector
     if bad and os.environ.get("RANK", "0") == "0":
         print(f"dynatok: left out {len(bad)} rows; the first: {bad[0]}", file=sys.stderr)
     return data
-
-
-def _progress(steps: int, shown: bool) -> Progress:
-    bar = Progress(
-        TextColumn("train"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
-    bar.add_task("train", total=steps, loss=math.nan)
-    return bar

@@ -79,6 +79,7 @@ def test_numbers_are_read_as_people_write_them(text, value):
         ("seed: 1\nseed: 2\n", "line 2, column 1: the key 'seed' is written twice"),
         ("seed: [1\n", "line 2, column 1: expected ',' or ']'"),
         ("- 1\n", "holds a list; write 'name: value' lines"),
+        ('a: "\\ud800"\n', "line 1, column 4: a text holds half a character"),
         ("!!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
     ],
 )
@@ -128,6 +129,20 @@ def test_a_wrong_flag_is_named(flags, message):
     with pytest.raises(ConfigError) as caught:
         parse_flags(flags, Outer)
     assert message in str(caught.value)
+
+
+def test_escapes_of_json_are_characters(tmp_path):
+    path = tmp_path / "f.yaml"
+    path.write_text('name: "\\ud83e\\udd89"\n')
+    assert read_yaml(path) == {"name": "🦉"}
+
+
+@pytest.mark.parametrize(
+    "flags", [["--name", "\udcff"], ["--name=\udcff"], ["--na\udcffme", "x"], ["--seed", "\udcff"]]
+)
+def test_bytes_that_are_no_text_are_refused(flags):
+    with pytest.raises(ConfigError):
+        parse_flags(flags, Outer)
 
 
 def test_merge_leaves_both_as_they_were():
