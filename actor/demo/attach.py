@@ -37,7 +37,7 @@ async def _attach(config: DemoConfig, run_dir: Path) -> int:
     while True:
         connection = await _connect(run_dir)
         if connection is None:
-            say(f"no actor of {run_dir} answers; does the run still go on?")
+            say(f"no actor of {run_dir} answers; is the run still running?")
             return 0 if address else 1
         reader, writer = connection
         writer.write(msgspec.json.encode(visit) + b"\n")
@@ -52,10 +52,10 @@ async def _attach(config: DemoConfig, run_dir: Path) -> int:
                 config, port=int(address.split(":")[2].split("/")[0])
             )
             print(f"dynatok: the page is at {address}", flush=True)
-            say("Ctrl-C closes it; the run goes on")
+            say("Ctrl-C closes it; the run continues")
         await reader.read()  # until the actor ends
         writer.close()
-        say("the actor has gone; waiting for it to come back")
+        say("the actor has ended; waiting until it is started again")
 
 
 async def _connect(

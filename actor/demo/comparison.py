@@ -1,4 +1,4 @@
-"""A session of the page: one prompt, up to three lanes, and the log of what happened.
+"""A comparison: one prompt written in up to three lanes, and the log of what happened.
 
 Every page folds the same log, from its beginning or from the event that it has already: a reload,
 a second tab or a lost connection costs nothing. The log is also what an exported page replays.
@@ -112,7 +112,7 @@ class Comparison:
         await asyncio.gather(*(lane.edit(number, slots) for lane in self.lanes))
 
     async def pause(self, paused: bool) -> None:
-        """Hold every lane, or let them go on."""
+        """Pause every lane, or resume them."""
         if paused == self.paused or not self.running:
             return
         self.paused = paused

@@ -88,7 +88,7 @@ class Control:
     async def handle(self, request: Request) -> None:
         """Do what a page asks. Raises ValueError that says why not.
 
-        A page's requests are done one after the other: what may take long goes on behind this.
+        What a page asks is done one after the other; what may take long continues behind this.
         """
         session = self.session
         match request:

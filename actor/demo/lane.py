@@ -102,11 +102,11 @@ class Lane:
         )
 
     async def pause(self) -> None:
-        """Hold the session."""
+        """Pause the session."""
         await self._serving.pause()
 
     def resume(self) -> None:
-        """Go on."""
+        """Resume the session."""
         self._serving.resume()
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
 """The gate between one lane's session and the engine: pauses it, stops it, watches its passes.
 
-It has the interface of `Serving` that a `LiveSession` uses. A pause ends the pass under way, as an
-edit does; the next one goes on from there. An engine that dies takes only its pass with it: the
+It has the interface of `Serving` that a `LiveSession` uses. A pause ends the pass in flight, as an
+edit does; the next one continues from there. An engine that dies takes only its pass with it: the
 session waits at the gate and samples that pass again, with the same seed, from the engine that
 takes the dead one's place.
 """
@@ -45,27 +45,27 @@ class LaneServing:
         self._going = asyncio.Event()
         self._going.set()
         self._stopping = False
-        self._under_way: Interrupt | None = None
+        self._in_flight: Interrupt | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._serving, name)
 
     async def pause(self) -> None:
-        """End the pass under way and hold the next one back."""
+        """End the pass in flight; the next one waits for `resume`."""
         self._going.clear()
-        if self._under_way is not None:
-            await self._under_way.now("pause")
+        if self._in_flight is not None:
+            await self._in_flight.now("pause")
 
     def resume(self) -> None:
-        """Let the session go on."""
+        """Resume the session."""
         self._going.set()
 
     async def stop(self) -> None:
         """End the response here."""
         self._stopping = True
         self._going.set()
-        if self._under_way is not None:
-            await self._under_way.now("stop")
+        if self._in_flight is not None:
+            await self._in_flight.now("stop")
 
     async def ready(self) -> None:
         """Wait until a pass may start."""
@@ -78,7 +78,7 @@ class LaneServing:
     ) -> Served:
         """One pass; see `Serving.run`."""
         version, salt = self._serving.version, self._serving.cache_salt
-        self._under_way = interrupt
+        self._in_flight = interrupt
         if self._stopping:
             interrupt.reason = "stop"  # nobody waits for it: it ends before its first token
         self._listener.pass_begins(token_ids, version)
@@ -91,6 +91,6 @@ class LaneServing:
             self._listener.pass_lost()
             return Served(Generated([], [], 0, "abort", ()), version, salt)
         finally:
-            self._under_way = None
+            self._in_flight = None
         self._listener.pass_ends(served)
         return served

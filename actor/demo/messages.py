@@ -25,7 +25,7 @@ class Hello(msgspec.Struct, tag="hello", forbid_unknown_fields=True):
 
 
 class Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
-    """Write a response; a session under way ends where it is."""
+    """Write a response; a session that runs is stopped where it is."""
 
     template: Text
     slots: Annotated[dict[Name, SlotState], msgspec.Meta(max_length=16)]
@@ -44,7 +44,7 @@ class Edit(msgspec.Struct, tag="edit", forbid_unknown_fields=True):
 
 
 class Pause(msgspec.Struct, tag="pause", forbid_unknown_fields=True):
-    """Hold the session, or go on."""
+    """Pause the session, or resume it."""
 
     paused: bool
 

@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 _LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
 
-def why_not(headers: Mapping[str, str], listed: Sequence[str]) -> str:
-    """What is wrong with a request's `Host` and `Origin`, as a line for people; empty: nothing."""
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if not (_LOOPBACK.fullmatch(host) or _is_listed(host, listed)):
-        return _unknown(host)
-    if origin is not None:
-        place = origin.partition("://")[2]
-        if place != host and not _is_listed(place, listed):
-            return _unknown(place or origin)
-    return ""
+def unknown_host(headers: Mapping[str, str], listed: Sequence[str]) -> str:
+    """Why a request's `Host` is refused, as a line for people; empty: it is not."""
+    host = headers.get("host", "")
+    return "" if _LOOPBACK.fullmatch(host) or _is_listed(host, listed) else _unknown(host)
+
+
+def unknown_origin(headers: Mapping[str, str], listed: Sequence[str]) -> str:
+    """Why the page at a request's `Origin` may not steer; empty: it may."""
+    origin = headers.get("origin", "")
+    place = origin.partition("://")[2]
+    known = place and (place == headers.get("host") or _is_listed(place, listed))
+    return "" if known else _unknown(place or origin)
 
 
 def _is_listed(place: str, listed: Sequence[str]) -> bool:

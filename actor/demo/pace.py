@@ -17,7 +17,7 @@ class Pausable(Protocol):
     """An engine that can be held."""
 
     async def pause(self) -> None:
-        """Stop scheduling; requests under way keep their place."""
+        """Stop scheduling; requests in flight keep their place."""
         ...
 
     async def resume(self) -> None:

@@ -61,7 +61,7 @@ class RunBackend:
 
     sends = True
     pausable = None
-    """The engine belongs to the training sessions: nobody may hold it."""
+    """The engine belongs to the training sessions: it cannot be slowed down."""
 
     def __init__(self, serving: Serving, tokenizer: Tokenizer, send: Send) -> None:
         self.tokenizer = tokenizer

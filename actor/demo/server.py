@@ -66,7 +66,7 @@ class PageServer:
             "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-store",
         }
-        app = Starlette(
+        self.app = Starlette(
             routes=[
                 Route("/", self._index),
                 Route("/page/{name}", self._file),
@@ -76,9 +76,9 @@ class PageServer:
                 Route("/live", self._connectable, methods=["POST"]),
             ]
         )
-        self._server = _Server(
+        self._server = Server(
             uvicorn.Config(
-                app,
+                self.app,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
@@ -100,7 +100,10 @@ class PageServer:
         given = connection.query_params.get("token") or connection.cookies.get(self._cookie, "")
         if not hmac.compare_digest(given.encode(), self._token.encode()):
             return "Open the address that dynatok demo printed: it holds this start's token."
-        return names.why_not(connection.headers, self._hosts)
+        return names.unknown_host(connection.headers, self._hosts)
+
+    def _why_no_socket(self, connection: HTTPConnection) -> str:
+        return self._why_not(connection) or names.unknown_origin(connection.headers, self._hosts)
 
     async def _index(self, request: Request) -> Response:
         if why := self._why_not(request):
@@ -115,7 +118,7 @@ class PageServer:
 
     async def _connectable(self, request: Request) -> Response:
         """What a browser asks that gets no socket: it cannot see why a socket was refused."""
-        why = self._why_not(request)
+        why = self._why_no_socket(request)
         return PlainTextResponse(why, status_code=403 if why else 200, headers=self._headers)
 
     async def _file(self, request: Request) -> Response:
@@ -151,7 +154,7 @@ class PageServer:
         return Response(body, media_type=media, headers=self._headers | disposition)
 
     async def _live(self, page: WebSocket) -> None:
-        if "origin" not in page.headers or self._why_not(page):
+        if self._why_no_socket(page):
             await page.close(1008)  # before accepting: the browser gets a plain 403
             return
         await page.accept()
@@ -174,7 +177,7 @@ class PageServer:
             try:
                 await self._control.handle(decode(text))
             except Exception as error:
-                # Whatever went wrong (an engine that dies, say), the page goes on.
+                # Whatever went wrong (an engine that dies, say), the page stays.
                 named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                 await page.send_text(_json({"type": "refused", "message": f"{named}{error}"}))
 
@@ -199,7 +202,7 @@ class PageServer:
             await news.wait()
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Leaves the signals to the process that it runs in."""
 
     @contextlib.contextmanager

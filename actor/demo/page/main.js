@@ -114,13 +114,13 @@ function drawAll() {
   if (board.draw()) draw();
   const running = store.session !== null && !store.ended;
   const ready = connected && status.state === "ready";
-  write($("engine"), connected ? visible(status.message) : visible(refusal) || "connection lost; trying again");
+  write($("engine"), connected ? visible(status.message) : visible(refusal) || "connection lost; reconnecting");
   $("engine").dataset.state = connected ? status.state : "dead";
-  write($("model"), status.model ? visible(status.model) : "");
+  write($("model"), status.model ? `model ${visible(status.model)}` : "");
   write($("weights"), status.version >= 0 ? `weights ${status.version}` : "");
   $("start").disabled = !ready;
   $("pause").disabled = !running || !connected;
-  write($("pause"), store.paused && running ? "Go on" : "Pause");
+  write($("pause"), store.paused && running ? "Resume" : "Pause");
   $("undo").disabled = !running || !store.undo.length || !connected;
   $("stop").disabled = !running || !connected;
   $("speed").disabled = !status.paced;
@@ -128,7 +128,7 @@ function drawAll() {
   $("send").hidden = !status.sends;
   const sending = store.lanes[0]?.sending ?? "";
   write($("send"), { sending: "Sending…", sent: "Sent" }[sending] ?? "Send to learner");
-  $("send").title = sending === "sending" ? "Goes out as soon as the learner has room" : "";
+  $("send").title = sending === "sending" ? "It is sent as soon as the learner has room" : "";
   $("send").disabled = running || !store.session || sending !== "";
   offer($("save-html"), store.session !== null);
   offer($("save-trajectory"), store.session !== null && !running);

@@ -3,7 +3,8 @@
 import { el } from "dynatok/dom.js";
 import { visible } from "dynatok/text.js";
 
-const PLACE = /\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}/g;
+// A place, or a literal {{"..."}}, whose text is none.
+const PLACE = /\{\{\s*(?:([A-Za-z_][A-Za-z0-9_]*)|"(?:[^"\\]|\\.)*")\s*\}\}/g;
 
 export class Prompt {
   constructor(root, onApply) {
@@ -35,7 +36,7 @@ export class Prompt {
 
   names() {
     const names = [...this.template.value.matchAll(PLACE)].map((match) => match[1]);
-    return [...new Set(names)].filter((name) => name !== "response");
+    return [...new Set(names)].filter((name) => name !== undefined && name !== "response");
   }
 
   current() {

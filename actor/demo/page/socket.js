@@ -1,4 +1,4 @@
-// The connection to the server: comes back by itself, and goes on where it was.
+// The connection to the server: reconnects by itself, and continues where it was.
 
 export class Connection {
   constructor(position, onMessage, onState) {
@@ -23,8 +23,8 @@ export class Connection {
     };
     this.socket.onmessage = (message) => this.onMessage(JSON.parse(message.data));
     this.socket.onclose = () => {
-      this.onState(false, "");
-      if (!opened) this.ask();
+      if (opened) this.onState(false, "");
+      else this.ask();
       setTimeout(() => this.open(), this.wait);
       this.wait = Math.min(this.wait * 2, 4000);
     };
@@ -40,6 +40,6 @@ export class Connection {
   async ask() {
     const answer = await fetch("live", { method: "POST" }).catch(() => null);
     const why = answer?.status === 403 ? await answer.text() : "";
-    if (why && this.socket.readyState !== WebSocket.OPEN) this.onState(false, why);
+    if (this.socket.readyState !== WebSocket.OPEN) this.onState(false, why);
   }
 }

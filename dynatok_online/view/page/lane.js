@@ -1,15 +1,11 @@
 // One lane: its figures, its response, its block strip, and what the pointer is on.
 
 import { el, write } from "dynatok/dom.js";
+import { POLICIES } from "dynatok/policies.js";
 import { COLOURS, Response } from "dynatok/response.js";
 import { KINDS, Strip } from "dynatok/strip.js";
-import { quoted, visible } from "dynatok/text.js";
+import { quoted, share, visible } from "dynatok/text.js";
 
-const POLICIES = {
-  exact: ["Exact", "reuses an unchanged beginning; the result equals a fresh prompt"],
-  sticky: ["Sticky", "replaces the slot alone; what follows keeps its old KV"],
-  none: ["Start over", "computes everything again after each edit"],
-};
 const STATUS = { writing: "writing", ended: "finished", full: "full length", failed: "failed" };
 
 export class LaneView {
@@ -23,6 +19,7 @@ export class LaneView {
     this.strip = new Strip(this.lane, (at) => this.showBlock(at));
     this.status = el("span", { class: "status" });
     this.figures = {};
+    this.notes = {};
     this.detail = el("p", { class: "detail" });
     this.hint = "Point at a token or a block to see where it came from.";
     this.legend = el("ul", { class: "legend" });
@@ -84,7 +81,8 @@ export class LaneView {
   figure(name, label) {
     const value = el("dd", { "data-figure": name }, "–");
     this.figures[name] = value;
-    return [el("div", {}, el("dt", {}, label), value)];
+    this.notes[name] = el("dd", { class: "note" });
+    return [el("div", {}, el("dt", {}, label), value, this.notes[name])];
   }
 
   // Returns whether there is more to draw in the next frame.
@@ -114,7 +112,9 @@ export class LaneView {
     const { tokens, cached, computed, recomputed, rate } = lane.figures();
     write(figures.tokens, String(tokens));
     write(figures.rate, rate === null ? "–" : rate.toFixed(rate < 100 ? 1 : 0));
-    write(figures.reuse, cached + computed ? `${((100 * cached) / (cached + computed)).toFixed(0)} %` : "–");
+    const reused = share(cached, cached + computed);
+    write(figures.reuse, reused.percent);
+    write(this.notes.reuse, reused.of);
     write(figures.recomputed, String(recomputed));
     const times = store.edits.map((edit) => edit.effects[this.index]?.ms).filter((ms) => ms != null);
     write(figures.first, times.length ? `${times.at(-1).toFixed(0)} ms` : "–");
@@ -128,11 +128,11 @@ export class LaneView {
 
   drawStates() {
     const found = [...this.lane.adherence()].sort(([a], [b]) => a - b);
-    let units = 0;
-    let held = 0;
+    const all = { units: 0, held: 0, counted: true };
     found.forEach(([state, entry], row) => {
-      units += entry.units;
-      held += entry.held;
+      all.units += entry.units;
+      all.held += entry.held;
+      all.counted &&= entry.counted;
       let line = this.states.children[row];
       if (!line) {
         line = el("tr", {}, el("td", {}, el("span", { class: "swatch" }), el("span")), el("td"), el("td"));
@@ -143,10 +143,14 @@ export class LaneView {
       line.dataset.state = state;
       write(line.firstChild.lastChild, slots.map(([, text]) => visible(text).trim() || "–").join(" · "));
       write(line.children[1], String(entry.tokens));
-      write(line.children[2], entry.units ? `${((100 * entry.held) / entry.units).toFixed(0)} %` : "–");
+      const { percent, of, interval } = share(entry.held, entry.units);
+      write(line.children[2], entry.counted ? `${percent} ${of}` : percent);
+      line.children[2].title = entry.counted ? `95 % interval ${interval}` : "";
     });
     while (this.states.children.length > found.length) this.states.lastChild.remove();
-    write(this.figures.adherence, units ? `${((100 * held) / units).toFixed(0)} %` : "–");
+    const { percent, of, interval } = share(all.held, all.units);
+    write(this.figures.adherence, percent);
+    write(this.notes.adherence, all.counted && all.units ? `${of} · ${interval}` : "");
   }
 
   showToken(index) {
@@ -161,7 +165,7 @@ export class LaneView {
     const parts = [
       lane.control[index] ? `control token ${index} ${visible(lane.control[index])}` : `token ${index} ${quoted(lane.texts[index])}`,
       `id ${lane.ids[index]}`,
-      logprob == null ? "logprob comes with the pass's end" : `logprob ${logprob.toFixed(3)}`,
+      logprob == null ? "logprob known when the pass ends" : `logprob ${logprob.toFixed(3)}`,
       `pass ${pass.index}`,
       `state ${pass.state}`,
       versionOf(pass, index) < 0 ? "weights not recorded" : `weights ${versionOf(pass, index)}`,

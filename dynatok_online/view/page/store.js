@@ -262,7 +262,7 @@ export class Lane {
   adherence() {
     const byState = new Map();
     for (const pass of this.passes) {
-      const entry = byState.get(pass.state) ?? { tokens: 0, units: 0, held: 0 };
+      const entry = byState.get(pass.state) ?? { tokens: 0, units: 0, held: 0, counted: true };
       entry.tokens += pass.stop - pass.start;
       const scores = Object.values(pass.scores);
       if (pass.units.length) {
@@ -270,6 +270,7 @@ export class Lane {
         entry.held += pass.units.filter((unit) => unit[3]).length;
       } else if (scores.length) {
         // Only the scores are known: they count by the tokens that they speak of.
+        entry.counted = false;
         const weight = pass.stop - pass.start;
         entry.units += weight;
         entry.held += (weight * scores.reduce((sum, one) => sum + one, 0)) / scores.length;

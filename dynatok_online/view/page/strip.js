@@ -7,11 +7,11 @@ const CELLS = 200; // new cells of a row in one frame
 
 export const KINDS = {
   reused: "reused: taken from the cache",
-  kept: "kept: from the cache, computed under an older state",
-  shared: "shared: from the cache, computed outside this response",
-  recomputed: "recomputed: had been computed before",
-  evicted: "evicted: had been computed, and was gone",
-  new: "new: text that was not there before",
+  kept: "kept: from the cache, computed under an earlier state",
+  shared: "shared: from the cache, computed for another response",
+  recomputed: "recomputed: computed again, because what precedes it has changed",
+  evicted: "evicted: computed again, because it was no longer in the cache",
+  new: "new: text that no pass had computed",
   pending: "not reported yet",
 };
 
@@ -69,7 +69,7 @@ export class Strip {
     }
     const wanted = lane.blockCount(pass);
     while (row.cells.length > wanted) this.recount(row.cells.pop(), null).remove();
-    // A pass that goes on changes its last block alone, until the engine says more.
+    // A pass that runs changes its last block alone, until the engine says more.
     const from = row.blocks === pass.blocks ? Math.max(0, row.cells.length - 1) : 0;
     const until = Math.min(wanted, row.cells.length + CELLS);
     for (let b = from; b < until; b++) {

@@ -14,6 +14,20 @@ export function visible(text) {
     .replace(BIDI, (c) => `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 }
 
+// A share of counted things: as per cent, with its count, and with its 95 % interval (Wilson's).
+export function share(held, count) {
+  if (!count) return { percent: "–", of: "", interval: "" };
+  const percent = (value) => (100 * value).toFixed(0);
+  const z = 1.96;
+  const middle = (held + (z * z) / 2) / (count + z * z);
+  const half = (z / (count + z * z)) * Math.sqrt((held * (count - held)) / count + (z * z) / 4);
+  return {
+    percent: `${percent(held / count)} %`,
+    of: `of ${count}`,
+    interval: `${percent(Math.max(0, middle - half))}–${percent(Math.min(1, middle + half))} %`,
+  };
+}
+
 // One line of it, in quotes, for a label.
 export function quoted(text, limit = 48) {
   const line = visible(text).replace(/\n/g, "↵").replace(/\t/g, "⇥");

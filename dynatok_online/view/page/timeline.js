@@ -1,6 +1,7 @@
 // The edits of a session, newest first, each with how long its first token took in every lane.
 
 import { el, write } from "dynatok/dom.js";
+import { POLICIES } from "dynatok/policies.js";
 import { COLOURS } from "dynatok/response.js";
 import { quoted } from "dynatok/text.js";
 
@@ -43,13 +44,14 @@ export class Timeline {
 
   timesOf(edit) {
     const parts = [];
-    if (edit.at !== undefined) parts.push(`${edit.at.toFixed(1)} s`);
+    if (edit.at !== undefined) parts.push(`at ${edit.at.toFixed(1)} s`);
     if (edit.source && edit.source !== "human") parts.push(edit.source);
     const lanes = edit.effects.filter(Boolean);
     if (!lanes.length) parts.push("waiting for its first token");
     for (const effect of lanes) {
-      const reuse = this.store.lanes.length > 1 ? `${this.store.lanes[effect.lane].reuse} ` : "";
-      parts.push(`${reuse}token ${effect.index}${effect.ms == null ? "" : ` after ${effect.ms.toFixed(0)} ms`}`);
+      const { reuse } = this.store.lanes[effect.lane];
+      const name = this.store.lanes.length > 1 ? `${(POLICIES[reuse]?.[0] ?? reuse).toLowerCase()}: ` : "";
+      parts.push(`${name}token ${effect.index}${effect.ms == null ? "" : ` after ${effect.ms.toFixed(0)} ms`}`);
     }
     const seen = this.seen.get(edit.key);
     if (seen !== undefined) parts.push(`on screen after ${seen.toFixed(0)} ms`);

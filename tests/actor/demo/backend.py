@@ -26,6 +26,8 @@ CONFIG = DemoConfig(
     slot_width=12,
     tokens_per_second=0,
 )
+CONTROL = 0xE000
+"""The token `<|end|>`; every other is a character."""
 STORY = "We saw 3 boats in the harbour, and two sailors sang on deck. The tide was low. "
 
 
@@ -110,7 +112,8 @@ class Backend:
         for one in self.servings:
             one.open(0, one.new_salt(0))
         self.tokenizer = Tokenizer(
-            Encoder(lambda text: [ord(c) for c in text]), lambda ids: "".join(map(chr, ids))
+            Encoder(lambda text: [ord(c) for c in text], control={"<|end|>": CONTROL}),
+            lambda ids: "".join(chr(i) for i in ids if i != CONTROL),
         )
         self.pausable: Pausable | None = engine
         self.sends = True

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from actor.demo.server import PageServer, Server
 from tests.actor.demo.backend import CONFIG, Backend, SlowEngine, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+ARGUMENTS = ["--no-sandbox", "--host-resolver-rules=MAP node7 127.0.0.1"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -33,7 +40,10 @@ def browser() -> Iterator[Browser]:
         pytest.skip("chromium is not installed: apt-get install -y chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=ARGUMENTS,
+        )
         yield started
         started.close()
 
@@ -103,8 +113,40 @@ def demo(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
 class FakeDemo:
     """The page on the fake engine, in a thread."""
 
-    address: str
     backend: Backend
+    loop: asyncio.AbstractEventLoop
+    address: str
+    proxied: str
+    """Its address behind a proxy that puts a path before it."""
+    rewritten_host: str = ""
+    """The name by which that proxy asks, if not the browser's."""
+
+    def do(self, what: Callable[[], Any]) -> None:
+        """In the server's thread."""
+        self.loop.call_soon_threadsafe(what)
+
+
+@contextlib.asynccontextmanager
+async def proxy(server: PageServer, host: Callable[[], str]) -> AsyncIterator[str]:
+    """Serves the page under a path, as JupyterHub and Open OnDemand do."""
+
+    async def rewritten(scope: Any, receive: Any, send: Any) -> None:
+        if name := host():
+            others = [(key, value) for key, value in scope["headers"] if key != b"host"]
+            scope = {**scope, "headers": [*others, (b"host", name.encode())]}
+        await server.app(scope, receive, send)
+
+    path = f"/user/anna/proxy/{server.port}"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(
+            Starlette(routes=[Mount(path, app=rewritten)]), log_level="warning", lifespan="off"
+        )
+        outer = Server(config)
+        running = asyncio.create_task(outer.serve(sockets=[listening]))
+        port = listening.getsockname()[1]
+        yield f"http://127.0.0.1:{port}{path}/?{server.address.partition('?')[2]}"
+        outer.should_exit = outer.force_exit = True
+        await asyncio.wait({running}, timeout=5)
 
 
 @pytest.fixture
@@ -119,8 +161,11 @@ def fake_demo() -> Iterator[FakeDemo]:
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
         stop.append(lambda: loop.call_soon_threadsafe(done.set))
-        async with served(CONFIG, backend) as (_, server):
-            found.append(FakeDemo(server.address, backend))
+        async with (
+            served(CONFIG, backend) as (_, server),
+            proxy(server, lambda: found[0].rewritten_host) as proxied,
+        ):
+            found.append(FakeDemo(backend, loop, server.address, proxied))
             ready.set()
             await done.wait()
 

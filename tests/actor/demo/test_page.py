@@ -14,7 +14,6 @@ import pytest
 
 from actor.tokenizer import load_tokenizer
 from dynatok_online import tiny
-from dynatok_online.data.storage import read_trajectories
 from dynatok_online.requirements import REQUIREMENTS
 from dynatok_online.spans.blocks import KINDS, blocks, recomputed_tokens
 from dynatok_online.spans.build import audit
@@ -22,93 +21,24 @@ from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import RESPONSE, Trajectory
 from dynatok_online.view.texts import TokenTexts
 from dynatok_online.view.verdicts import verdict
-from tests.actor.demo.conftest import Demo, FakeDemo, OpenPage, wait_until
+from tests.actor.demo.conftest import Demo, OpenPage
+from tests.actor.demo.driving import (
+    announced,
+    chip,
+    ended,
+    finish,
+    save,
+    saved_trajectories,
+    shown,
+    start,
+    tokens,
+    wait_for_tokens,
+)
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    pass
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser, pytest.mark.timeout(240)]
-
-SHOWN = """lane => ({
-  tokens: [...lane.querySelectorAll('.token')].map(one => [
-    one.textContent,
-    Number([...one.classList].find(name => /^s\\d$/.test(name)).slice(1)),
-    one.classList.contains('violated'),
-    getComputedStyle(one).backgroundColor,
-  ]),
-  rows: [...lane.querySelectorAll('.row')].map(row =>
-    [...row.querySelectorAll('.cells i')].map(cell => cell.className.split(' ')[0])),
-  legend: Object.fromEntries([...lane.querySelectorAll('.legend li')].map(item =>
-    [item.dataset.kind, Number(item.querySelector('b').textContent)])),
-  figures: Object.fromEntries([...lane.querySelectorAll('[data-figure]')].map(one =>
-    [one.dataset.figure, one.textContent])),
-  states: [...lane.querySelectorAll('.states tbody tr')].map(row =>
-    [Number(row.dataset.state), ...[...row.cells].map(cell => cell.textContent)]),
-  status: lane.querySelector('.status').textContent,
-})"""
-
-
-def shown(page: Page, lane: int = 0) -> dict[str, Any]:
-    """What a lane shows."""
-    found: dict[str, Any] = page.locator(".lane").nth(lane).evaluate(SHOWN)
-    return found
-
-
-def tokens(page: Page, lane: int = 0) -> int:
-    return int(page.locator(".lane").nth(lane).locator("[data-figure=tokens]").inner_text())
-
-
-def wait_for_tokens(page: Page, count: int) -> None:
-    """`page.wait_for_function` would need eval, which the page's policy forbids."""
-    page.wait_for_selector("[data-figure=tokens]")
-    wait_until(lambda: tokens(page) >= count, 60)
-
-
-def announced(page: Page, what: str) -> None:
-    """Wait until a screen reader has been told so."""
-    wait_until(lambda: page.locator("#announce").text_content() == what, 60)
-
-
-def start(page: Page, *lanes: str, placement: str = "head", **settings: str) -> None:
-    """Choose lanes and settings, and press Start."""
-    page.wait_for_selector("#start:not([disabled])", timeout=90_000)
-    for name in ("exact", "sticky", "none"):
-        page.locator(f"[name=lane][value={name}]").set_checked(name in (lanes or ("exact",)))
-    page.select_option("#placement", placement)
-    # The fields show the session that was written last; every test begins in one state.
-    for requirement in ("lower", "sea", "digits"):
-        for one in page.locator(f"[data-requirement={requirement}]").all():
-            one.click()
-    for name, value in settings.items():
-        page.fill(f"#{name.replace('_', '-')}", value)
-    page.click("#start")
-    announced(page, "Writing")
-
-
-def chip(page: Page, requirement: str) -> None:
-    page.click(f"[data-requirement={requirement}]")
-
-
-def finish(page: Page) -> None:
-    """Stop, and wait until every lane has ended."""
-    page.click("#stop")
-    ended(page)
-
-
-def ended(page: Page) -> None:
-    announced(page, "Finished")
-
-
-def save(page: Page, what: str, path: Path) -> Path:
-    with page.expect_download() as download:
-        page.click(f"#save-{what}")
-    download.value.save_as(path)
-    return path
-
-
-def saved_trajectories(page: Page, folder: Path) -> list[Trajectory]:
-    return list(read_trajectories(save(page, "trajectory", folder / "session.jsonl")))
-
 
 BY_TEXT = {one.text: one.name for one in REQUIREMENTS.values()}
 
@@ -383,160 +313,6 @@ def test_a_dead_engine_is_said_and_comes_back(
     first = one.passes[0].stop
     assert [text for text, *_ in shown(page)["tokens"]][:first] == before[:first]
     assert [edit.text.strip() for edit in one.edits] == ["UPPER CASE"]
-
-
-# On the fake engine: what the model writes can be chosen.
-
-HOSTILE = (
-    "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'> \x1b[31mred\x1b[0m "
-    "\u202egnirts\u202c </div><b>bold</b> \u0000 ${window.pwned = 3} &lt;i&gt; "
-)
-
-
-def test_hostile_text_is_shown_as_text(
-    fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path
-) -> None:
-    engine = fake_demo.backend.engine
-    engine.story = HOSTILE
-    # Upper case would change the text.
-    engine.next_token = lambda whole: ord(HOSTILE[len(whole) % len(HOSTILE)])
-    page = open_page(fake_demo.address)
-    start(page, "exact", max_tokens="400")
-    page.fill("#slot-case", HOSTILE[:60].replace("\x00", ""))
-    page.press("#slot-case", "Enter")
-    ended(page)
-    path = save(page, "html", tmp_path / "session.html")
-    replay = open_page(path.as_uri())
-    replay.wait_for_selector(".lane")
-    for shows in (page, replay):
-        assert shows.evaluate("window.pwned") is None
-        assert shows.locator("#board script, #board img, #board b:not(.legend b)").count() == 0
-        text = shows.locator(".text").inner_text()
-        assert "<script>window.pwned = 1</script>" in text
-        assert "␛[31mred" in text
-        assert "⟨U+202E⟩gnirts⟨U+202C⟩" in text
-        assert "\u202e" not in shows.locator("#board").inner_text()
-        assert "<script>" in shows.locator(".edits").inner_text()
-    recorded = saved_trajectories(page, tmp_path)[0]
-    assert len(recorded.response) == 400
-
-
-WIDTHS = (380, 768, 1280, 1920, 2560)
-
-CONTRAST = """() => {
-  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const rgba = colour => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = node => {
-    for (; node; node = node.parentElement) {
-      const found = rgba(getComputedStyle(node).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-    return [255, 255, 255];
-  };
-  const low = [];
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const node = texts.currentNode.parentElement;
-    if (!texts.currentNode.textContent.trim() || !node.checkVisibility()) continue;
-    if (node.closest(':disabled, [aria-disabled=true], .unseen, script, option')) continue;
-    const [a, b] = [light(rgba(getComputedStyle(node).color)), light(behind(node))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) low.push([node.className, node.textContent.slice(0, 20), ratio]);
-  }
-  return low;
-}"""
-
-SHIFTS = """() => {
-  // A growing word that wraps is text being written; anything else that moves is a fault.
-  window.shifts = [];
-  const moved = node => {
-    const found = node?.nodeType === Node.TEXT_NODE ? node.parentElement : node;
-    return found?.closest('.text') ? null : found?.className || found?.nodeName;
-  };
-  new PerformanceObserver(list => {
-    for (const entry of list.getEntries().filter(one => !one.hadRecentInput))
-      window.shifts.push(...entry.sources.map(source => moved(source.node)).filter(Boolean));
-  }).observe({type: 'layout-shift', buffered: false});
-}"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_is_readable_and_nothing_shifts(
-    scheme: str, fake_demo: FakeDemo, open_page: OpenPage, shots: Path
-) -> None:
-    page = open_page(fake_demo.address, color_scheme=scheme)
-    page.wait_for_selector("#start:not([disabled])")
-    page.screenshot(path=shots / f"empty-{scheme}.png")
-    start(page, "exact", "sticky", "none", max_tokens="700")
-    wait_for_tokens(page, 10)
-    page.evaluate(SHIFTS)
-    for requirement, count in (("upper", 80), ("forest", 160), ("lower", 240), ("sea", 320)):
-        wait_for_tokens(page, count)
-        page.locator(".response").first.evaluate("node => node.scrollTop = node.scrollHeight")
-        chip(page, requirement)
-    ended(page)
-    assert page.evaluate("window.shifts") == []
-    page.locator(".token").nth(300).hover()
-    assert page.evaluate(CONTRAST) == []
-    for width in WIDTHS:
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(100)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width, f"{wide} pixels wide in a window of {width}"
-        page.screenshot(path=shots / f"{scheme}-{width}.png", full_page=True)
-
-
-def test_five_thousand_tokens(fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path) -> None:
-    fake_demo.backend.engine.seconds = 0.0005
-    page = open_page(fake_demo.address)
-    start(page, "exact", max_tokens="5000")
-    wait_for_tokens(page, 2000)
-    chip(page, "upper")
-    ended(page)
-    assert tokens(page) == 5000
-    assert page.locator(".token").count() == 5000
-    (one,) = saved_trajectories(page, tmp_path)
-    text = "".join(map(chr, one.response.tolist()))
-    assert page.locator(".text").evaluate("node => node.textContent") == text
-
-
-FRAMES = """() => {
-  window.frames_ms = [];
-  let last = performance.now();
-  const tick = now => {
-    window.frames_ms.push(now - last);
-    last = now;
-    requestAnimationFrame(tick);
-  };
-  requestAnimationFrame(tick);
-  window.long_tasks = [];
-  new PerformanceObserver(list => window.long_tasks.push(...list.getEntries().map(e => e.duration)))
-    .observe({type: 'longtask', buffered: false});
-}"""
-
-
-@pytest.mark.slow
-def test_five_thousand_tokens_stay_smooth(fake_demo: FakeDemo, open_page: OpenPage) -> None:
-    """No task of the page holds a frame for more than 50 ms; wants a quiet machine."""
-    fake_demo.backend.engine.seconds = 0.003
-    page = open_page(fake_demo.address)
-    page.wait_for_selector("#start:not([disabled])")
-    page.evaluate(FRAMES)
-    start(page, "exact", max_tokens="5000")
-    wait_for_tokens(page, 2500)
-    chip(page, "upper")
-    ended(page)
-    frames, tasks = page.evaluate("[window.frames_ms, window.long_tasks]")
-    late = [round(ms) for ms in frames if ms > 50]
-    print(json.dumps({"frames": len(frames), "late": late, "long_tasks": tasks}))
-    assert tasks == []
-    assert len(late) <= 0.001 * len(frames)
 
 
 @pytest.mark.slow
