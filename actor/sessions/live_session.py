@@ -26,6 +26,7 @@ from actor.config import ReusePolicy, SamplingConfig
 from actor.sessions.editors import Editor, PlannedEdit, Schedule
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
+from dynatok_online.adherence.passes import begins_thinking
 from dynatok_online.adherence.scoring import Decode, score_passes
 from dynatok_online.prompt import Placement, Prompt
 from dynatok_online.tasks.rendering import renderer_of
@@ -228,6 +229,7 @@ class LiveSession:
             [(one.start, one.stop) for one in recorder.passes],
             [self._states_at(one.start) for one in recorder.passes],
             self._decode,
+            thinking=begins_thinking(self.prompt),
         )
         return Finished(self._trajectory(scores), recorder.counts, tuple(recorder.problems))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dynatok_online.adherence.measures import follow
-from dynatok_online.adherence.scoring import Decode
+from dynatok_online.adherence.passes import Decode, PassTexts, begins_thinking
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
@@ -35,26 +35,27 @@ def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
     """Every slot with evidence, pass by pass."""
     asked = _requirements(task)
     response = trajectory.response.tolist()
-    text = decode(response)
-    cuts = [min(len(decode(response[: one.start])), len(text)) for one in trajectory.passes]
-    cuts.append(len(text))
+    bounds = [(one.start, one.stop) for one in trajectory.passes]
+    texts = PassTexts(response, bounds, decode, thinking=begins_thinking(task.prompt))
     first = min((edit.effective_at for edit in trajectory.edits), default=len(response))
     found = []
     for k, one in enumerate(trajectory.passes):
         edited = {edit.slot for edit in trajectory.edits if edit.effective_at == one.start}
-        here = text[cuts[k] : cuts[k + 1]]
+        parts = texts.parts(k)
+        if parts is None:
+            continue
+        before, here, after = parts
         for slot, shown in one.states.items():
             name = asked.get((slot, shown))
             if name is None:
                 continue
-            came = follow(
-                requirement(name), here, before=text[: cuts[k]], after=text[cuts[k + 1] :]
-            )
+            came = follow(requirement(name), here, before=before, after=after)
             if came.score is None:
                 continue
             latency = came.latency
             if latency is not None:
-                latency = _token_at(response, one.start, one.stop, cuts[k] + latency, decode)
+                place = texts.begins + len(before) + latency
+                latency = _token_at(texts, one.start, one.stop, place)
             found.append(
                 Judged(
                     name,
@@ -74,12 +75,12 @@ def _requirements(task: Task) -> Mapping[tuple[str, str], str]:
     return {(slot, one.text): one.requirement for slot, one in known if one.requirement}
 
 
-def _token_at(response: list[int], start: int, stop: int, character: int, decode: Decode) -> int:
+def _token_at(texts: PassTexts, start: int, stop: int, character: int) -> int:
     """How many tokens of `start .. stop` end at or before this character of the text."""
     low, high = start, stop
     while low < high:
         middle = (low + high + 1) // 2
-        if len(decode(response[:middle])) <= character:
+        if texts.characters(middle) <= character:
             low = middle
         else:
             high = middle - 1

@@ -6,12 +6,13 @@ written under two states and counts for neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from dynatok_online.adherence.passes import Decode, PassTexts
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.task import SlotState
 
-Decode = Callable[[Sequence[int]], str]
+__all__ = ["Decode", "score_passes"]
 
 
 def score_passes(
@@ -19,21 +20,21 @@ def score_passes(
     bounds: Sequence[tuple[int, int]],
     states: Sequence[Mapping[str, SlotState]],
     decode: Decode,
+    *,
+    thinking: bool = False,
 ) -> list[dict[str, float]]:
     """Slot -> score for each pass (response indices `bounds`, slots `states`).
 
     A slot without a requirement, or whose requirement found nothing to judge, is absent.
+    `thinking`: the prompt has begun a thought, which the response goes on with.
     """
-    text = decode(response)
-    # Decoding a prefix gives a prefix of the text, but for a last character cut in two.
-    cuts = [0, *(min(len(decode(response[:stop])), len(text)) for _, stop in bounds[:-1])]
-    cuts.append(len(text))
+    texts = PassTexts(response, bounds, decode, thinking=thinking)
     scores = []
     for k, slots in enumerate(states):
-        before, here, after = text[: cuts[k]], text[cuts[k] : cuts[k + 1]], text[cuts[k + 1] :]
-        found = {}
+        found: dict[str, float] = {}
+        before, here, after = texts.parts(k) or ("", "", "")
         for slot, state in slots.items():
-            if state.requirement is not None:
+            if state.requirement is not None and texts.parts(k) is not None:
                 verdict = requirement(state.requirement).verify(here, before=before, after=after)
                 if verdict.score is not None:
                     found[slot] = verdict.score

@@ -24,12 +24,14 @@ def token_weights(
     *,
     power: float = 1.0,
     threshold: float = 0.0,
+    thought: tuple[int, int] | None = None,
 ) -> Weights:
     """[R] float32 weight of each response token.
 
     `sft`: 1. `reward`: the score of the pass that sampled it, raised to `power`; 0 where that
     score is below `threshold`, 1 where nothing was judged. A pass is as good as the requirement
     that it satisfies least: the slots that stood from the start must not outvote the edited one.
+    `thought`: the tokens that open and close one; what the response thinks first counts 0.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is unknown; use {' or '.join(OBJECTIVES)}")
@@ -37,7 +39,19 @@ def token_weights(
     if objective == "reward":
         for one in trajectory.passes:
             weights[one.start : one.stop] = _reward(one, power, threshold)
+    if thought is not None:
+        weights[: thought_tokens(trajectory, *thought)] = 0.0
     return weights
+
+
+def thought_tokens(trajectory: Trajectory, opens: int, closes: int) -> int:
+    """How many tokens of a response are thought: up to `closes`, or all if it never comes."""
+    ends = np.flatnonzero(trajectory.response == closes)
+    if len(ends):
+        return int(ends[0]) + 1
+    so_far = np.concatenate([trajectory.fed(0), trajectory.response]) if trajectory.passes else ends
+    marks = so_far[(so_far == opens) | (so_far == closes)]
+    return len(trajectory.response) if len(marks) and marks[-1] == opens else 0
 
 
 def _reward(one: Pass, power: float, threshold: float) -> float:

@@ -31,6 +31,8 @@ class TrajectoryCollator:
     objective: str = "sft"
     reward_power: float = 1.0
     reward_threshold: float = 0.0
+    thought: tuple[int, int] | None = None
+    """Tokens that open and close a thought, where thoughts do not count."""
 
     def __call__(self, items: Sequence[Trajectory | Mapping[str, Any]]) -> dict[str, Any]:
         """Raises ValueError naming the trajectory that cannot be trained on, and why."""
@@ -44,7 +46,11 @@ class TrajectoryCollator:
                 )
         weights = [
             token_weights(
-                one, self.objective, power=self.reward_power, threshold=self.reward_threshold
+                one,
+                self.objective,
+                power=self.reward_power,
+                threshold=self.reward_threshold,
+                thought=self.thought,
             )
             for one in trajectories
         ]

@@ -49,6 +49,10 @@ class DynamicSFTConfig(SFTConfig):
     reward_threshold: float = field(
         default=0.0, metadata={"help": "`reward`: passes with a lower score count 0."}
     )
+    skip_thoughts: bool = field(
+        default=False,
+        metadata={"help": "Whether tokens up to `</think>` count 0; the tokenizer must know it."},
+    )
 
     def __post_init__(self) -> None:
         given: Any = vars(self)

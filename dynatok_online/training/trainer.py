@@ -39,7 +39,13 @@ from dynatok_online.rows.parts import Part, cut_row
 from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
-from dynatok_online.training.sources import as_dataset, no_tokenizer, placeholder, tokenizer_of
+from dynatok_online.training.sources import (
+    as_dataset,
+    no_tokenizer,
+    placeholder,
+    thought_marks,
+    tokenizer_of,
+)
 
 __all__ = ["DynamicSFTConfig", "DynamicSFTTrainer"]
 
@@ -100,6 +106,7 @@ class DynamicSFTTrainer(SFTTrainer):
                 args.objective,
                 args.reward_power,
                 args.reward_threshold,
+                thought_marks(processing_class) if args.skip_thoughts else None,
             ),
             # TRL looks at the first row before training. A stream may have none yet.
             train_dataset=train if isinstance(train, datasets.Dataset) else placeholder(),

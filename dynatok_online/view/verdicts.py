@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dynatok_online.adherence.passes import thought_end
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.view.texts import TokenTexts
@@ -23,6 +24,11 @@ def verdict(
     offset = texts.starts[start] if start < len(texts.starts) else 0
     scores: dict[str, float] = {}
     units: list[list[Any]] = []
+    if thought := thought_end(before + here + after):
+        own = max(0, thought - offset)  # of this pass
+        if own >= len(here):
+            return {"scores": scores, "units": units}
+        before, here, offset = before[thought:], here[own:], offset + own
     for slot, state in states.items():
         if state.requirement is None:
             continue

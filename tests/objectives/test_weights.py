@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -50,3 +51,25 @@ def test_power_and_threshold() -> None:
 def test_unknown_objective() -> None:
     with pytest.raises(ValueError, match="use sft or reward"):
         token_weights(scored({}), "rl")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "counted"),
+    [
+        ([1], [8, 5, 9, 5], [0, 0, 0, 1]),
+        ([1, 8], [5, 5, 9, 5], [0, 0, 0, 1]),
+        ([1, 8], [5, 5, 5, 5], [0, 0, 0, 0]),
+        ([8, 9], [5, 5, 5, 5], [1, 1, 1, 1]),
+        ([1], [8, 5, 5, 5], [0, 0, 0, 0]),
+    ],
+)
+def test_thoughts_can_be_left_out(
+    prompt: list[int], response: list[int], counted: list[int]
+) -> None:
+    one = msgspec.structs.replace(
+        scored({}, {}),
+        pieces=(np.array(prompt, np.int32),),
+        response=np.array(response, np.int32),
+    )
+    assert token_weights(one, thought=(8, 9)).tolist() == counted
+    assert token_weights(one).tolist() == [1, 1, 1, 1]
