@@ -74,12 +74,11 @@ def tokenizer_of(model: Any) -> PreTrainedTokenizerBase | None:
 def thought_marks(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, int]:
     """The tokens that open and close a thought. ValueError where the tokenizer has none."""
     known = {} if tokenizer is None else tokenizer.get_vocab()
-    marks = [known.get(name) for name in ("<think>", "</think>")]
-    if None in marks:
+    if not {"<think>", "</think>"} <= known.keys():
         raise ValueError(
             "skip_thoughts: the model's tokenizer has no tokens <think> and </think>; leave it out"
         )
-    return int(marks[0]), int(marks[1])
+    return int(known["<think>"]), int(known["</think>"])
 
 
 def no_tokenizer() -> PreTrainedTokenizerBase:

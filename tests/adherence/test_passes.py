@@ -30,7 +30,10 @@ def test_a_character_belongs_to_the_pass_of_the_token_that_completes_it(kind: st
     cut_inside = 0
     for at in range(1, len(tokens)):
         texts = PassTexts(tokens, [(0, at), (at, len(tokens))], tokenizer.decode)
-        (_, first, _), (before, second, _) = texts.parts(0) or ("",) * 3, texts.parts(1) or ()
+        parts = texts.parts(0), texts.parts(1)
+        assert parts[0]
+        assert parts[1]
+        (_, first, _), (before, second, _) = parts[0], parts[1]
         assert before == first
         assert first + second == texts.text
         assert "\ufffd" not in first + second
