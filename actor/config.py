@@ -121,7 +121,8 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seeded: bool = True
     """Draw every pass with a seed of its own, so that its tokens do not depend on its batch."""
     weights_timeout: float = 60.0
-    """Seconds for one weight update, from pausing to the canary's answer."""
+    """Seconds for one weight update, from pausing to the canary's answer; and how long fetching may
+    stand still (it may take as long as it goes on)."""
     finish_timeout: float = 60.0
     """Seconds to wait for the learner's last weights, and for what is still to be sent."""
     journal_bytes: int = 2**30

@@ -69,6 +69,27 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"restarts is {self.restarts}; write 0 (never) or more")
         if self.time_limit < 0:
             raise ValueError(f"time_limit is {self.time_limit}; write 0 (none) or more")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What each section allows for itself and both together do not."""
+        per_step, credits = self.learner.trajectories_per_step, self.protocol.credits
+        if per_step > self.actors * credits:
+            raise ValueError(
+                f"learner.trajectories_per_step is {per_step}, but protocol.credits ({credits}) "
+                f"lets {self.actors} actors have only {self.actors * credits} trajectories that "
+                f"are not trained on; write protocol.credits {-(-per_step // self.actors)} or more"
+            )
+        for section, journal_bytes in (
+            ("actor", self.actor.journal_bytes),
+            ("learner", self.learner.journal_bytes),
+        ):
+            if journal_bytes < 2 * self.protocol.max_message_bytes:
+                raise ValueError(
+                    f"{section}.journal_bytes is {journal_bytes}, less than two trajectories of "
+                    f"protocol.max_message_bytes ({self.protocol.max_message_bytes}); write more, "
+                    "or a smaller protocol.max_message_bytes"
+                )
 
 
 def load_run(path: Path, flags: Sequence[str] = ()) -> RunConfig:
@@ -120,12 +141,19 @@ def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfi
         model = str(Path(model).resolve())
     filled: dict[str, Any] = {
         "run_dir": str(run_dir),
-        "run_id": run_dir.name,
+        "run_id": _run_id(run_dir),
         "model": model,
         "seed": config.seed,
         "protocol": config.protocol,
     }
     return _filled(config.actor, filled), _filled(config.learner, filled)
+
+
+def _run_id(run_dir: Path) -> str:
+    """The name that the run began under: its journals are of that, whatever the folder's now."""
+    path = run_dir / "learner.yaml"
+    began = read_yaml(path).get("run_id") if path.exists() else None
+    return began if isinstance(began, str) and began else run_dir.name
 
 
 def _filled(section: T, values: dict[str, Any]) -> T:

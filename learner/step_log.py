@@ -10,15 +10,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StepLog(TrainerCallback):
-    """Hands the numbers of every step to `write`, with the seconds that each stage took."""
+    """Hands the numbers of every logged step to `write`, with the seconds that each stage took.
+
+    With `logging_steps` above 1 the seconds are means over the steps since the last log. `reached`
+    is told of every step.
+    """
 
     def __init__(
         self,
         stages: Callable[[], dict[str, float]],
         write: Callable[[int, dict[str, float]], None],
+        reached: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._stages = stages
         self._write = write
+        self._reached = reached
+        self._step = 0
         self._before: dict[str, float] = {}
         self._at = time.perf_counter()
 
@@ -31,6 +38,17 @@ class StepLog(TrainerCallback):
     ) -> None:
         """The clock starts when training does."""
         self._before, self._at = self._stages(), time.perf_counter()
+        self._step = state.global_step
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """After the optimizer moved."""
+        self._reached(state.global_step)
 
     def on_log(
         self,
@@ -44,9 +62,11 @@ class StepLog(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         now, stages = time.perf_counter(), self._stages()
+        steps = max(1, state.global_step - self._step)
         seconds = {
-            f"seconds_{name}": value - self._before.get(name, 0.0) for name, value in stages.items()
+            f"seconds_{name}": (value - self._before.get(name, 0.0)) / steps
+            for name, value in stages.items()
         }
-        seconds["seconds_step"] = now - self._at
-        self._before, self._at = stages, now
+        seconds["seconds_step"] = (now - self._at) / steps
+        self._before, self._at, self._step = stages, now, state.global_step
         self._write(state.global_step, {**logs, **seconds})

@@ -78,6 +78,8 @@ class Actor:
             max_bytes=config.journal_bytes,
             max_message_bytes=config.protocol.max_message_bytes,
         )
+        for problem in self._outbox.problems():
+            say(problem)
         self._channel = ActorChannel(
             config.protocol,
             config.run_id,
@@ -134,19 +136,19 @@ class Actor:
         self._channel.give_back()
 
     def send_trajectory(self, trajectory: Trajectory, tasks: tuple[int, ...]) -> None:
-        """Send a finished trajectory; it is in the journal when this returns."""
+        """Send a finished trajectory: into the journal, as soon as the disk has room for it."""
         trace = f"{self._config.name}.{self._outbox.epoch}.{tasks[0]}"
         trajectory = msgspec.structs.replace(trajectory, info={**trajectory.info, KEY: trace})
-        self._channel.send(TrajectoryMessage(trajectory, tasks))
-        if self._channel.paused is None:
-            self._traces.write(
-                "sent",
-                trace=trace,
-                task=trajectory.trajectory_id,
-                edits=[(one.slot, one.requested_at, one.effective_at) for one in trajectory.edits],
-                tokens=len(trajectory.response),
-                oldest_version=trajectory.oldest_version,
-            )
+        stored = partial(
+            self._traces.write,
+            "sent",
+            trace=trace,
+            task=trajectory.trajectory_id,
+            edits=[(one.slot, one.requested_at, one.effective_at) for one in trajectory.edits],
+            tokens=len(trajectory.response),
+            oldest_version=trajectory.oldest_version,
+        )
+        self._channel.send(TrajectoryMessage(trajectory, tasks), stored)
 
     def _source(self, split: Split, seed: int) -> Iterator[Task]:
         config = self._config
@@ -182,7 +184,8 @@ class Actor:
             await cancel(watch)
             await cancel(collect)
             await self._wait_for_version(self._final.result())
-            await self._channel.drain(self._config.finish_timeout)
+            if unsent := await self._channel.drain(self._config.finish_timeout):
+                say(f"{unsent} trajectories were not taken by the learner before the end")
             await self._evaluate("after")
             self._report.write()
             self._channel.send(Bye("finished"))

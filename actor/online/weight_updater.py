@@ -17,7 +17,7 @@ import msgspec
 
 from actor.sessions.generation import WeightTarget
 from actor.sessions.serving import Serving
-from protocol.weights.base import WeightReceiver, WeightsError, check_expected
+from protocol.weights.base import Progress, WeightReceiver, WeightsError, check_expected
 from protocol.wire.messages import (
     Canary,
     PlacedWeights,
@@ -52,6 +52,7 @@ class WeightUpdater:
         self._serving = serving
         self._transport = transport
         self._timeout = timeout
+        self._fetching: asyncio.Future[PlacedWeights] | None = None
         self._good: PlacedWeights | None = None
         self._answers: Answers = ()
         self._expected: Shapes | None = None
@@ -60,9 +61,8 @@ class WeightUpdater:
         """Put a version into service, or say why not. Raises `Fenced`."""
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout):
-                placed = await asyncio.to_thread(self._fetch, manifest)
-        except (WeightsError, TimeoutError, OSError) as error:
+            placed = await self._fetched(manifest)
+        except (WeightsError, OSError) as error:
             return WeightsRejected(manifest.version, self._serving.version, _reason(error))
         fetched = time.monotonic()
         restarted = await self._serving.close()
@@ -86,11 +86,41 @@ class WeightUpdater:
             restarted_passes=restarted,
         )
 
-    def _fetch(self, manifest: WeightManifest) -> PlacedWeights:
+    async def _fetched(self, manifest: WeightManifest) -> PlacedWeights:
+        """Fetch, for as long as something comes. Raises `WeightsError`.
+
+        One thread fetches at a time: one that cannot be stopped (a file system that hangs) is
+        waited for before the next version is tried.
+        """
+        if self._fetching is not None:
+            await asyncio.wait({self._fetching}, timeout=self._timeout)
+            if not self._fetching.done():
+                raise WeightsError("the fetch of an earlier version hangs and cannot be stopped")
+        progress = Progress()
+        work = asyncio.ensure_future(asyncio.to_thread(self._fetch, manifest, progress))
+        self._fetching = work
+        work.add_done_callback(_look_at_error)
+        seen, since = -1, 0.0
+        try:
+            while not work.done():
+                now = time.monotonic()
+                if progress.nbytes != seen:
+                    seen, since = progress.nbytes, now
+                elif now - since > self._timeout:
+                    raise WeightsError(
+                        f"weights {manifest.version}: nothing came for {self._timeout:g} s, after "
+                        f"{seen / 2**20:.0f} MiB fetched or checked (actor.weights_timeout)"
+                    )
+                await asyncio.wait({work}, timeout=min(0.5, self._timeout / 4))
+        finally:
+            progress.cancel(f"the fetch of weights {manifest.version} was given up")
+        return work.result()
+
+    def _fetch(self, manifest: WeightManifest, progress: Progress) -> PlacedWeights:
         """Check every hash, and that it is the same model as before. Runs in a thread."""
         if self._expected is not None:
             check_expected(manifest, self._expected)
-        self._transport.read(manifest)
+        self._transport.read(manifest, progress=progress)
         path, start = self._transport.locate(manifest)
         return PlacedWeights(**msgspec.structs.asdict(manifest), path=str(path), start=start)
 
@@ -160,6 +190,12 @@ def _gap(expected: Answers, found: Answers) -> float:
             mean = sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
             worst = mean if mean != mean else max(worst, mean)
     return worst
+
+
+def _look_at_error(work: asyncio.Future[PlacedWeights]) -> None:
+    """A fetch that was given up may still fail, and nobody waits for it."""
+    if not work.cancelled():
+        work.exception()
 
 
 def _reason(error: BaseException) -> str:

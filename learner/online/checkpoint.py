@@ -51,16 +51,34 @@ class Checkpoint(NamedTuple):
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint in a folder. Incomplete ones are removed."""
+    """The newest complete checkpoint in a folder. Incomplete ones are removed.
+
+    Raises ValueError where the newest is complete but cannot be read: resuming from an older one
+    would throw its training away.
+    """
     newest: Checkpoint | None = None
+    unreadable: dict[int, str] = {}
     for path in folder.glob(f"{_PREFIX}*"):
+        number = path.name.removeprefix(_PREFIX)
+        if not number.isdecimal() or not path.is_dir():
+            continue
         try:
             state = msgspec.json.decode((path / FILE).read_bytes(), type=StreamState)
-        except (OSError, msgspec.MsgspecError):
+        except FileNotFoundError:
             shutil.rmtree(path, ignore_errors=True)
+            continue
+        except (OSError, msgspec.MsgspecError) as error:
+            unreadable[int(number)] = f"{path / FILE}: {error}"
             continue
         if newest is None or state.step > newest.state.step:
             newest = Checkpoint(path, state)
+    for step, problem in unreadable.items():
+        if newest is None or step > newest.state.step:
+            other = "begin anew" if newest is None else f"resume from step {newest.state.step}"
+            raise ValueError(
+                f"the checkpoint of step {step} is complete, but cannot be read ({problem}); make "
+                f"it readable (the release that wrote it reads it), or move it away to {other}"
+            )
     return newest
 
 
@@ -111,13 +129,30 @@ class Progress:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Completes what the trainer has just saved. `saved` may then let go of what it includes."""
+    """Completes what the trainer has just saved. `saved` may then delete what it includes.
+
+    `needed`: whether a checkpoint must be written now, whatever `save_steps` says.
+    """
 
     def __init__(
-        self, state: Callable[[int], StreamState], saved: Callable[[StreamState], None]
+        self,
+        state: Callable[[int], StreamState],
+        saved: Callable[[StreamState], None],
+        needed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._state = state
         self._saved = saved
+        self._needed = needed
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """After the optimizer moved."""
+        control.should_save = control.should_save or self._needed()
 
     def on_save(
         self,
@@ -140,14 +175,20 @@ class VersionFile:
         self._path = run_dir / _VERSION
 
     def read(self) -> int:
-        """The version; -1: none yet."""
+        """The version; -1: none yet. Raises ValueError for a file that cannot be read."""
         try:
             return int(self._path.read_text())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return -1
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self._path} cannot be read ({error}): write the newest version that actors were "
+                "told of into it (learner.json: weights_published)"
+            ) from error
 
     def write(self, version: int) -> None:
         """Before it is announced."""
         partial = self._path.with_name(f".{_VERSION}")
         partial.write_text(str(version))
+        _sync(partial)
         partial.replace(self._path)

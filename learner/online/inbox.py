@@ -8,6 +8,7 @@ there), or it is rejected here and counted by cause.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -26,16 +27,25 @@ from protocol.wire.messages import (
     Hello,
     Skipped,
     TrajectoryMessage,
+    WeightManifest,
     WeightsApplied,
+    WeightsReady,
     WeightsRejected,
 )
 
-_REJECTIONS = 3
-"""So many refused versions in a row end the run: the actor would only grow staler."""
+_STRIKES = 3
+"""So many refusals of weights in a row, and an actor is refused itself: it would only grow
+staler, or never start."""
+_AGAIN_SECONDS = 2.0
+"""After a refusal the newest weights are offered again this much later, times the strikes."""
 
 
 class Readers(Protocol):
     """What a weight transport is told of its readers."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended a thread of the transport, if one has died."""
 
     def joined(self, reader: str) -> None:
         """A reader is told of the latest version."""
@@ -62,15 +72,23 @@ class Inbox:
         *,
         done: Callable[[Received], None] = lambda event: None,
         dropped: Callable[[Trajectory, str], None] = lambda trajectory, cause: None,
+        newest: Callable[[], WeightManifest | None] = lambda: None,
+        again_seconds: float = _AGAIN_SECONDS,
     ) -> None:
-        """`done`: a trajectory was taken for training, or dropped. `dropped`: which, and why."""
+        """`done`: a trajectory was taken for training, or dropped. `dropped`: which, and why.
+        `newest`: the weights that were announced last. `again_seconds`: see `_AGAIN_SECONDS`."""
+        self._newest = newest
+        self._again_seconds = again_seconds
         self._done = done
         self._dropped = dropped
         self._channel = channel
         self._stream = stream
         self._readers = readers
         self._mismatches_allowed = audit_mismatch_threshold
-        self._rejected_in_a_row = 0
+        self._strikes: Counter[str] = Counter()
+        """Refusals in a row, by actor."""
+        self._offer_again: dict[str, float] = {}
+        """Actor -> when (`time.monotonic`)."""
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
         self._closing = False
         self._finishing = False
@@ -79,8 +97,6 @@ class Inbox:
         self.audit_mismatches = 0
         self.rejected: Counter[str] = Counter()
         """Trajectories that were not handed on, by cause."""
-        self.applied: dict[str, WeightsApplied] = {}
-        """The last answer of each actor."""
         self.weight_syncs = 0
         """Versions above 0 that an actor put into service."""
         self.weights_rejected = 0
@@ -123,8 +139,11 @@ class Inbox:
                 event = self._channel.receive(timeout=0.2)
                 if event is not None:
                     self._handle(event)
+                self._offer_due()
+                if self._readers.failure is not None:
+                    raise self._readers.failure
         except BaseException as error:  # the trainer must not wait for a thread that is dead
-            self._stream.fail(f"the inbox stopped: {type(error).__name__}: {error}")
+            self._stream.crash(error)
             self.gone.set()
 
     def _handle(self, event: Received) -> None:
@@ -135,14 +154,14 @@ class Inbox:
             self.rejected["lost_by_actor"] += 1
         elif isinstance(message, Hello):
             self._stream.note = ""
+            self._forgive(actor)
             self._readers.joined(actor)
             if message.serving >= 0:
                 self._readers.applied(actor, message.serving)
             say(f"actor {actor} (process {message.pid}) is here")
         elif isinstance(message, WeightsApplied):
             self._readers.applied(actor, message.version)
-            self.applied[actor] = message
-            self._rejected_in_a_row = 0
+            self._forgive(actor)
             self.weight_syncs += message.version > 0
         elif isinstance(message, WeightsRejected):
             self._weights_rejected(actor, message)
@@ -187,16 +206,40 @@ class Inbox:
     def _weights_rejected(self, actor: str, message: WeightsRejected) -> None:
         self._readers.rejected(actor, message.version)
         self.weights_rejected += 1
-        self._rejected_in_a_row += 1
+        self._strikes[actor] += 1
+        strikes = self._strikes[actor]
         say(f"actor {actor} refused weights {message.version}: {message.reason}")
-        if message.serving < 0 or self._rejected_in_a_row >= _REJECTIONS:
-            self._stream.fail(
-                f"actor {actor} does not take the weights: version {message.version} refused, "
-                f"serving {message.serving}: {message.reason}"
-            )
+        if strikes < _STRIKES:
+            self._offer_again[actor] = time.monotonic() + strikes * self._again_seconds
+            return
+        reason = (
+            f"actor {actor} does not take the weights ({strikes} refusals in a row): version "
+            f"{message.version} refused, serving {message.serving}: {message.reason}"
+        )
+        self._forgive(actor)
+        if any(peer.actor != actor for peer in self._channel.peers()):
+            say(reason)
+            self._channel.refuse(actor, reason)
+        else:
+            self._stream.fail(reason)
+
+    def _forgive(self, actor: str) -> None:
+        self._strikes.pop(actor, None)
+        self._offer_again.pop(actor, None)
+
+    def _offer_due(self) -> None:
+        """Offer the newest weights again to those who refused some a while ago."""
+        now = time.monotonic()
+        for actor in [actor for actor, due in self._offer_again.items() if now >= due]:
+            del self._offer_again[actor]
+            manifest = self._newest()
+            if manifest is not None:
+                self._readers.joined(actor)
+                self._channel.send(actor, WeightsReady(manifest))
 
     def _gone(self, actor: str, message: Bye | PeerLost) -> None:
         self._readers.left(actor)
+        self._forgive(actor)
         left = "said good-bye" if isinstance(message, Bye) else "is lost"
         say(f"actor {actor} {left}: {message.reason}")
         if any(peer.actor != actor for peer in self._channel.peers()):

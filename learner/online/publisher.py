@@ -68,7 +68,7 @@ class Publisher:
                 self.version + 1,
                 ((name, to_bytes(tensor)) for name, tensor in weights.items()),
                 canary(self._shadow, self._texts, self._tolerance),
-                self._readers(),
+                self._readers(),  # asked when all is written
                 self._coming,
             )
         except NoFreeSlot:

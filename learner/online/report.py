@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ class Report:
         self._probe = probe
         self._timings = timings
         self.step = step
-        """The last step that was logged."""
+        """The last optimizer step."""
         self.finished = False
         """Whether training has reached its end."""
         self._last: dict[str, float] = {}
@@ -79,14 +80,14 @@ class Report:
 
     def write_step(self, step: int, numbers: dict[str, float]) -> None:
         """One optimizer step, with the numbers that the trainer logged and `seconds_STAGE`."""
-        self.step, self._last = step, numbers
+        self._last = numbers
         counts = self._stream.counts()
-        applied = [one.version for one in self._inbox.applied.values()]
+        serving = self._actor_version()
         every = {
             **numbers,
             **counts,
             "version": self._publisher.version,
-            "actor_version": min(applied, default=-1),
+            "actor_version": serving,
             "audit_mismatches": self._inbox.audit_mismatches,
             "publish_postponed": self._publisher.postponed,
         }
@@ -100,17 +101,27 @@ class Report:
             say(f"trajectories wait at the actors: {refusals.last['no_room']}")
         say(
             f"step {step}: loss {numbers['loss']:.4f}, weights {self._publisher.version} "
-            f"(actor {min(applied, default=-1)}), {counts['waiting']} waiting, "
+            f"(actor {serving}), {counts['waiting']} waiting, "
             f"{counts['dropped_stale']} stale; {numbers['seconds_step']:.2f} s, of which waited "
             f"{numbers['seconds_wait_for_batch']:.2f}"
         )
         if time.monotonic() - self._written_at > _SUMMARY_SECONDS:
             self.write()
 
+    def reached(self, step: int) -> None:
+        """An optimizer step was made, whether it is logged or not."""
+        self.step = step
+
+    def _actor_version(self) -> int:
+        """The oldest version that an actor samples with which is connected; -1: none does."""
+        serving = (peer.serving for peer in self._channel.peers())
+        return min((version for version in serving if version >= 0), default=-1)
+
     def write(self, failure: str = "") -> None:
-        """Write the summary."""
+        """Write the summary. A full disk keeps the one before."""
         self._written_at = time.monotonic()
-        write_json(self._path, self.summary(failure))
+        with contextlib.suppress(OSError):
+            write_json(self._path, self.summary(failure))
 
     def summary(self, failure: str = "") -> dict[str, Any]:
         """What goes into `learner.json`."""

@@ -15,6 +15,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Session:
         set_seed(config.seed)
         self.config = config
         self._run_dir = Path(config.run_dir)
+        self._newest: WeightManifest | None = None
         self._closed = threading.Lock()
         self._opened: list[Any] = []
         try:
@@ -118,6 +120,7 @@ class Session:
             config.audit_mismatch_threshold,
             done=self._resume.progress.done,
             dropped=self._dropped,
+            newest=lambda: self._newest,
         )
         self._opened.append(self.inbox)
         self.publisher = Publisher(
@@ -128,12 +131,13 @@ class Session:
             ),
             tolerance=config.canary_tolerance,
             gather=gather,
-            readers=lambda: [peer.actor for peer in self.channel.peers()],
+            readers=self._connected,
             announce=self._announce,
             published=self._published,
             version=before,
             coming=self.channel.broadcast,
         )
+        self.stream.hint = self._why_no_batch
         state = self._resume.state
         self._publishing = PublishCallback(
             self.publisher,
@@ -158,8 +162,12 @@ class Session:
             timings=self.trainer.timings,
             step=state.step,
         )
-        self.trainer.add_callback(StepLog(self.report.stages, self.report.write_step))
-        self.trainer.add_callback(CheckpointCallback(self._state, self._saved))
+        self.trainer.add_callback(
+            StepLog(self.report.stages, self.report.write_step, self.report.reached)
+        )
+        self.trainer.add_callback(
+            CheckpointCallback(self._state, self._saved, needed=self._journal_wants_checkpoint)
+        )
         if self._resume.path is not None:
             self.stream.restore(state.counts)
             self.inbox.restore(state.counts)
@@ -168,16 +176,18 @@ class Session:
 
     def _open_channel(self, config: LearnerConfig) -> LearnerChannel:
         """Bind the socket, with what the journal holds and the checkpoint has not consumed."""
-        journal = open_journal(config)
+        journal = self._journal = open_journal(config)
         self._opened.append(journal)
         replay = self._resume.replay(journal)
         if self._resume.path is not None or replay:
             step = self._resume.state.step
             self.traces.write("resumed", step=step)
             say(
-                f"going on from step {step}, with {len(replay)} trajectories that were held"
+                f"resuming from step {step}, with {len(replay)} trajectories that were stored"
                 + (f"; {journal.missing} are no longer in the journal" if journal.missing else "")
             )
+        for problem in journal.problems():
+            say(problem)
         channel = LearnerChannel(
             config.protocol,
             config.run_id,
@@ -206,7 +216,7 @@ class Session:
         else:  # nothing is left to train, only to publish
             self.trainer.load(checkpoint)
             self.publisher.publish(self.config.publish_deadline)
-        self._raise_failure()
+        self.stream.raise_failure()
         if self.stream.stopped is not None:
             say(f"stopped by {self.stream.stopped} after {self.report.step} steps")
             return
@@ -249,16 +259,40 @@ class Session:
                     f"no good-bye from the actors within {self.config.finish_deadline:g} s of the "
                     "last step; see their logs, or raise learner.finish_deadline" + self.stream.note
                 )
-        self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        if self.stream.failure is not None:
-            raise LearnerFailed(self.stream.failure)
+        self.stream.raise_failure()
 
     # ---- what the parts call ----
 
+    def _connected(self) -> Iterator[str]:
+        for peer in self.channel.peers():
+            yield peer.actor
+
     def _announce(self, manifest: WeightManifest) -> None:
-        self.channel.announce(WeightsReady(manifest))
+        try:
+            self.channel.announce(WeightsReady(manifest))
+        except ValueError as error:
+            raise LearnerFailed(f"weights {manifest.version}: {error}") from error
+        self._newest = manifest
+
+    def _why_no_batch(self) -> str:
+        """What in the configuration may keep actors from sending enough for a step."""
+        config = self.config
+        actors = len(self.channel.peers())
+        may_wait = actors * config.protocol.credits
+        out = ""
+        if actors and may_wait < config.trajectories_per_step:
+            out = (
+                f"; learner.trajectories_per_step ({config.trajectories_per_step}) is more than "
+                f"the {may_wait} that protocol.credits ({config.protocol.credits}) allows "
+                f"{actors} actors: raise protocol.credits"
+            )
+        refused = self.channel.refusals.last.get("no_room")
+        return out if refused is None else f"{out}; no room for more: {refused}"
+
+    def _journal_wants_checkpoint(self) -> bool:
+        """A checkpoint is what lets the journal delete trajectories that were trained on."""
+        consumed, _ = self._resume.progress.offsets()
+        return self._journal.wants_release(consumed)
 
     def _published(self, version: int, weights: Weights) -> None:
         self._versions.write(version)

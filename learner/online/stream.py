@@ -2,7 +2,8 @@
 
 `Stream` is the staleness buffer behind a lock: the inbox offers, the trainer waits for whole
 batches. It ends once, with a reason, and then every waiting call returns: `stop` is a clean end,
-`fail` an error that the training thread raises.
+`fail` an error that the training thread raises: the run must not go on. `crash` is the death of a
+thread: started again, the run goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class LearnerFailed(RuntimeError):
     """The run cannot go on; the message is the last line that people read."""
 
 
-class _Held(NamedTuple):
+class _Waiting(NamedTuple):
     trajectory: Trajectory
     release: Callable[[], None]
 
@@ -29,12 +30,15 @@ class Stream:
     """A staleness buffer that one thread fills and another empties."""
 
     def __init__(self, max_policy_lag: int, per_version: int = 1, first_version: int = 0) -> None:
-        self._buffer = StalenessBuffer[_Held](max_policy_lag, per_version, first_version)
+        self._buffer = StalenessBuffer[_Waiting](max_policy_lag, per_version, first_version)
         self._changed = threading.Condition()
         self._stopped: str | None = None
         self._failure: str | None = None
+        self._crash: BaseException | None = None
         self.note = ""
         """What else there is to say where no batch comes."""
+        self.hint: Callable[[], str] = lambda: ""
+        """Asked for more of that when it happens."""
 
     def offer(self, trajectory: Trajectory, release: Callable[[], None] = lambda: None) -> bool:
         """Hand over a trajectory; False: it is too old, and was dropped and counted.
@@ -42,8 +46,8 @@ class Stream:
         `release` is called once when it no longer waits: taken, or dropped for its age.
         """
         with self._changed:
-            held = _Held(trajectory, release)
-            taken_in = self._buffer.offer(held, trajectory.oldest_version)
+            waiting = _Waiting(trajectory, release)
+            taken_in = self._buffer.offer(waiting, trajectory.oldest_version)
             self._changed.notify_all()
         return taken_in
 
@@ -63,13 +67,13 @@ class Stream:
     def take(self, count: int, deadline: float) -> list[Trajectory] | None:
         """`count` trajectories, or None once the stream was stopped.
 
-        Raises LearnerFailed when it failed, or when they did not come within `deadline` seconds.
+        Raises LearnerFailed when it failed, or when they did not come within `deadline` seconds;
+        RuntimeError when a thread crashed.
         """
         end = time.monotonic() + deadline
         with self._changed:
             while True:
-                if self._failure is not None:
-                    raise LearnerFailed(self._failure)
+                self._raise_failure()
                 if self._stopped is not None:
                     return None
                 batch = self._buffer.take(count)
@@ -81,7 +85,7 @@ class Stream:
                         f"no batch of {count} trajectories within {deadline:g} s "
                         f"({len(self._buffer)} waiting, {self._buffer.offered} received, dropped "
                         f"{dict(self._buffer.dropped)}); see the actor's log, or raise "
-                        f"learner.batch_deadline{self.note}"
+                        f"learner.batch_deadline{self.hint()}{self.note}"
                     )
                 # Short waits, so that a signal handler of this thread gets its turn.
                 self._changed.wait(min(left, 0.5))
@@ -102,6 +106,25 @@ class Stream:
             if self._failure is None and self._stopped is None:
                 self._failure = reason
             self._changed.notify_all()
+
+    def crash(self, error: BaseException) -> None:
+        """A thread of the learner died of `error`: who waits raises it. The first reason stays."""
+        with self._changed:
+            if self._failure is None and self._stopped is None and self._crash is None:
+                self._crash = error
+            self._changed.notify_all()
+
+    def raise_failure(self) -> None:
+        """Raise LearnerFailed after `fail`, RuntimeError after `crash`; otherwise nothing."""
+        with self._changed:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise LearnerFailed(self._failure)
+        if self._crash is not None:
+            name = type(self._crash).__name__
+            raise RuntimeError(f"a thread died: {name}: {self._crash}") from self._crash
 
     @property
     def stopped(self) -> str | None:

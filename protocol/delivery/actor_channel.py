@@ -33,6 +33,7 @@ from protocol.wire.keys import secure_client
 from protocol.wire.messages import (
     Acknowledge,
     ActorMessage,
+    Bye,
     Finish,
     Heartbeat,
     Hello,
@@ -102,9 +103,9 @@ class ActorChannel:
         self._sealer = Sealer(run_id, actor_id)
         self.paused: str | None = None
         """Why finished trajectories wait to be written down (the disk is full), or None."""
-        self._parked: deque[tuple[int, bytes]] = deque()
+        self._parked: deque[tuple[int, bytes, Callable[[], None]]] = deque()
         self._uncommitted = asyncio.Event()
-        self._messages: asyncio.Queue[Announcement] = asyncio.Queue()
+        self._messages: deque[Announcement] = deque()
         self._changed = asyncio.Event()
         self._seen = 0
         self._learner_epoch = 0
@@ -114,6 +115,7 @@ class ActorChannel:
         self._tasks: list[asyncio.Task[None]] = []
         self._unsent: deque[bytes] = deque()
         self._looking = False
+        self._leaving = False
 
     async def start(self) -> None:
         """Connect and wait for the learner. Raises `Disconnected` after `connect_seconds`."""
@@ -152,8 +154,12 @@ class ActorChannel:
         self.credits.give_back()
         self._changed.set()
 
-    def send(self, message: ActorMessage) -> None:
-        """Send a message; a trajectory uses up a credit taken with `acquire` and is kept."""
+    def send(self, message: ActorMessage, stored: Callable[[], None] = lambda: None) -> None:
+        """Send a message; a trajectory uses up a credit taken with `acquire` and is kept.
+
+        `stored` is called when the trajectory is in the outbox: at once, or, where the disk is
+        full, as soon as there is room.
+        """
         if isinstance(message, TrajectoryMessage):
             sequence = self.outbox.number()
             frame = self._sealer.seal(encode(message), self.outbox.epoch, sequence)
@@ -162,18 +168,20 @@ class ActorChannel:
                     f"trajectory {message.trajectory.trajectory_id} takes {len(frame)} bytes, more "
                     f"than protocol.max_message_bytes ({self.config.max_message_bytes})"
                 )
-            self._parked.append((sequence, frame))
+            self._parked.append((sequence, frame, stored))
             self._put_parked()
             return
         if isinstance(message, WeightsApplied):
             self.serving = message.version
+        elif isinstance(message, Bye):
+            self._leaving = True  # a heartbeat would bring it back as one who joins
         self._post(self._sealer.seal(encode(message), self.outbox.epoch))
 
     def _put_parked(self) -> None:
         # In order: while one waits for room on the disk, all behind it wait too, and keep
         # their credits, so that no more are started than can be kept.
         while self._parked:
-            sequence, frame = self._parked[0]
+            sequence, frame, stored = self._parked[0]
             if not len(self.outbox):
                 self._progress = time.monotonic()
             try:
@@ -184,15 +192,19 @@ class ActorChannel:
                 return
             self._parked.popleft()
             self.credits.give_back()
+            stored()
             if self.connected:
                 self._post(frame)
         self.paused = None
         self._uncommitted.set()
 
     async def receive(self) -> Announcement:
-        """The learner's next message, each announcement once. Raises `Disconnected`."""
-        await self._wait(lambda: not self._messages.empty())
-        return self._messages.get_nowait()
+        """The learner's next message, each announcement once. Raises `Disconnected`.
+
+        Weights that were announced while nobody called, and are not the newest, are left out.
+        """
+        await self._wait(lambda: bool(self._messages))
+        return self._messages.popleft()
 
     async def drain(self, timeout: float) -> int:
         """Wait until the learner holds everything; how many it does not after `timeout` seconds."""
@@ -293,15 +305,23 @@ class ActorChannel:
         elif isinstance(message, WeightsReady | Finish):
             if number == 0 or number > self._seen:
                 self._seen = max(self._seen, number)
-                self._messages.put_nowait(message)
+                if isinstance(message, WeightsReady):
+                    self._forget_weights()
+                self._messages.append(message)
         elif isinstance(message, WeightsComing):
-            self._messages.put_nowait(message)
+            self._messages.append(message)
         elif isinstance(message, Introduce):
             self.connected = False
-            self._say_hello()
+            if not self._leaving:
+                self._say_hello()
         else:
             assert isinstance(message, Refused)
             self._fail(f"the learner refused actor '{self._actor_id}': {message.reason}")
+
+    def _forget_weights(self) -> None:
+        # Newer ones are there: fetching each in turn would only leave this actor further behind.
+        others = [one for one in self._messages if not isinstance(one, WeightsReady)]
+        self._messages = deque(others)
 
     def _resend(self, epoch: int | None = None, after: int = 0) -> None:
         self._progress = time.monotonic()
@@ -324,6 +344,8 @@ class ActorChannel:
                 self.connected = False
             if self._parked:
                 self._put_parked()
+            if self._leaving:
+                continue
             if self.connected:
                 beat = Heartbeat(seen=self._seen, serving=self.serving)
                 self._post(self._sealer.seal(encode(beat), self.outbox.epoch))

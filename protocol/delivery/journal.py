@@ -67,7 +67,11 @@ class Journal:
         max_record_bytes: int = 64 * 2**20,
         head: Callable[[], bytes] = bytes,
     ) -> None:
-        """Open or create. Raises ValueError where another process has it open."""
+        """Open or create. Raises ValueError where another process has it open.
+
+        `max_record_bytes` limits what is appended; what is there is read whatever its length.
+        Segments are at most an eighth of `max_bytes`, or too little could be released at a time.
+        """
         self.folder = folder
         self.torn_bytes = 0
         """Bytes of a torn last record that were cut off when opening."""
@@ -75,7 +79,7 @@ class Journal:
         """Places where bytes were stepped over, among the records read so far."""
         self.missing = 0
         """Indices that should have been there, among the records read so far."""
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = min(segment_bytes, max_bytes // 8)
         self._max_bytes = max_bytes
         self._max_record_bytes = max_record_bytes
         self._head = head
@@ -96,10 +100,14 @@ class Journal:
         self.next_index = 0
         self._file = -1
         self._at = 0
-        if self._segments:
-            self._open_last()
-        else:
-            self._start_segment()
+        try:
+            if self._segments:
+                self._open_last()
+            else:
+                self._start_segment()
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     @property
     def first_index(self) -> int:
@@ -110,6 +118,16 @@ class Journal:
     def nbytes(self) -> int:
         """Bytes on disk."""
         return sum(self._segments.values())
+
+    @property
+    def max_bytes(self) -> int:
+        """Its limit on disk."""
+        return self._max_bytes
+
+    def releasable(self, index: int) -> int:
+        """Bytes that `release(index)` would free."""
+        firsts = itertools.pairwise(list(self._segments))
+        return sum(self._segments[first] for first, following in firsts if following <= index)
 
     def append(self, payload: Buffer) -> int:
         """Write a record and return its index. Raises `JournalFull`."""
@@ -147,7 +165,7 @@ class Journal:
         return b""
 
     def records(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(index, payload) from `start` on, ascending."""
+        """(index, payload) from `start` on, ascending. Raises OSError where the disk fails."""
         expected = max(start, self.first_index)
         firsts = list(self._segments)
         for number, first in enumerate(firsts):
@@ -244,11 +262,7 @@ class Journal:
         return at + size
 
     def _scan(self, first: int) -> Iterator[_Found]:
-        try:
-            data = self._path(first).read_bytes()
-        except OSError:
-            self.damaged += 1
-            return
+        data = self._path(first).read_bytes()
         at = 0
         while at < len(data):
             found = self._parse(data, at)
@@ -276,7 +290,7 @@ class Journal:
             return None
         magic, length, index, checksum = _HEADER.unpack_from(data, at)
         stop = start + length
-        if magic not in (_RECORD, _HEAD) or length > self._max_record_bytes or stop > len(data):
+        if magic not in (_RECORD, _HEAD) or stop > len(data):
             return None
         hashed = xxhash.xxh3_64(_SIGNED.pack(length, index))
         payload = data[start:stop]

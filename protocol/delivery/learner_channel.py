@@ -52,6 +52,8 @@ from protocol.wire.messages import (
 from protocol.wire.socket import Refusals, apply_options, new_epoch
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_ENVELOPE: Final = 256
+"""Header and names of a frame take no more."""
 _BATCH: Final = 512
 """Messages read before they are committed and acknowledged together."""
 
@@ -170,8 +172,21 @@ class LearnerChannel:
         self._command(lambda: self._broadcast(message))
 
     def announce(self, message: Announcement) -> None:
-        """Send to every actor, and to each that joins later until the next of the same type."""
+        """Send to every actor, and to each that joins later until the next of the same type.
+
+        Raises ValueError for one that is too long to be read.
+        """
+        nbytes = len(encode(message))
+        if nbytes + _ENVELOPE > self.config.max_message_bytes:
+            raise ValueError(
+                f"its announcement takes {nbytes} bytes, more than protocol.max_message_bytes "
+                f"({self.config.max_message_bytes}) allows: raise that"
+            )
         self._command(lambda: self._announce(message))
+
+    def refuse(self, actor: str, reason: str) -> None:
+        """Talk to this process of an actor no more; its next one may join again."""
+        self._command(lambda: self._refuse_actor(actor, reason))
 
     def checkpointed(self, consumed: Offsets) -> None:
         """A checkpoint that includes these records is on disk: the store may forget them."""
@@ -230,6 +245,8 @@ class LearnerChannel:
                 self._commit()
                 self._acknowledge()
                 self._notice_lost()
+                if self._authenticator is not None:
+                    self._authenticator.check()
         except BaseException as error:  # handed to `receive`: the learner must not go on deaf
             self._error = error
         finally:
@@ -238,7 +255,7 @@ class LearnerChannel:
             self._socket.close()
             if self._authenticator is not None:
                 self._authenticator.stop()
-            self._context.term()
+            self._context.destroy()
 
     def _read_batch(self) -> None:
         for _ in range(_BATCH):
@@ -401,6 +418,13 @@ class LearnerChannel:
     def _refuse(self, peer: Peer, reason: str) -> None:
         peer.refused = True
         self._send_peer(peer, Refused(reason))
+
+    def _refuse_actor(self, actor: str, reason: str) -> None:
+        peer = self._peers.of(actor)
+        if peer is not None:
+            self._refuse(peer, reason)
+            self._events.put(Received(actor, peer.epoch, 0, PeerLost(f"refused: {reason}")))
+            self._forget(peer)
 
     def _send_to(self, actor: str, message: LearnerMessage) -> None:
         peer = self._peers.of(actor)

@@ -1,8 +1,7 @@
 """Numbers of a run, written so that many processes can share one file.
 
-Every record is one line of JSON, appended with a single write to a file opened with `O_APPEND`,
-so lines of different processes never mix and a reader sees whole lines only. `metrics.jsonl` is
-the record; TensorBoard is a copy for people, written where it is installed.
+Every record is one line of JSON, and a reader sees whole lines only. `metrics.jsonl` is the
+record; TensorBoard is a copy for people, written where it is installed.
 
     {"time": 1730000000.0, "process": "learner", "step": 3, "loss": 1.25}
 """
@@ -20,6 +19,8 @@ from typing import Any, SupportsFloat
 import msgspec
 import numpy as np
 
+from protocol.run.lines import LineFile
+
 FILE = "metrics.jsonl"
 _RESERVED = frozenset({"time", "process", "step"})
 
@@ -33,11 +34,8 @@ class Metrics:
 
     def __init__(self, run_dir: str | os.PathLike[str], process: str, *, tensorboard: bool = True):
         self._run_dir = Path(run_dir)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
         self._process = process
-        self._fd: int | None = os.open(
-            self._run_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+        self._file = LineFile(self._run_dir / FILE)
         self._want_tensorboard = tensorboard
         self._writer: Any = None
         self._began = time.monotonic()
@@ -49,11 +47,11 @@ class Metrics:
         """
         if taken := _RESERVED & numbers.keys():
             raise ValueError(f"{sorted(taken)} cannot be names of numbers: every record has them")
-        if self._fd is None:
+        if self._file.closed:
             raise ValueError(f"the metrics of '{self._process}' are closed; log before close()")
         values = {name: _number(value) for name, value in numbers.items()}
         record = {"time": round(time.time(), 3), "process": self._process, "step": step, **values}
-        os.write(self._fd, msgspec.json.encode(record) + b"\n")
+        self._file.append(msgspec.json.encode(record))
         if self._want_tensorboard:
             seconds = int(time.monotonic() - self._began)
             self._copy_to_tensorboard(seconds if step is None else step, values)
@@ -63,9 +61,7 @@ class Metrics:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._file.close()
 
     def __enter__(self) -> Metrics:
         return self
@@ -74,6 +70,13 @@ class Metrics:
         self.close()
 
     def _copy_to_tensorboard(self, step: int, values: dict[str, int | float | None]) -> None:
+        try:
+            self._add_scalars(step, values)
+        except OSError:  # a full disk ends its writing thread: the copy ends, the run goes on
+            self._writer = None
+            self._want_tensorboard = False
+
+    def _add_scalars(self, step: int, values: dict[str, int | float | None]) -> None:
         if self._writer is None:
             try:  # importing torch takes seconds: only once there is something to write
                 from torch.utils.tensorboard import SummaryWriter

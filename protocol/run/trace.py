@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from dynatok_online.trajectory import Trajectory
+from protocol.run.lines import LineFile
 
 FILE: Final = "traces.jsonl"
 KEY: Final = "trace"
@@ -39,22 +40,17 @@ class Traces:
     """Appends the events of one process."""
 
     def __init__(self, run_dir: str | os.PathLike[str], process: str) -> None:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
         self._process = process
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd: int | None = os.open(Path(run_dir) / FILE, flags, 0o644)
+        self._file = LineFile(Path(run_dir) / FILE)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; after `close`, nothing."""
-        if self._fd is not None:
-            record = {"time": round(time.time(), 3), "process": self._process, "event": event}
-            os.write(self._fd, msgspec.json.encode({**record, **fields}) + b"\n")
+        record = {"time": round(time.time(), 3), "process": self._process, "event": event}
+        self._file.append(msgspec.json.encode({**record, **fields}))
 
     def close(self) -> None:
         """Close the file. Calling it twice does no harm."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._file.close()
 
 
 class Account(NamedTuple):

@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -40,6 +41,7 @@ ALIGN: Final = 64
 
 
 _CHUNK: Final = 128 * 1024
+_HASHED_AT_ONCE: Final = 16 * 2**20
 _THREADED_FROM: Final = 16 * 2**20
 
 
@@ -59,8 +61,30 @@ class NoFreeSlot(RuntimeError):
     """Every buffer is still being read: publish later."""
 
 
+class Progress:
+    """How far a fetch has come: counted by the thread that fetches, watched by another."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        """Bytes received and bytes hashed so far."""
+        self._cancelled: str | None = None
+
+    def add(self, nbytes: int) -> None:
+        """So many more. Raises `WeightsError` once the fetch was cancelled."""
+        self.nbytes += nbytes
+        if self._cancelled is not None:
+            raise WeightsError(self._cancelled)
+
+    def cancel(self, reason: str) -> None:
+        """Let the fetch end at its next bytes."""
+        self._cancelled = reason
+
+
 class WeightSender(ABC):
     """The learner's end of a weight transport."""
+
+    failure: BaseException | None = None
+    """What ended a thread of the sender; it sends nothing any more."""
 
     @abstractmethod
     def publish(
@@ -73,8 +97,9 @@ class WeightSender(ABC):
     ) -> WeightManifest:
         """Write a complete set, then describe it. `tensors` is consumed one at a time.
 
-        `coming` is called before the first byte, by transports whose readers can look on.
-        Raises `NoFreeSlot` while readers hold every buffer.
+        `readers` will be told of it: asked for once it is written, so that those who joined
+        meanwhile are among them. `coming` is called before the first byte, by transports whose
+        readers can look on. Raises `NoFreeSlot` while readers need every buffer.
         """
 
     def wait_free(self, timeout: float) -> None:  # noqa: B027 (some are never full)
@@ -86,11 +111,11 @@ class WeightSender(ABC):
 
     @abstractmethod
     def applied(self, reader: str, version: int) -> None:
-        """A reader serves `version`: it needs nothing older."""
+        """A reader serves `version`: it may come back to that, and needs nothing older."""
 
     @abstractmethod
     def rejected(self, reader: str, version: int) -> None:
-        """A reader will not use `version`, and goes on with what it had."""
+        """A reader will not use `version`; it keeps serving what it had."""
 
     @abstractmethod
     def left(self, reader: str) -> None:
@@ -105,9 +130,12 @@ class WeightReceiver(ABC):
     """The actor's end of a weight transport."""
 
     @abstractmethod
-    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+    def read(
+        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
         """The tensors of a set, every hash checked. Raises `WeightsError`.
 
+        Takes as long as `progress` goes on; a transport that hears nothing gives up by itself.
         They may be views of a shared buffer: valid until a newer version is reported as applied,
         or this one as rejected.
         """
@@ -128,7 +156,7 @@ class WeightReceiver(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
 
 
 def nbytes(dtype: str, shape: Iterable[int]) -> int:
@@ -220,6 +248,7 @@ def slice_verified(
     *,
     verify: bool = True,
     known: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Views of a payload's tensors, after `check_layout`. Raises `WeightsError` on a wrong hash.
 
@@ -237,17 +266,28 @@ def slice_verified(
     views = [out[spec.name].data for spec in unknown]
     nbytes_left = sum(view.nbytes for view in views)
     threads = min(4, os.cpu_count() or 1) if nbytes_left > _THREADED_FROM else 1
+    hashed = partial(_hash, progress=progress or Progress())
     if threads == 1:
-        hashes = [xxhash.xxh3_64_intdigest(view) for view in views]
+        hashes = [hashed(view) for view in views]
     else:
         with ThreadPoolExecutor(threads) as pool:
-            hashes = list(pool.map(xxhash.xxh3_64_intdigest, views))
+            hashes = list(pool.map(hashed, views))
     for spec, found in zip(unknown, hashes, strict=True):
         if found != spec.xxh3:
             raise WeightsError(
                 f"weights {manifest.version}, tensor '{spec.name}': its bytes do not match its hash"
             )
     return out
+
+
+def _hash(view: memoryview, progress: Progress) -> int:
+    """The hash of a tensor that may still have to come from a slow disk."""
+    state = xxhash.xxh3_64()
+    for at in range(0, view.nbytes, _HASHED_AT_ONCE):
+        chunk = view[at : at + _HASHED_AT_ONCE]
+        state.update(chunk)
+        progress.add(chunk.nbytes)
+    return state.intdigest()
 
 
 def write_all(

@@ -1,8 +1,10 @@
 """Weights through a folder that both sides see: one safetensors file per version.
 
 For a shared file system, for late joiners, and to look at with any tool that reads safetensors.
-A file appears under its name only when it is complete and on disk. Files are deleted when
-nobody needs them any more; the latest two always stay.
+A file appears under its name only when it is complete and on disk; on a network file system a
+reader may see it seconds later, and waits for it. Files are deleted when nobody needs them any
+more; the latest two always stay. Those of a learner that was killed stay until weights of the
+next one serve: actors may have to go back to them.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from protocol.weights.base import (
     DTYPE_BYTES,
+    Progress,
     Tensor,
     WeightReceiver,
     WeightSender,
@@ -30,12 +34,21 @@ from protocol.weights.base import (
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
 
 _LENGTH: Final = struct.Struct("<Q")
+_LOOK_SECONDS: Final = 0.1
 _HEADER_LIMIT: Final = 100_000_000
+_NAME: Final = "weights-*.safetensors"
+_BEFORE: Final = "actors that served before the learner was started again"
 
 
 def weights_path(folder: Path, version: int) -> Path:
     """The file of a version."""
     return folder / f"weights-{version:010d}.safetensors"
+
+
+def versions_in(folder: Path) -> list[int]:
+    """The versions whose files are complete, ascending."""
+    stems = (path.stem.removeprefix("weights-") for path in folder.glob(_NAME))
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 class FolderSender(WeightSender):
@@ -44,6 +57,8 @@ class FolderSender(WeightSender):
     def __init__(self, folder: Path, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         self._folder = folder
         self._readers: dict[int, set[str]] = {}
+        self._published: set[int] = set()
+        """Versions of this process."""
         self._lock = threading.Lock()
         # safetensors leaves no gaps, so the widest dtypes come first: all start aligned.
         order = sorted(expected, key=lambda name: (-DTYPE_BYTES[expected[name][0]], name))
@@ -65,8 +80,10 @@ class FolderSender(WeightSender):
         text += b" " * (-(_LENGTH.size + len(text)) % 64)
         self._header = _LENGTH.pack(len(text)) + text
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("weights-*"):
-            path.unlink()  # of a run that ended: versions start again
+        for path in folder.glob("weights-*.writing"):
+            path.unlink()
+        for version in versions_in(folder):
+            self._readers[version] = {_BEFORE}
 
     def publish(
         self,
@@ -77,6 +94,8 @@ class FolderSender(WeightSender):
         coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> WeightManifest:
         """Write a version. Raises `WeightsError` unless it has exactly the expected tensors."""
+        if version <= max(self._published, default=-1):
+            raise ValueError(f"version {version} is not newer than {max(self._published)}")
         path = weights_path(self._folder, version)
         temporary = path.with_suffix(".writing")
         specs = []
@@ -101,6 +120,7 @@ class FolderSender(WeightSender):
         specs.sort(key=lambda spec: (spec.offset, spec.nbytes))
         with self._lock:
             self._readers[version] = set(readers)
+            self._published.add(version)
         self._delete()
         return WeightManifest(version, "folder", 0, self._nbytes, tuple(specs), canary)
 
@@ -114,6 +134,10 @@ class FolderSender(WeightSender):
             for one, readers in self._readers.items():
                 if one < version:
                     readers.discard(reader)
+            self._readers.get(version, set()).add(reader)
+            if version in self._published:
+                for readers in self._readers.values():
+                    readers.discard(_BEFORE)
         self._delete()
 
     def rejected(self, reader: str, version: int) -> None:
@@ -135,17 +159,23 @@ class FolderSender(WeightSender):
             for version in sorted(self._readers)[:-2]:
                 if not self._readers[version]:
                     del self._readers[version]
+                    self._published.discard(version)
                     weights_path(self._folder, version).unlink(missing_ok=True)
 
 
 class FolderReceiver(WeightReceiver):
     """The actor's end. The folder is the configured one, never one from a message."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, appear_seconds: float = 30.0) -> None:
+        """`appear_seconds`: so long a file that was announced may take to be seen here."""
         self._folder = folder
+        self._appear_seconds = appear_seconds
 
-    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+    def read(
+        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
         """Views of the mapped file."""
+        self._wait_for(manifest, progress or Progress())
         path, start = self.locate(manifest)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -156,7 +186,19 @@ class FolderReceiver(WeightReceiver):
                 )
             check_layout(manifest, size - start)
             view = memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
-        return slice_verified(manifest, view[start:], verify=verify)
+        return slice_verified(manifest, view[start:], verify=verify, progress=progress)
+
+    def _wait_for(self, manifest: WeightManifest, progress: Progress) -> None:
+        """Until the file is seen, or cannot come any more. `locate` says what is wrong."""
+        deadline = time.monotonic() + self._appear_seconds
+        path = weights_path(self._folder, manifest.version)
+        # Listing the folder also makes a network file system look again.
+        while manifest.transport == "folder" and time.monotonic() < deadline:
+            there = versions_in(self._folder)
+            if path.exists() or (there and there[-1] > manifest.version):
+                return
+            progress.add(0)
+            time.sleep(_LOOK_SECONDS)
 
     def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
         """The version's file, and where its data starts."""
@@ -178,7 +220,7 @@ class FolderReceiver(WeightReceiver):
         return path, _LENGTH.size + length
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is open."""
 
 
 def _write(fd: int, data: memoryview, at: int) -> None:

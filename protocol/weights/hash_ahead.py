@@ -27,23 +27,33 @@ class HashAhead:
         self._coming = coming
         self._layout = layout
         self._hashes: dict[str, int] = {}
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hash-ahead", daemon=True)
         if 0 <= coming.slot < ring.slots:
             self._thread.start()
 
     def result(self, ring: Ring, manifest: WeightManifest) -> dict[str, int]:
-        """Tensor name -> hash, of those that lie where they were expected."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Tensor name -> hash, of those that lie where they were expected.
+
+        A version that is complete ends the thread; one that was never completed, because its
+        writer died, is not waited for.
+        """
         same = ring is self._ring and manifest.slot == self._coming.slot
         if not same or manifest.version != self._coming.version:
+            self.stop()
             return {}
+        if self._thread.ident is not None:
+            self._thread.join()
         places = {spec.name: (spec.offset, spec.nbytes) for spec in self._layout}
         return {
             spec.name: self._hashes[spec.name]
             for spec in manifest.tensors
             if spec.name in self._hashes and places[spec.name] == (spec.offset, spec.nbytes)
         }
+
+    def stop(self) -> None:
+        """End the thread soon: its version is not wanted any more."""
+        self._stopped.set()
 
     def _run(self) -> None:
         ring, slot = self._ring, self._coming.slot
@@ -61,5 +71,6 @@ class HashAhead:
                     break
                 if time.monotonic() > deadline or max(complete, writing) > self._coming.version:
                     return
-                time.sleep(0.0005)
+                if self._stopped.wait(0.0005):
+                    return
             self._hashes[spec.name] = xxhash.xxh3_64_intdigest(payload[spec.offset : end])

@@ -22,6 +22,24 @@ def memory_folder() -> Path:
     return shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
 
 
+def locked_file(kind: str) -> tuple[int, Path]:
+    """A new empty file of this process: its descriptor, which holds the lock, and its path.
+
+    The lock comes before a name that `remove_leftovers` looks at: another process never sees the
+    file unlocked.
+    """
+    fd, unseen = tempfile.mkstemp(prefix=f".{PREFIX}", dir=memory_folder())
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = memory_folder() / f"{PREFIX}.{kind}-{Path(unseen).name.removeprefix('.' + PREFIX)}"
+        os.rename(unseen, path)
+    except BaseException:
+        os.unlink(unseen)
+        os.close(fd)
+        raise
+    return fd, path
+
+
 def remove_leftovers() -> list[Path]:
     """Remove files in memory whose owner died; the paths that were removed."""
     removed = []

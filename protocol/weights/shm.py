@@ -5,37 +5,31 @@ plain file and `mmap`, not `multiprocessing.shared_memory`, whose resource track
 unlinks a segment when any process that merely attached to it exits. The writer reserves all
 its pages at once, so a small /dev/shm is one clear error at the start and never a SIGBUS later.
 
-The writer holds a lock on its file for as long as it lives, and the kernel drops the lock when
-it dies; a file without a lock is left over from a killed run, and is removed.
+The file is one of `memory`: what a killed learner leaves behind is removed by the next process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from protocol.weights.base import (
-    NoFreeSlot,
+    Progress,
     Tensor,
     WeightReceiver,
-    WeightSender,
     WeightsError,
     check_layout,
     slice_verified,
     write_all,
 )
 from protocol.weights.hash_ahead import HashAhead
-from protocol.weights.memory import PREFIX, memory_folder, remove_leftovers
+from protocol.weights.memory import PREFIX, locked_file, memory_folder, remove_leftovers
 from protocol.weights.ring import PAGE, WRITING, Ring, identity, mark, write_header
-from protocol.weights.slots import SlotLedger
+from protocol.weights.slots import SlotSender
 from protocol.wire.envelope import check_name
 from protocol.wire.messages import Canary, TensorSpec, WeightManifest, WeightsComing
 
@@ -45,12 +39,11 @@ def segment_path(run_id: str) -> Path:
     return memory_folder() / f"{PREFIX}{check_name('run id', run_id)}"
 
 
-class ShmSender(WeightSender):
+class ShmSender(SlotSender):
     """The learner's end. `slot_bytes`: `weights.payload_bytes` of the model."""
 
     def __init__(self, run_id: str, slot_bytes: int, slots: int = 2) -> None:
-        self._ledger = SlotLedger(slots)
-        self._changed = threading.Condition()
+        super().__init__(slots)
         self._path = segment_path(run_id)
         self._slot_bytes = -(-max(slot_bytes, 1) // PAGE) * PAGE
         remove_leftovers()
@@ -61,10 +54,8 @@ class ShmSender(WeightSender):
         write_header(self._view, slots, self._slot_bytes)
 
     def _create(self, size: int) -> int:
-        # The lock comes before the name: nobody may see this file unlocked and call it dead.
-        fd, temporary = tempfile.mkstemp(prefix=PREFIX + ".new-", dir=self._path.parent)
+        fd, temporary = locked_file("new")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(fd, 0, size)
             os.link(temporary, self._path)
         except FileExistsError:
@@ -116,34 +107,6 @@ class ShmSender(WeightSender):
             self._ledger.commit(slot, version, readers)
         return WeightManifest(version, "shm", slot, end, specs, canary)
 
-    def wait_free(self, timeout: float) -> None:
-        """Wait until a version can be published. Raises `NoFreeSlot` after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            while self._ledger.free() is None:
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    self._ledger.begin()  # raises, naming the readers
-                    raise NoFreeSlot("unreachable")
-
-    def joined(self, reader: str) -> None:
-        with self._changed:
-            self._ledger.joined(reader)
-
-    def applied(self, reader: str, version: int) -> None:
-        with self._changed:
-            self._ledger.applied(reader, version)
-            self._changed.notify_all()
-
-    def rejected(self, reader: str, version: int) -> None:
-        with self._changed:
-            self._ledger.rejected(reader, version)
-            self._changed.notify_all()
-
-    def left(self, reader: str) -> None:
-        with self._changed:
-            self._ledger.left(reader)
-            self._changed.notify_all()
-
     def close(self) -> None:
         """Unlink the ring. A reader that still maps it keeps its bytes."""
         if self._fd < 0:
@@ -172,11 +135,19 @@ class ShmReceiver(WeightReceiver):
 
     def expect(self, coming: WeightsComing) -> None:
         """Hash the tensors of a version while they are being written, in a thread."""
-        if self._layout and self._ahead is None and coming.transport == "shm":
+        if self._layout and coming.transport == "shm":
+            self._give_up_ahead()  # of a version that never came
             with contextlib.suppress(WeightsError):
                 self._ahead = HashAhead(self._newest(), coming, self._layout)
 
-    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+    def _give_up_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._ahead = None
+
+    def read(
+        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
         """Views of the slot that the manifest names; nothing is copied."""
         if manifest.transport != "shm":
             raise WeightsError(
@@ -188,7 +159,7 @@ class ShmReceiver(WeightReceiver):
         payload = ring.payload(manifest.slot, manifest.nbytes)
         ahead, self._ahead = self._ahead, None
         known = {} if ahead is None else ahead.result(ring, manifest)
-        tensors = slice_verified(manifest, payload, verify=verify, known=known)
+        tensors = slice_verified(manifest, payload, verify=verify, known=known, progress=progress)
         ring.check(manifest)
         self._layout = manifest.tensors
         return tensors
@@ -205,6 +176,7 @@ class ShmReceiver(WeightReceiver):
 
     def close(self) -> None:
         """Forget the rings."""
+        self._give_up_ahead()
         for ring in self._rings:
             ring.close()
         self._rings = []

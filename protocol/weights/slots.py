@@ -1,15 +1,17 @@
 """Which of a sender's buffers may be written, and who still reads the others.
 
-A reader holds the version it serves (it may have to go back to it) and the one it is fetching.
-Applying a version lets go of all older ones; rejecting a version lets go of that one. The
-latest version is kept for late joiners as long as another buffer is free.
+A reader needs the version it serves (it may have to go back to it) and the one it is fetching.
+Applying a version releases all older ones; rejecting a version releases that one. The latest
+version is kept for late joiners as long as another buffer is free.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable
 
-from protocol.weights.base import NoFreeSlot
+from protocol.weights.base import NoFreeSlot, WeightSender
 
 
 class SlotLedger:
@@ -24,10 +26,10 @@ class SlotLedger:
 
     def free(self) -> int | None:
         """The buffer to write next, or None while all are read."""
-        open_slots = [slot for slot, readers in enumerate(self._readers) if not readers]
+        unread = [slot for slot, readers in enumerate(self._readers) if not readers]
         # Empty ones first, then the oldest; the latest version only when nothing else is left.
         order = sorted(
-            open_slots,
+            unread,
             key=lambda slot: (
                 -1 if (version := self._version[slot]) is None else version,
                 slot,
@@ -36,19 +38,24 @@ class SlotLedger:
         return order[0] if order else None
 
     def begin(self) -> int:
-        """Take a buffer for writing: what it held is gone. Raises `NoFreeSlot`."""
+        """Take a buffer for writing: what was in it is gone. Raises `NoFreeSlot`."""
         slot = self.free()
         if slot is None:
-            held = ", ".join(
-                f"version {self._version[slot]} by {', '.join(sorted(readers))}"
-                for slot, readers in enumerate(self._readers)
-            )
-            raise NoFreeSlot(f"every weight buffer is still held: {held}")
+            raise self.full()
         self._version[slot] = None
         return slot
 
+    def full(self) -> NoFreeSlot:
+        """The error that says who reads what."""
+        read = ", ".join(
+            f"version {self._version[slot]} by {', '.join(sorted(readers))}"
+            for slot, readers in enumerate(self._readers)
+            if readers
+        )
+        return NoFreeSlot(f"every weight buffer is still being read: {read}")
+
     def commit(self, slot: int, version: int, readers: Iterable[str]) -> None:
-        """A buffer now holds `version`, which `readers` are told of."""
+        """A buffer now contains `version`, which `readers` are told of."""
         if self.latest is not None and version <= self.latest:
             raise ValueError(f"version {version} is not newer than {self.latest}")
         self._version[slot] = version
@@ -63,17 +70,68 @@ class SlotLedger:
 
     def applied(self, reader: str, version: int) -> None:
         """A reader serves `version`."""
-        for slot, held in enumerate(self._version):
-            if held is not None and held < version:
+        for slot, stored in enumerate(self._version):
+            if stored is not None and stored < version:
                 self._readers[slot].discard(reader)
+            elif stored == version:  # it may be back after it was given up for dead
+                self._readers[slot].add(reader)
 
     def rejected(self, reader: str, version: int) -> None:
-        """A reader goes on without `version`."""
-        for slot, held in enumerate(self._version):
-            if held == version:
+        """A reader does without `version`."""
+        for slot, stored in enumerate(self._version):
+            if stored == version:
                 self._readers[slot].discard(reader)
 
     def left(self, reader: str) -> None:
         """A reader reads nothing more."""
         for readers in self._readers:
             readers.discard(reader)
+
+
+class SlotSender(WeightSender):
+    """A sender that keeps versions in a fixed number of buffers. Subclasses write them."""
+
+    def __init__(self, slots: int) -> None:
+        self._ledger = SlotLedger(slots)
+        self._changed = threading.Condition()
+        """Guards the ledger."""
+
+    def wait_free(self, timeout: float) -> None:
+        """Wait until a version can be published.
+
+        Raises `NoFreeSlot` once every buffer is read and nothing moved for `timeout` seconds.
+        """
+        began = time.monotonic()
+        with self._changed:
+            while self._ledger.free() is None:
+                left = max(began, self._last_read()) + timeout - time.monotonic()
+                if left <= 0:
+                    raise self._ledger.full()
+                self._changed.wait(left)
+
+    def _last_read(self) -> float:
+        """When a reader was last seen reading (`time.monotonic`), where that can be seen."""
+        return 0.0
+
+    def joined(self, reader: str) -> None:
+        """A reader came late and is told of the latest version."""
+        with self._changed:
+            self._ledger.joined(reader)
+
+    def applied(self, reader: str, version: int) -> None:
+        """A reader serves `version`."""
+        with self._changed:
+            self._ledger.applied(reader, version)
+            self._changed.notify_all()
+
+    def rejected(self, reader: str, version: int) -> None:
+        """A reader will not use `version`."""
+        with self._changed:
+            self._ledger.rejected(reader, version)
+            self._changed.notify_all()
+
+    def left(self, reader: str) -> None:
+        """A reader is gone."""
+        with self._changed:
+            self._ledger.left(reader)
+            self._changed.notify_all()

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from protocol.config import ProtocolConfig
-from protocol.weights.base import Tensor, WeightReceiver, WeightSender, WeightsError, payload_bytes
+from protocol.weights.base import (
+    Progress,
+    Tensor,
+    WeightReceiver,
+    WeightSender,
+    WeightsError,
+    payload_bytes,
+)
 from protocol.weights.folder import FolderReceiver, FolderSender
 from protocol.weights.shm import ShmReceiver, ShmSender
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
@@ -64,9 +71,11 @@ class FollowingReceiver(WeightReceiver):
         if coming.transport in self._open:
             self._open[coming.transport].expect(coming)
 
-    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+    def read(
+        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
         """The tensors, every hash checked. Raises `WeightsError`."""
-        return self._of(manifest).read(manifest, verify=verify)
+        return self._of(manifest).read(manifest, verify=verify, progress=progress)
 
     def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
         """The local file that holds the payload."""

@@ -13,11 +13,9 @@ to the manifest's base version (see `protocol.weights.delta`), for those who hav
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,17 +26,17 @@ import zmq
 
 from protocol.config import ProtocolConfig
 from protocol.weights.base import (
+    Progress,
     Tensor,
     WeightReceiver,
-    WeightSender,
     WeightsError,
     check_layout,
     slice_verified,
     write_all,
 )
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
-from protocol.weights.memory import PREFIX, memory_folder, remove_leftovers
-from protocol.weights.slots import SlotLedger
+from protocol.weights.memory import locked_file, memory_folder, remove_leftovers
+from protocol.weights.slots import SlotSender
 from protocol.wire.keys import Authenticator, secure_client, secure_server
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
 from protocol.wire.socket import Refusals, apply_options
@@ -51,7 +49,7 @@ _AHEAD: Final = 4
 """Chunks asked for and not yet here: enough to keep the line busy, little to buffer."""
 
 
-class ZmqSender(WeightSender):
+class ZmqSender(SlotSender):
     """The learner's end. `slot_bytes`: `weights.payload_bytes` of the model."""
 
     def __init__(
@@ -62,6 +60,7 @@ class ZmqSender(WeightSender):
         `full_every`: so many versions, one is sent whole and the others as differences; 0: all
         are sent whole.
         """
+        super().__init__(slots)
         if full_every:
             check_available()
         self._full_every = full_every
@@ -73,8 +72,7 @@ class ZmqSender(WeightSender):
                 f"not '{config.endpoint}'; on one machine use 'shm'"
             )
         self.refusals = Refusals()
-        self._ledger = SlotLedger(slots)
-        self._lock = threading.Lock()
+        self._served_at = 0.0
         self._buffers = [memoryview(mmap.mmap(-1, max(1, slot_bytes))) for _ in range(slots)]
         self._places: dict[int, tuple[int, int]] = {}
         """Version -> slot, bytes: what may be asked for."""
@@ -101,8 +99,10 @@ class ZmqSender(WeightSender):
         readers: Iterable[str] = (),
         coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> WeightManifest:
-        """Copy into a free buffer. Raises `NoFreeSlot` while readers hold them all."""
-        with self._lock:
+        """Copy into a free buffer. Raises `NoFreeSlot` while readers need them all."""
+        if self.failure is not None:
+            raise RuntimeError("the thread that sends weights has died") from self.failure
+        with self._changed:
             base = max(self._places, default=-1)
             slot = self._ledger.begin()
             self._places = {v: place for v, place in self._places.items() if place[0] != slot}
@@ -113,7 +113,7 @@ class ZmqSender(WeightSender):
 
         specs, end = write_all(version, tensors, put, buffer.nbytes)
         chunks = self._difference(version, base, slot, end)
-        with self._lock:
+        with self._changed:
             self._ledger.commit(slot, version, readers)
             self._places[version] = (slot, end)
             self._differences = (version, chunks)
@@ -136,21 +136,8 @@ class ZmqSender(WeightSender):
                 return []
         return chunks
 
-    def joined(self, reader: str) -> None:
-        with self._lock:
-            self._ledger.joined(reader)
-
-    def applied(self, reader: str, version: int) -> None:
-        with self._lock:
-            self._ledger.applied(reader, version)
-
-    def rejected(self, reader: str, version: int) -> None:
-        with self._lock:
-            self._ledger.rejected(reader, version)
-
-    def left(self, reader: str) -> None:
-        with self._lock:
-            self._ledger.left(reader)
+    def _last_read(self) -> float:
+        return self._served_at
 
     def close(self) -> None:
         """Stop serving."""
@@ -158,44 +145,51 @@ class ZmqSender(WeightSender):
         self._thread.join(5)
 
     def _serve(self) -> None:
-        while not self._stopping:
-            if not self._socket.poll(200):
-                continue
-            frames = self._socket.recv_multipart()
-            if len(frames) != 2 or len(frames[1]) != _ASK.size:
-                self.refusals.count("request", "not a request for weights")
-                continue
-            magic, version, offset, length = _ASK.unpack(frames[1])
-            if magic not in (_MAGIC, _DIFFERENCE):
-                self.refusals.count("request", "not a request for weights")
-                continue
-            with self._lock:
-                slot, end = self._places.get(version, (0, 0))
-                compared, differences = self._differences
-            if length > _CHUNK or offset + length > end:
-                length = 0
-            chunk: memoryview | bytes = self._buffers[slot][offset : offset + length]
-            if magic == _DIFFERENCE:
-                there = version == compared and bool(differences) and offset % _CHUNK == 0
-                chunk = differences[offset // _CHUNK] if there and length else b""
-                length = length if there else 0
-            answer = _ASK.pack(magic, version, offset, length)
-            self._socket.send_multipart([frames[0], answer], zmq.SNDMORE)
-            self._socket.send(chunk, copy=False)
-        self._socket.close(0)
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        self._context.term()
+        try:
+            while not self._stopping:
+                if self._authenticator is not None:
+                    self._authenticator.check()
+                if self._socket.poll(200):
+                    self._answer(self._socket.recv_multipart())
+        except BaseException as error:  # `failure`: whoever trains must not go on without actors
+            self.failure = error
+        finally:
+            self._socket.close(0)
+            if self._authenticator is not None:
+                self._authenticator.stop()
+            self._context.destroy(linger=0)
+
+    def _answer(self, frames: list[bytes]) -> None:
+        if len(frames) != 2 or len(frames[1]) != _ASK.size:
+            self.refusals.count("request", "not a request for weights")
+            return
+        magic, version, offset, length = _ASK.unpack(frames[1])
+        if magic not in (_MAGIC, _DIFFERENCE):
+            self.refusals.count("request", "not a request for weights")
+            return
+        with self._changed:
+            slot, end = self._places.get(version, (0, 0))
+            compared, differences = self._differences
+        if length > _CHUNK or offset + length > end:
+            length = 0
+        chunk: memoryview | bytes = self._buffers[slot][offset : offset + length]
+        if magic == _DIFFERENCE:
+            there = version == compared and bool(differences) and offset % _CHUNK == 0
+            chunk = differences[offset // _CHUNK] if there and length else b""
+            length = length if there else 0
+        answer = _ASK.pack(magic, version, offset, length)
+        self._socket.send_multipart([frames[0], answer], zmq.SNDMORE)
+        self._socket.send(chunk, copy=False)
+        if length:
+            self._served_at = time.monotonic()
 
 
 class _Local:
-    """A file in memory that this process owns: locked, so that others see that it lives."""
+    """A fetched version in a file of this process (see `memory`)."""
 
     def __init__(self, size: int) -> None:
         self.nbytes = size
-        self.fd, name = tempfile.mkstemp(prefix=f"{PREFIX}.stream-", dir=memory_folder())
-        self.path = Path(name)
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
+        self.fd, self.path = locked_file("fetched")
         try:
             os.posix_fallocate(self.fd, 0, max(1, size))
         except OSError as error:
@@ -224,8 +218,11 @@ class ZmqReceiver(WeightReceiver):
         self._fetched: dict[int, _Local] = {}
         remove_leftovers()
 
-    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+    def read(
+        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
         """Fetch a version (once) and give views of the local file."""
+        progress = progress or Progress()
         if manifest.transport != "zmq":
             raise WeightsError(
                 f"weights {manifest.version} came by '{manifest.transport}', not zmq"
@@ -234,10 +231,10 @@ class ZmqReceiver(WeightReceiver):
         if local is None:
             free = os.statvfs(memory_folder())
             check_layout(manifest, free.f_bavail * free.f_frsize)
-            local = self._fetched[manifest.version] = self._fetch(manifest)
+            local = self._fetched[manifest.version] = self._fetch(manifest, progress)
         check_layout(manifest, local.nbytes)
         try:
-            tensors = slice_verified(manifest, local.view(), verify=verify)
+            tensors = slice_verified(manifest, local.view(), verify=verify, progress=progress)
         except WeightsError:
             self._fetched.pop(manifest.version).delete()
             raise
@@ -256,19 +253,21 @@ class ZmqReceiver(WeightReceiver):
         return local.path, 0
 
     def close(self) -> None:
-        """Delete the local files; what is mapped stays until it is let go."""
+        """Delete the local files; what is mapped stays until it is unmapped."""
         for local in self._fetched.values():
             local.delete()
         self._fetched = {}
 
-    def _fetch(self, manifest: WeightManifest) -> _Local:
+    def _fetch(self, manifest: WeightManifest, progress: Progress) -> _Local:
         base = self._fetched.get(manifest.base)
         if base is not None and base.nbytes == manifest.nbytes:
             with contextlib.suppress(WeightsError):  # whole, then
-                return self._fetch_by(manifest, base)
-        return self._fetch_by(manifest, None)
+                return self._fetch_by(manifest, base, progress)
+        return self._fetch_by(manifest, None, progress)
 
-    def _fetch_by(self, manifest: WeightManifest, base: _Local | None) -> _Local:
+    def _fetch_by(
+        self, manifest: WeightManifest, base: _Local | None, progress: Progress
+    ) -> _Local:
         if not 0 < manifest.port < 65536:
             raise WeightsError(f"weights {manifest.version}: port {manifest.port}")
         context: zmq.Context[Any] = zmq.Context()
@@ -282,7 +281,8 @@ class ZmqReceiver(WeightReceiver):
                 secure_client(socket, self._config.keys)
             host = self._config.endpoint.rpartition(":")[0]
             socket.connect(f"{host}:{manifest.port}")
-            self._pull(socket, manifest, local.fd, None if base is None else base.view())
+            view = None if base is None else base.view()
+            self._pull(socket, manifest, local.fd, view, progress)
         except BaseException:
             local.delete()
             raise
@@ -292,7 +292,12 @@ class ZmqReceiver(WeightReceiver):
         return local
 
     def _pull(
-        self, socket: zmq.Socket[Any], manifest: WeightManifest, fd: int, base: memoryview | None
+        self,
+        socket: zmq.Socket[Any],
+        manifest: WeightManifest,
+        fd: int,
+        base: memoryview | None,
+        progress: Progress,
     ) -> None:
         magic = _MAGIC if base is None else _DIFFERENCE
         end = manifest.nbytes
@@ -304,6 +309,7 @@ class ZmqReceiver(WeightReceiver):
                 socket.send(_ASK.pack(magic, manifest.version, asked, length))
                 asked += length
             if not socket.poll(200):
+                progress.add(0)
                 if time.monotonic() - heard > self._deadline:
                     raise WeightsError(
                         f"weights {manifest.version}: nothing came for {self._deadline:.0f} s, "
@@ -324,6 +330,7 @@ class ZmqReceiver(WeightReceiver):
                 chunk = restore(frames[1].bytes, base[got : got + length])
             if chunk.nbytes != length:
                 raise WeightsError(f"weights {manifest.version}: a chunk of the wrong length")
+            progress.add(length)
             while chunk.nbytes:
                 written = os.pwrite(fd, chunk, got)
                 chunk, got = chunk[written:], got + written

@@ -82,9 +82,15 @@ class Authenticator:
         self._thread.start()
         self._thread.configure_curve_callback("*", _Known({public}, refusals))
 
+    def check(self) -> None:
+        """Raise RuntimeError where its thread has died: no peer could connect any more."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that checks CURVE keys has died")
+
     def stop(self) -> None:
-        """Before the context ends."""
-        self._thread.stop()
+        """Before the context ends, which must be by `destroy` where its thread has died."""
+        if self._thread.is_alive():
+            self._thread.stop()
 
 
 def secure_server(socket: zmq.Socket[Any], folder: str | Path) -> None:

@@ -52,6 +52,47 @@ def write(tmp_path, text):
     return path
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "actors: 2\nprotocol: {credits: 60}\nlearner: {trajectories_per_step: 121}\n",
+            "2 actors have only 120 trajectories that are not trained on; write protocol.credits "
+            "61 or more",
+        ),
+        (
+            "protocol: {max_message_bytes: 10000000}\nactor: {journal_bytes: 15000000}\n",
+            "actor.journal_bytes is 15000000, less than two trajectories",
+        ),
+        (
+            "protocol: {max_message_bytes: 10000000}\nlearner: {journal_bytes: 15000000}\n",
+            "learner.journal_bytes is 15000000, less than two trajectories",
+        ),
+    ],
+)
+def test_what_the_sections_allow_together_is_checked_at_the_start(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        load_run(write(tmp_path, text))
+
+
+def test_enough_credits_for_a_step_are_enough(tmp_path):
+    text = "actors: 2\nprotocol: {credits: 60}\nlearner: {trajectories_per_step: 120}\n"
+    assert load_run(write(tmp_path, text)).actors == 2
+
+
+def test_a_renamed_run_folder_keeps_the_name_its_journals_are_of(tmp_path):
+    folder = tmp_path / "began"
+    folder.mkdir()
+    config = RunConfig()
+    actor, learner = resolve(config, folder)
+    assert learner.run_id == actor.run_id == "began"
+    write_configs(folder, config, [actor], learner)
+    renamed = folder.rename(tmp_path / "renamed")
+    actor, learner = resolve(config, renamed)
+    assert learner.run_id == actor.run_id == "began"
+    assert learner.run_dir == str(renamed)
+
+
 def test_flags_go_over_the_file_and_keep_the_rest_of_it(tmp_path):
     path = write(tmp_path, "seed: 1\nlearner: {training: {max_steps: 5, learning_rate: 1e-3}}\n")
     config = load_run(path, ["--seed", "7", "--learner.training.learning-rate", "1e-4"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from actor.online.weight_updater import Fenced, WeightUpdater
 from actor.sessions.serving import Serving
-from protocol.weights.base import Tensor, WeightReceiver, WeightsError
+from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightsError
 from protocol.wire.messages import (
     Canary,
     TensorSpec,
@@ -27,8 +30,18 @@ class FakeTransport(WeightReceiver):
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.slow: Callable[[Progress], None] = lambda progress: None
+        self.reading = 0
 
-    def read(self, manifest: WeightManifest, *, verify: bool = True) -> dict[str, Tensor]:
+    def read(
+        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
+        assert progress is not None
+        self.reading += 1
+        try:
+            self.slow(progress)
+        finally:
+            self.reading -= 1
         if self.error is not None:
             raise self.error
         return {}
@@ -48,11 +61,11 @@ def manifest(version: int, *, wrong: float = 0.0, shape: int = 4) -> WeightManif
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, timeout: float = 1) -> None:
         self.engine = FakeEngine()
         self.serving = Serving(self.engine, "run")
         self.transport = FakeTransport()
-        self.receiver = WeightUpdater(self.engine, self.serving, self.transport, timeout=1)
+        self.receiver = WeightUpdater(self.engine, self.serving, self.transport, timeout=timeout)
 
 
 def test_first_weights_open_the_gate() -> None:
@@ -181,6 +194,69 @@ def test_first_weights_that_fail_keep_the_gate_closed() -> None:
         assert isinstance(answer, WeightsRejected)
         assert answer.serving == -1
         assert not world.serving.is_open
+
+    asyncio.run(scenario())
+
+
+def test_a_fetch_may_take_as_long_as_something_comes() -> None:
+    async def scenario() -> None:
+        world = World(timeout=0.2)
+
+        def slow(progress: Progress) -> None:
+            for _ in range(10):
+                time.sleep(0.05)
+                progress.add(1)
+
+        world.transport.slow = slow
+        answer = await world.receiver.update(manifest(0))
+        assert isinstance(answer, WeightsApplied), answer
+        assert answer.fetch_seconds >= 0.5
+
+    asyncio.run(scenario())
+
+
+def test_a_fetch_that_stands_still_is_given_up_and_ends() -> None:
+    async def scenario() -> None:
+        world = World(timeout=0.1)
+        await world.receiver.update(manifest(1))
+
+        def still(progress: Progress) -> None:
+            progress.add(3 * 2**20)
+            while True:
+                time.sleep(0.01)
+                progress.add(0)
+
+        world.transport.slow = still
+        answer = await world.receiver.update(manifest(2))
+        assert isinstance(answer, WeightsRejected)
+        assert "nothing came for 0.1 s, after 3 MiB" in answer.reason
+        assert answer.serving == 1
+        world.transport.slow = lambda progress: None
+        assert isinstance(await world.receiver.update(manifest(3)), WeightsApplied)
+        assert world.transport.reading == 0, "the thread of version 2 has ended"
+
+    asyncio.run(scenario())
+
+
+def test_one_thread_fetches_at_a_time() -> None:
+    """One that cannot be stopped, on a file system that hangs, blocks the next and not for ever."""
+
+    async def scenario() -> None:
+        world = World(timeout=0.1)
+        hangs = threading.Event()
+
+        def stuck(progress: Progress) -> None:
+            hangs.wait(30)
+
+        world.transport.slow = stuck
+        for says in ("nothing came", "hangs and cannot be stopped"):
+            answer = await world.receiver.update(manifest(0))
+            assert isinstance(answer, WeightsRejected)
+            assert says in answer.reason
+            assert world.transport.reading == 1
+        hangs.set()
+        world.transport.slow = lambda progress: None
+        assert isinstance(await world.receiver.update(manifest(1)), WeightsApplied)
 
     asyncio.run(scenario())
 

@@ -126,10 +126,3 @@ def test_losses_after_a_kill_are_those_of_the_undisturbed_run(
     assert models[0].keys() == models[1].keys()
     for name, value in models[0].items():
         assert value.tobytes() == models[1][name].tobytes(), name
-
-
-def test_a_checkpoint_that_was_not_finished_is_none(tmp_path):
-    (tmp_path / "checkpoint-5").mkdir()
-    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
-    assert latest(tmp_path) is None
-    assert not (tmp_path / "checkpoint-5").exists()

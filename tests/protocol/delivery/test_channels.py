@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,13 @@ from protocol.delivery.delivery import Outbox
 from protocol.delivery.durable import JournaledOutbox
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.delivery.received import PeerLost, Received
+from protocol.wire.keys import make_keys
 from protocol.wire.messages import (
     Bye,
     Canary,
     Finish,
     Hello,
+    TensorSpec,
     TrajectoryMessage,
     WeightManifest,
     WeightsApplied,
@@ -134,9 +137,10 @@ def test_announcements_reach_those_who_are_there_and_those_who_join_later(
         early = actor_of(learner, "early")
         await early.start()
         learner.announce(ready(0))
-        learner.announce(ready(1))
         async with asyncio.timeout(3):
-            first, second = await early.receive(), await early.receive()
+            first = await early.receive()
+            learner.announce(ready(1))
+            second = await early.receive()
         assert isinstance(first, WeightsReady)
         assert first.manifest.version == 0
         assert isinstance(second, WeightsReady)
@@ -154,7 +158,7 @@ def test_announcements_reach_those_who_are_there_and_those_who_join_later(
             assert isinstance(await early.receive(), Finish)
             assert isinstance(await late.receive(), Finish)
         await asyncio.sleep(0.3)
-        assert late._messages.empty(), "each announcement comes once"
+        assert not late._messages, "each announcement comes once"
         late.send(Bye("done"))
         await late.close()
         await early.close()
@@ -162,6 +166,95 @@ def test_announcements_reach_those_who_are_there_and_those_who_join_later(
     asyncio.run(run())
     assert next_of(learner, WeightsApplied).actor == "late"
     assert next_of(learner, Bye).actor == "late"
+
+
+def test_weights_that_are_no_longer_the_newest_are_left_out(learner: LearnerChannel) -> None:
+    async def run() -> None:
+        actor = actor_of(learner)
+        await actor.start()
+        for version in range(3):
+            learner.announce(ready(version))
+        learner.announce(Finish(2))
+        await until(lambda: any(isinstance(one, Finish) for one in actor._messages))
+        first, second = await actor.receive(), await actor.receive()
+        assert isinstance(first, WeightsReady)
+        assert first.manifest.version == 2
+        assert isinstance(second, Finish)
+        assert not actor._messages
+        await actor.close()
+
+    asyncio.run(run())
+
+
+def test_an_announcement_that_nobody_could_read_is_an_error() -> None:
+    learner = LearnerChannel(ProtocolConfig(max_message_bytes=2000), "run")
+    spec = TensorSpec("w" * 100, "F32", (1,), 0, 4, 0)
+    manifest = WeightManifest(0, "shm", 0, 4, (spec,) * 20, Canary((), (), 0.1))
+    with pytest.raises(ValueError, match=r"takes \d+ bytes, more than protocol.max_message_bytes"):
+        learner.announce(WeightsReady(manifest))
+
+
+def test_an_actor_that_is_refused_ends_and_its_next_process_is_welcome(
+    learner: LearnerChannel,
+) -> None:
+    async def run() -> None:
+        actor = actor_of(learner)
+        await actor.start()
+        learner.refuse("actor-0", "it takes no weights")
+        with pytest.raises(Disconnected, match="refused actor 'actor-0': it takes no weights"):
+            await actor.receive()
+        await actor.close()
+        again = actor_of(learner)
+        await again.start()
+        assert [peer.actor for peer in learner.peers()] == ["actor-0"]
+        await again.close()
+
+    asyncio.run(run())
+    lost = next_of(learner, PeerLost)
+    assert "it takes no weights" in lost.message.reason  # type: ignore[union-attr]
+
+
+def test_a_trajectory_that_waits_for_the_disk_is_stored_when_there_is_room(
+    learner: LearnerChannel,
+) -> None:
+    class Full(Outbox):
+        full = True
+
+        def put(self, epoch: int, sequence: int, frame: bytes) -> None:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            super().put(epoch, sequence, frame)
+
+    async def run() -> None:
+        outbox = Full(7)
+        actor = actor_of(learner, outbox=outbox)
+        await actor.start()
+        stored: list[str] = []
+        for name in "ab":
+            await actor.acquire()
+            actor.send(trajectory(name), partial(stored.append, name))
+        assert actor.refusals.counts["no_room"] > 0
+        assert stored == []
+        outbox.full = False
+        await until(lambda: stored == ["a", "b"])
+        assert actor.paused is None
+        assert await actor.drain(3.0) == 0
+        await actor.close()
+
+    asyncio.run(run())
+
+
+def test_a_thread_of_the_keys_that_dies_is_an_error(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    channel = LearnerChannel(
+        msgspec.structs.replace(FAST, keys=str(tmp_path), endpoint="tcp://127.0.0.1:0"), "run"
+    )
+    channel.start()
+    assert channel._authenticator is not None
+    channel._authenticator._thread.stop()
+    with pytest.raises(RuntimeError, match="thread that checks CURVE keys has died"):
+        channel.receive(3.0)
+    channel.close()
 
 
 def test_a_restarted_learner_gets_what_it_did_not_acknowledge() -> None:

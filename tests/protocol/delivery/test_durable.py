@@ -78,14 +78,98 @@ def test_a_damaged_record_is_announced_as_skipped(tmp_path: Path) -> None:
 
 def test_records_of_another_run_or_actor_are_not_ours(tmp_path: Path) -> None:
     outbox = JournaledOutbox(tmp_path, "run", "a")
+    assert outbox.problems() == []
+    put(outbox)
     outbox.journal.append(frame(1, 1, actor="b"))
     outbox.journal.append(frame(1, 2, run="other"))
     outbox.journal.append(b"what is this")
     outbox.close()
     again = JournaledOutbox(tmp_path, "run", "a")
-    assert len(again) == 0
-    assert again.unreadable == 3
+    assert len(again) == 1
+    assert again.problems() == [
+        f"journal {tmp_path}: 3 records cannot be used; the last: 12 bytes, less than a header of "
+        "48"
+    ]
     again.close()
+
+
+def test_a_journal_of_which_nothing_can_be_used_is_refused(tmp_path: Path) -> None:
+    """A run folder that was renamed: the run id is its name."""
+    outbox = JournaledOutbox(tmp_path / "outbox", "old-name", "a")
+    number = outbox.number()
+    outbox.put(outbox.epoch, number, frame(outbox.epoch, number, run="old-name"))
+    outbox.close()
+    store = JournaledStore(tmp_path / "store", "old-name")
+    store.receipts.hello("a", 1, ())
+    store.append(frame(1, 1, run="old-name"))
+    store.close()
+    for open_it in (
+        lambda: JournaledOutbox(tmp_path / "outbox", "new-name", "a"),
+        lambda: JournaledStore(tmp_path / "store", "new-name"),
+    ):
+        for _ in range(2):  # it is closed again: the second try says the same
+            with pytest.raises(ValueError, match=r"belongs to run 'old-name'.*Give it its old"):
+                open_it()
+    JournaledOutbox(tmp_path / "outbox", "old-name", "a").close()
+    JournaledStore(tmp_path / "store", "old-name").close()
+
+
+def test_what_the_learner_could_not_read_is_announced_as_skipped(tmp_path: Path) -> None:
+    """It would refuse the actor at every try, and all behind it would wait for ever."""
+    outbox = JournaledOutbox(tmp_path, "run", "a")
+    sealer = Sealer("run", "a")
+    for content in (b"\x81\xa4type\xa6future", encode(Skipped("x" * 500)), encode(Skipped("ok"))):
+        number = outbox.number()
+        outbox.put(outbox.epoch, number, sealer.seal(content, outbox.epoch, number))
+    outbox.close()
+    again = JournaledOutbox(tmp_path, "run", "a", max_message_bytes=300)
+    reasons = []
+    for _, _, kept in again.frames(outbox.epoch):
+        message = decode_actor(unseal(kept, "run", 300).payload)
+        assert isinstance(message, Skipped)
+        reasons.append(message.reason)
+    assert len(reasons) == 3
+    assert "more than the limit of 300" in reasons[1]
+    assert reasons[2] == "ok"
+    assert "2 records cannot be used" in again.problems()[0]
+    again.close()
+
+
+def test_the_limit_of_a_record_follows_the_longest_message(tmp_path: Path) -> None:
+    long = encode(Skipped("x" * 2**20))
+    outbox = JournaledOutbox(tmp_path / "a", "run", "a", max_message_bytes=2 * 2**20)
+    outbox.put(1, 1, Sealer("run", "a").seal(long, 1, 1))
+    outbox.close()
+    small = JournaledOutbox(tmp_path / "b", "run", "a", max_message_bytes=1000)
+    with pytest.raises(ValueError, match="longer than the journal's limit of 5096"):
+        small.put(1, 1, bytes(5097))
+    small.close()
+    store = JournaledStore(tmp_path / "c", "run", max_message_bytes=2 * 2**20)
+    store.receipts.hello("a", 1, ())
+    store.append(Sealer("run", "a").seal(long, 1, 1))
+    store.close()
+    # A limit that was lowered since does not hide what was stored before.
+    again = JournaledStore(tmp_path / "c", "run", max_message_bytes=1000)
+    assert again.receipts.last("a", 1) == 1
+    assert again.problems() == []
+    again.close()
+
+
+def test_a_checkpoint_is_wanted_when_it_makes_room(tmp_path: Path) -> None:
+    store = JournaledStore(tmp_path, "run", max_bytes=20_000)
+    store.receipts.hello("a", 1, ())
+    consumed = Consumed()
+    wanted = []
+    for sequence in range(1, 200):
+        consumed.add(receive(store, 1, sequence))
+        wanted.append(store.wants_release(consumed.state()))
+        assert not store.wants_release(Offsets()), "nothing was trained on: it would not help"
+        if wanted[-1]:
+            assert store.journal.nbytes > 10_000
+            assert store.checkpointed(consumed.state()) >= 2_500
+            assert not store.wants_release(consumed.state())
+    assert 2 < sum(wanted) < 20, "it is never full, and not saved for each record"
+    store.close()
 
 
 def test_a_full_outbox_keeps_nothing_half(tmp_path: Path) -> None:
@@ -99,7 +183,7 @@ def test_a_full_outbox_keeps_nothing_half(tmp_path: Path) -> None:
     outbox.close()
 
 
-def hold(store: JournaledStore, epoch: int, sequence: int, actor: str = "a") -> int:
+def receive(store: JournaledStore, epoch: int, sequence: int, actor: str = "a") -> int:
     assert store.receipts.offer(actor, epoch, sequence) is Arrival.NEW
     index = store.append(frame(epoch, sequence, actor))
     store.receipts.add(actor, epoch, sequence)
@@ -109,7 +193,7 @@ def hold(store: JournaledStore, epoch: int, sequence: int, actor: str = "a") -> 
 def test_an_inbox_gives_out_again_what_no_checkpoint_consumed(tmp_path: Path) -> None:
     first = JournaledStore(tmp_path, "run")
     first.receipts.hello("a", 1, ())
-    indices = [hold(first, 1, s) for s in range(1, 6)]
+    indices = [receive(first, 1, s) for s in range(1, 6)]
     first.commit()
     first.close()
     second = JournaledStore(tmp_path, "run")
@@ -133,9 +217,9 @@ def test_deleted_records_are_still_known(tmp_path: Path) -> None:
     first.receipts.hello("a", 1, ())
     first.receipts.hello("b", 1, ())
     consumed = Consumed()
-    consumed.add(hold(first, 1, 1, actor="b"))
+    consumed.add(receive(first, 1, 1, actor="b"))
     for sequence in range(1, 31):
-        consumed.add(hold(first, 1, sequence))
+        consumed.add(receive(first, 1, sequence))
     assert first.checkpointed(consumed.state()) > 0
     first.close()
     second = JournaledStore(tmp_path, "run")
@@ -151,7 +235,7 @@ def test_a_checkpoint_older_than_the_journal_is_noticed(tmp_path: Path) -> None:
     store.receipts.hello("a", 1, ())
     consumed = Consumed()
     for sequence in range(1, 31):
-        consumed.add(hold(store, 1, sequence))
+        consumed.add(receive(store, 1, sequence))
     store.checkpointed(consumed.state())
     left = len(list(store.replay(Consumed())))
     assert store.missing == 30 - left > 0

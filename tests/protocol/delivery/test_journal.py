@@ -122,6 +122,37 @@ def test_a_record_that_is_too_long_is_refused(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_disk_that_cannot_be_read_is_an_error_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    payloads = fill(journal, 3)
+    journal.close()
+
+    def broken(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            Journal(tmp_path)
+    again = Journal(tmp_path)
+    assert [payload for _, payload in again.records()] == payloads
+    again.close()
+
+
+def test_a_small_journal_is_released_in_small_parts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, max_bytes=8000)
+    for _ in range(70):
+        journal.append(b"x" * 50)
+    assert journal.releasable(0) == 0
+    half = journal.releasable(35)
+    assert 1500 < half < journal.nbytes
+    assert journal.release(35) == half
+    assert journal.releasable(35) == 0
+    journal.close()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with pytest.raises(ValueError, match="in use by another process"):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from protocol.weights.base import NoFreeSlot, Tensor, WeightsError, as_tensor, payload_bytes
 from protocol.weights.memory import remove_leftovers
 from protocol.weights.shm import ShmReceiver, ShmSender, segment_path
-from protocol.wire.messages import Canary
+from protocol.wire.messages import Canary, WeightsComing
 
 CANARY = Canary((), (), 0.0)
 SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -167,6 +168,46 @@ def test_a_reader_follows_a_restarted_writer(run_id: str) -> None:
     assert bytes(got["norm"].data) == b"\2" * 6
     assert bytes(kept["norm"].data) == b"\1" * 6, "views of the old ring stay valid"
     second.close()
+
+
+def test_the_hashing_of_a_dead_writers_weights_is_not_waited_for(run_id: str) -> None:
+    """It dies in the middle of a version, and writes that version again when it is back."""
+    receiver = ShmReceiver(run_id)
+    first = ShmSender(run_id, payload_bytes(SHAPES))
+    receiver.read(first.publish(0, tensors(1).items(), CANARY))
+
+    def dies() -> Iterator[tuple[str, Tensor]]:
+        yield "embed", tensors(2)["embed"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.publish(1, dies(), CANARY, coming=receiver.expect)
+    ahead = receiver._ahead
+    assert ahead is not None
+    assert ahead._thread.is_alive()
+    first.close()
+    second = ShmSender(run_id, payload_bytes(SHAPES))
+    began = time.monotonic()
+    got = receiver.read(second.publish(1, tensors(3).items(), CANARY))
+    assert time.monotonic() - began < 5
+    assert bytes(got["norm"].data) == b"\3" * 6
+    ahead._thread.join(5)
+    assert not ahead._thread.is_alive(), "it ends although nothing was written"
+    receiver.close()
+    second.close()
+
+
+def test_a_version_that_never_came_makes_room_for_the_next(run_id: str, sender: ShmSender) -> None:
+    receiver = ShmReceiver(run_id)
+    receiver.read(sender.publish(0, tensors(1).items(), CANARY))
+    receiver.expect(WeightsComing(1, "shm", 1))
+    first = receiver._ahead
+    assert first is not None
+    manifest = sender.publish(2, tensors(2).items(), CANARY, coming=receiver.expect)
+    assert receiver._ahead is not first
+    assert bytes(receiver.read(manifest)["norm"].data) == b"\2" * 6
+    first._thread.join(5)
+    assert not first._thread.is_alive()
 
 
 WRITER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from protocol.config import ProtocolConfig
 from protocol.weights.base import (
     NoFreeSlot,
+    Progress,
     Tensor,
     WeightReceiver,
     WeightSender,
@@ -24,7 +26,7 @@ from protocol.weights.base import (
     as_tensor,
     payload_bytes,
 )
-from protocol.weights.folder import FolderReceiver, FolderSender, weights_path
+from protocol.weights.folder import FolderReceiver, FolderSender, versions_in, weights_path
 from protocol.weights.shm import ShmReceiver, ShmSender
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import Canary
@@ -60,7 +62,9 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     size = payload_bytes(EXPECTED)
     both: dict[str, Callable[[], Pair]] = {
         "shm": lambda: _shm(size),
-        "folder": lambda: Pair(FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path)),
+        "folder": lambda: Pair(
+            FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path, appear_seconds=0.2)
+        ),
         "zmq": lambda: Pair(ZmqSender(CONFIG, size), ZmqReceiver(CONFIG, 2.0)),
     }
     one = both[request.param]()
@@ -123,7 +127,7 @@ def test_what_the_manifest_cannot_mean_is_refused(pair: Pair) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> tuple[FolderSender, FolderReceiver, Path]:
-    return FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path), tmp_path
+    return FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path, 0.2), tmp_path
 
 
 def test_any_tool_reads_the_folder(tmp_path: Path) -> None:
@@ -177,8 +181,67 @@ def test_a_folder_holds_what_is_needed_and_no_more(
     assert there == [weights_path(path, v).name for v in (1, 2, 3, 4)], "b serves version 1"
     sender.left("b")
     assert len(list(path.glob("*.safetensors"))) == 2
-    FolderSender(path, EXPECTED)
-    assert not list(path.iterdir()), "a new run starts again"
+
+
+def test_a_learner_that_is_back_keeps_what_actors_may_go_back_to(tmp_path: Path) -> None:
+    first = FolderSender(tmp_path, EXPECTED)
+    receiver = FolderReceiver(tmp_path, 0.2)
+    served = first.publish(4, tensors(4), CANARY, ["a", "b"])
+    (tmp_path / "weights-0000000005.writing").write_bytes(b"half")
+    second = FolderSender(tmp_path, EXPECTED)
+    assert [one.name for one in tmp_path.iterdir()] == [weights_path(tmp_path, 4).name]
+    for version in (5, 6, 7):  # nobody is back yet
+        second.publish(version, tensors(version), CANARY)
+    assert receiver.read(served)["norm"].data[0] == 4
+    for actor in "ab":
+        second.joined(actor)
+        second.applied(actor, 4)
+    second.rejected("a", 7)
+    second.applied("b", 7)
+    assert receiver.read(served)["norm"].data[0] == 4, "a still serves it"
+    second.applied("a", 7)
+    assert versions_in(tmp_path) == [6, 7]
+
+
+def test_a_version_that_was_never_announced_is_written_again(tmp_path: Path) -> None:
+    """The learner was killed between writing the file and saying so."""
+    FolderSender(tmp_path, EXPECTED).publish(3, tensors(1), CANARY)
+    again = FolderSender(tmp_path, EXPECTED).publish(3, tensors(2), CANARY)
+    assert FolderReceiver(tmp_path).read(again)["norm"].data[0] == 2
+
+
+def test_a_file_that_a_network_shows_late_is_waited_for(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    manifest = FolderSender(here, EXPECTED).publish(0, tensors(3), CANARY)
+    shown = threading.Timer(0.3, lambda: weights_path(here, 0).rename(weights_path(there, 0)))
+    shown.start()
+    assert FolderReceiver(there).read(manifest)["norm"].data[0] == 3
+    with pytest.raises(WeightsError, match="No such file"):
+        FolderReceiver(there, 0.2).read(msgspec.structs.replace(manifest, version=1))
+
+
+def test_a_file_that_cannot_come_any_more_is_not_waited_for(tmp_path: Path) -> None:
+    sender = FolderSender(tmp_path, EXPECTED)
+    old = sender.publish(0, tensors(0), CANARY)
+    for version in (1, 2):
+        sender.publish(version, tensors(version), CANARY)
+    began = time.monotonic()
+    with pytest.raises(WeightsError, match="No such file"):
+        FolderReceiver(tmp_path).read(old)
+    assert time.monotonic() - began < 5
+
+
+def test_a_fetch_says_how_far_it_is_and_ends_when_it_is_cancelled(pair: Pair) -> None:
+    manifest = pair.sender.publish(0, tensors(1), CANARY, ["a"])
+    progress = Progress()
+    pair.receiver.read(manifest, progress=progress)
+    assert progress.nbytes >= sum(spec.nbytes for spec in manifest.tensors)
+    later = pair.sender.publish(1, tensors(2), CANARY, ["a"])
+    progress.cancel("given up")
+    with pytest.raises(WeightsError, match="given up"):
+        pair.receiver.read(later, progress=progress)
+    assert pair.receiver.read(later)["norm"].data[0] == 2
 
 
 def test_a_set_that_is_not_the_model_is_not_written(
@@ -214,6 +277,40 @@ def test_what_is_being_overwritten_is_not_served() -> None:
     sender.publish(2, tensors(2), CANARY, ["a"])
     with pytest.raises(WeightsError, match="does not have them any more"):
         receiver.read(manifests[0])
+    receiver.close()
+    sender.close()
+
+
+def test_a_full_sender_waits_for_readers_that_read() -> None:
+    sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
+    receiver = ZmqReceiver(CONFIG, deadline_seconds=2.0)
+    manifests = [sender.publish(v, tensors(v), CANARY, ["a"]) for v in (0, 1)]
+    with pytest.raises(NoFreeSlot, match="version 0 by a, version 1 by a"):
+        sender.wait_free(0.05)
+    before = sender._last_read()
+    receiver.read(manifests[1])
+    assert sender._last_read() > before
+    threading.Timer(0.1, lambda: sender.applied("a", 1)).start()
+    sender.wait_free(5.0)
+    receiver.close()
+    sender.close()
+
+
+def test_a_sending_thread_that_dies_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
+    receiver = ZmqReceiver(CONFIG, deadline_seconds=0.5)
+    manifest = sender.publish(0, tensors(1), CANARY)
+
+    def broken(frames: list[bytes]) -> None:
+        raise MemoryError("no room for an answer")
+
+    monkeypatch.setattr(sender, "_answer", broken)
+    with pytest.raises(WeightsError, match="nothing came"):
+        receiver.read(manifest)
+    sender._thread.join(5)
+    assert isinstance(sender.failure, MemoryError)
+    with pytest.raises(RuntimeError, match="thread that sends weights has died"):
+        sender.publish(1, tensors(2), CANARY)
     receiver.close()
     sender.close()
 
