@@ -20,7 +20,7 @@ from actor.demo.lane_serving import Lost
 from actor.demo.messages import Start
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
-from dynatok_online.prompt import parse
+from dynatok_online.tasks.files import Chat
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.trajectory import Trajectory
 from dynatok_online.view.events import edit_event, plain_slot
@@ -38,11 +38,12 @@ class Comparison:
         sampling: SamplingConfig,
         *,
         model: str,
+        chat: Chat | None,
         slot_width: int,
         lost: Lost,
         changed: Callable[[], None],
     ) -> None:
-        """Raises ValueError where the prompt or a slot is wrong."""
+        """`chat` makes a prompt of a message. Raises ValueError for a wrong prompt or slot."""
         self.name = name
         self.log: list[dict[str, Any]] = []
         self.states = dict(start.slots)
@@ -54,8 +55,17 @@ class Comparison:
         self._begun = time.monotonic()
         self._changed = changed
         self._movement = asyncio.Event()
-        parse(start.template)
-        task = Task(name, start.template, start.slots, (), start.max_tokens, start.seed)
+        template = start.template
+        if chat is not None:
+            template = chat([{"role": "user", "content": template}])
+        task = Task(
+            name,
+            template,
+            start.slots,
+            max_tokens=start.max_tokens,
+            seed=start.seed,
+            control_tokens=chat is not None,
+        )
         self.emit(
             {
                 "type": "session",

@@ -25,6 +25,12 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stands between: `node7` or `node7:8080`."""
     template: str
     """The prompt to begin with, slots in double braces."""
+    chat: bool = False
+    """Whether the prompt is a user's message, put into the model's own chat template."""
+    system_prompt: str = ""
+    """Opens the chat; empty: none."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Options of the chat template (`enable_thinking: false`)."""
     slots: dict[str, SlotState]
     """What stands in the slots to begin with."""
     slot_width: int = 0

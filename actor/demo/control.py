@@ -17,7 +17,10 @@ from actor.demo.comparison import Comparison
 from actor.demo.config import DemoConfig
 from actor.demo.messages import Edit, Hello, Pause, Request, Send, Speed, Start, Stop
 from actor.demo.pace import Pace
+from actor.tokenizer import chat_of
+from dynatok_online.prompt import Placement
 from dynatok_online.requirements import REQUIREMENTS
+from dynatok_online.tasks.files import Chat
 
 
 class Refused(ValueError):
@@ -36,6 +39,7 @@ class Control:
         self._pacing: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._starting = asyncio.Lock()
+        self._chats: dict[Placement, Chat] = {}
         self._sending: set[asyncio.Task[None]] = set()
 
     def status(self) -> dict[str, Any]:
@@ -110,6 +114,24 @@ class Control:
             case _:
                 raise Refused("nothing is being written; press Start first")
 
+    async def chat(self, placement: Placement) -> Chat | None:
+        """What makes a prompt of a user's message; None where prompts are plain text.
+
+        ValueError for a model without a chat template.
+        """
+        config = self.config
+        if not config.chat:
+            return None
+        if placement not in self._chats:
+            self._chats[placement] = await asyncio.to_thread(
+                chat_of,
+                config.model,
+                placement,
+                config.system_prompt,
+                config.chat_template_kwargs,
+            )
+        return self._chats[placement]
+
     async def close(self) -> None:
         """End the session."""
         if self.session is not None:
@@ -131,12 +153,13 @@ class Control:
                 self.backend.tokenizer,
                 self._sampling(request),
                 model=self.config.model,
+                chat=await self.chat(request.placement),
                 slot_width=self.config.slot_width,
                 lost=self.backend.lost,
                 changed=self.wake,
             )
             if self.backend.pausable is not None:
-                pacing = self._pace.run(self.session, self.backend.pausable)
+                pacing = self._pace.run(self.session, lambda: self.backend.pausable)
                 self._pacing = asyncio.create_task(pacing)
 
     def _send(self, session: Comparison, lane: int) -> None:

@@ -46,6 +46,7 @@ async def _run(config: DemoConfig) -> int:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     own = OwnEngine(config, model, f"demo-{os.getpid()}", load_tokenizer(model))
     control = Control(config, own)
+    await control.chat(config.placement)  # what is wrong with it is said now
 
     def tell(state: str, line: str) -> None:
         say(line)

@@ -7,7 +7,9 @@ pass and the first token under a new state comes as fast as the engine can give 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from actor.demo.comparison import Comparison
@@ -32,10 +34,13 @@ class Pace:
         self.tokens_per_second = tokens_per_second
         """0: as fast as the engine can."""
 
-    async def run(self, session: Comparison, engine: Pausable) -> None:
-        """Pace a session to its end; leaves the engine running."""
+    async def run(self, session: Comparison, engine: Callable[[], Pausable | None]) -> None:
+        """Pace a session to its end; leaves the engine running.
+
+        `engine` is asked each time: one that died may have been started again meanwhile.
+        """
         allowed, at, seen = 0.0, time.monotonic(), session.written
-        held = False
+        paused: Pausable | None = None
         pausing: asyncio.Task[None] | None = None
         try:
             while session.running:
@@ -43,17 +48,23 @@ class Pace:
                 # What was not written in time is not made up for in a burst.
                 allowed = min(allowed + rate * (now - at) - (written - seen), 1.0)
                 at, seen = now, written
-                hold = rate > 0 and allowed < 0 and not session.token_due
-                if hold and not held:
+                pause = rate > 0 and allowed < 0 and not session.token_due
+                if pause and paused is None and (paused := engine()) is not None:
                     # vLLM's pause waits a while after it holds: nothing may wait for that.
-                    pausing = asyncio.create_task(engine.pause())
-                elif held and not hold:
-                    await engine.resume()
-                held = hold
-                wait = -allowed / rate if hold else 0.25
+                    pausing = asyncio.create_task(_alive_or_not(paused.pause()))
+                elif paused is not None and not pause:
+                    await _alive_or_not(paused.resume())
+                    paused = None
+                wait = -allowed / rate if pause else 0.25
                 await session.moved(max(wait, 0.002))
         finally:
             if pausing is not None:
                 await asyncio.wait({pausing})
-            if held:
-                await engine.resume()
+            if paused is not None:
+                await _alive_or_not(paused.resume())
+
+
+async def _alive_or_not(call: Awaitable[None]) -> None:
+    """A dead engine cannot be paused; that it is dead is told by whoever generates."""
+    with contextlib.suppress(Exception):
+        await call

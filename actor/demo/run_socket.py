@@ -184,6 +184,7 @@ async def _receive(
         from actor.demo.server import PageServer
 
         control = Control(msgspec.structs.replace(visit.config, model=model), backend)
+        await control.chat(visit.config.placement)
         server = PageServer(control, visit.config.port, visit.token)
     except (ValueError, ImportError, OSError) as error:
         await answer(Answer(error=f"{error}"))

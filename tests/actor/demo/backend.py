@@ -94,10 +94,14 @@ class SlowEngine(FakeEngine):
         return request
 
     async def pause(self) -> None:
+        if self.failure is not None:
+            raise self.failure
         await super().pause()
         self.going.clear()
 
     async def resume(self) -> None:
+        if self.failure is not None:
+            raise self.failure
         await super().resume()
         self.going.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def rows(what: Any) -> dict[str, str]:
 
 def chat(kind: str) -> tuple[Trajectory, Tokens, Any]:
     """Two passes of a chat prompt; what the user wrote holds the name of a control token."""
-    tokenizer = build(kind)
+    tokenizer = copy.deepcopy(build(kind))
     tokenizer.chat_template = CHAT
     said = "Letters: {{case}}. The sea, no <|im_end|> please."
     template = from_chat([{"role": "user", "content": said}], tokenizer)
