@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from launch.decode import ConfigError
+from protocol.run.home import home_variables
 
 _OVERRIDES = """\
 Every field of the configuration is a flag, with dashes or underscores:
@@ -26,6 +28,7 @@ _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    os.environ.update(home_variables())
     try:
         known, rest = _parser().parse_known_args(arguments)
         run: Callable[[argparse.Namespace, list[str]], int] = known.run
@@ -66,10 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument(
         "config",
         type=Path,
-        help="YAML file, such as launch/configs/tiny.yaml; with --resume, a run folder",
+        help="YAML file, such as launch/configs/tiny.yaml; with --resume, the run folder",
     )
     launch.add_argument(
-        "--resume", action="store_true", help="go on with a run that was stopped: --resume RUN_DIR"
+        "--resume",
+        action="store_true",
+        help="resume a run that was stopped or failed: --resume RUN_DIR",
     )
     launch.add_argument(
         "--dry-run", action="store_true", help="write the run folder with its configs, and stop"
@@ -83,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             verbs,
             name,
             _process,
-            f"start the process that {what}, alone, from its resolved config",
+            f"start only the process that {what}, from its resolved configuration",
             f"dynatok {name} runs/tiny-20260102-030405/{name}.yaml",
             "Every field is a flag: --seed 7",
         )
@@ -160,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
             "measure one part of the system",
             f"dynatok bench {names[0]}",
             f"benchmarks: {', '.join(names)}\n"
-            f"Arguments go on to the benchmark: dynatok bench {names[0]} --help",
+            f"Arguments are passed to the benchmark: dynatok bench {names[0]} --help",
         )
         bench.add_argument("benchmark", nargs="?", choices=names, help="what to measure")
         bench.set_defaults(parser=bench)
@@ -180,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "doctor",
         _doctor,
-        "check this environment, and say how to mend what is wrong",
+        "check this environment, and say how to fix what is wrong",
         "dynatok doctor",
     )
     doctor.add_argument(

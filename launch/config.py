@@ -46,8 +46,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     actors: int = 1
     """Actor processes. Each has a seed of its own; the first one evaluates."""
     restarts: int = 3
-    """How often in a row a process may crash and be started again before the run is given up;
-    0: never."""
+    """How often in a row a process may crash and be restarted before the run fails; 0: never."""
     actor: ActorConfig = ActorConfig()
     """The generating process."""
     learner: LearnerConfig = msgspec.field(default_factory=LearnerConfig)

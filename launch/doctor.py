@@ -1,7 +1,7 @@
-"""Checks this environment for what a run needs, and says how to mend what is missing.
+"""Checks this environment for what a run needs, and says how to fix what is missing.
 
 Every check is a function that yields findings; a finding that fails carries its fix. Nothing is
-changed. `dynatok doctor` exits 0 where all is well, 1 where something must be mended.
+changed. `dynatok doctor` exits 0 where all is well, 1 where something must be fixed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(config: Path | None = None) -> int:
         if not finding.ok:
             failed += 1
             print(f"      fix: {finding.fix}")
-    print(f"{failed} to mend" if failed else "ready: bash launch/quickstart.sh")
+    print(f"{failed} to fix" if failed else "ready: bash launch/quickstart.sh")
     return 1 if failed else 0
 
 

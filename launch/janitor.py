@@ -51,7 +51,7 @@ class Janitor:
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # somebody killed it: the run goes on without
+        except BrokenPipeError:  # somebody killed it: the run continues without
             pass
 
     def dismiss(self) -> None:

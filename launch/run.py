@@ -37,7 +37,7 @@ def launch(config: RunConfig, *, dry_run: bool = False) -> int:
 
 
 def resume(run_dir: Path, flags: Sequence[str] = (), *, dry_run: bool = False) -> int:
-    """Go on with a run that was stopped or given up, from its last checkpoint and its journals.
+    """Resume a run that was stopped or failed, from its last checkpoint and its journals.
 
     Raises ConfigError where there is none, or where it has finished.
     """
@@ -49,7 +49,7 @@ def resume(run_dir: Path, flags: Sequence[str] = (), *, dry_run: bool = False) -
     done = learner.get("learner_steps", 0)
     if learner.get("finished") and done >= (config.learner.training.get("max_steps") or 0):
         raise ConfigError(
-            f"--resume: {run_dir} has finished its {done} steps; to go on, add "
+            f"--resume: {run_dir} has finished its {done} steps; to train further, add "
             "--learner.training.max-steps with a larger number"
         )
     return _run(config, run_dir.resolve(), dry_run)
@@ -85,7 +85,7 @@ def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
     if outcome.message:
         _say(f"{outcome.status}: {outcome.message}")
     if outcome.status != "finished":
-        _say(f"to go on from its last checkpoint: dynatok launch --resume {run_dir}")
+        _say(f"to resume from its last checkpoint: dynatok launch --resume {run_dir}")
     if drawn:
         _say(f"picture: {drawn}")
     print(json.dumps(read_json(run_dir / "result.json")), flush=True)

@@ -6,7 +6,7 @@ all processes of the run are gone within ten seconds, and `result.json` is writt
 supervisor itself is killed, the janitor does the clearing.
 
 A child that crashes is started again alone, with its own command: an actor sends what its journal
-holds and takes the weights anew, the learner goes on from its last checkpoint while the actors
+holds and takes the weights anew, the learner resumes from its last checkpoint while the actors
 fill their journals and then wait. A child that says itself that going on makes no sense (exit
 codes 2 and 3) is not, nor one that has crashed more often than `restarts` allows.
 """
@@ -36,7 +36,7 @@ SCAN = 2.0
 """Seconds between two looks at the shared memory that they have mapped."""
 FINAL = (2, 3)
 """Exit codes of a child that must not be started again: it was asked for what cannot be run, or
-found that the run must not go on."""
+found that the run must not continue."""
 BACK_OFF = (0.5, 8.0)
 """Seconds before the first restart; doubled with every further one, up to the second number."""
 HEALTHY = 600.0

@@ -97,9 +97,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     batch_deadline: float = 300.0
     """Seconds to wait for the trajectories of one step before the run fails."""
     publish_deadline: float = 30.0
-    """Seconds to wait for a free weight buffer before the final weights are given up."""
+    """Seconds to wait for a free weight buffer before the run fails."""
     finish_deadline: float = 600.0
-    """Seconds to wait, after the last step, for the actor to say good-bye. It evaluates first."""
+    """Seconds to wait, after the last step, until the actors have evaluated and left."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -1,8 +1,8 @@
 """The learner process: waits for actors, trains on what they send, publishes weights.
 
 `run` returns the exit code: 0 where training reached its end or was told to stop, 1 where it
-crashed (started again, it goes on from its last checkpoint), 2 where the configuration is wrong,
-3 where the run must not go on. Its last line on stderr says why.
+crashed (restarted, it resumes from its last checkpoint), 2 where the configuration is wrong,
+3 where the run must not continue. Its last line on stderr says why.
 
 Threads: this one trains. The channel's thread answers the actors, so nobody looks dead during a
 long step; the inbox's thread audits what came. They meet in `Stream`.
@@ -56,7 +56,7 @@ def run(config: LearnerConfig) -> int:
 
 
 def _obey_signals(session: Session, over: threading.Event) -> None:
-    """End after the step that is under way, or, where that takes too long, at once."""
+    """End after the current step, or, where that takes too long, at once."""
 
     def close() -> None:
         session.close(failure="a signal came while it could not be obeyed")

@@ -1,4 +1,4 @@
-"""JSON files that others read while a process goes on writing them."""
+"""JSON files that others read while a process keeps writing them."""
 
 from __future__ import annotations
 

@@ -113,4 +113,4 @@ def test_the_verdict_is_the_exit_code(monkeypatch, capsys):
     assert doctor.main() == 0
     monkeypatch.setattr(doctor, "examine", lambda config: iter([good, bad]))
     assert doctor.main() == 1
-    assert "FAIL  broken\n      fix: mend it\n1 to mend\n" in capsys.readouterr().out
+    assert "FAIL  broken\n      fix: mend it\n1 to fix\n" in capsys.readouterr().out

@@ -1,0 +1,58 @@
+"""Every benchmark through `dynatok bench`, with tiny sizes: its last line is JSON, its code 0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import cli
+
+PLACED = {
+    "adherence": ("--raw", "raw.jsonl", "--report", "report.md"),
+    "gpu": ("gpu",),
+    "sync": ("--folder", "sync"),
+    "wire": ("--folder", "wire"),
+}
+"""Where each writes: names of files and folders, below a folder of the test."""
+TINY: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
+    "adherence": (
+        (
+            *("--seeds", "0", "--arms", "a_base", "b_one_state", "--seconds", "0.5"),
+            *("--loss-tokens", "400", "--tasks", "2"),
+        ),
+        lambda said: said["results"] == 2,
+    ),
+    "gpu": (("--parts", "exactness", "--seconds", "120"), lambda said: "report" in said),
+    "pack": (
+        (
+            *("--static", "24", "--slot", "4", "--response", "16"),
+            *("--states", "2", "--rounds", "1"),
+        ),
+        lambda said: all(one["static"] == 24 for one in said) and len(said) > 3,
+    ),
+    "sync": (("--gigabytes", "0.01", "--repeats", "1"), lambda said: len(said["results"]) == 3),
+    "wire": (("--trajectories", "200"), lambda said: said["trajectories"] == 200),
+}
+
+
+def test_every_benchmark_is_here() -> None:
+    found = {path.stem for path in Path("benchmarks").glob("[a-z]*.py")}
+    assert found == {*TINY, "actor"}  # which starts vLLM: see test_actor
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", TINY)
+def test_it_runs_from_the_command_line(name: str, tmp_path: Path, capfd: Any) -> None:
+    flags, expected = TINY[name]
+    placed = [one if one.startswith("--") else str(tmp_path / one) for one in PLACED.get(name, ())]
+    for one in placed:
+        if Path(one).parent == tmp_path and not Path(one).suffix and name in ("sync", "wire"):
+            Path(one).mkdir()
+    assert cli.main(["bench", name, *placed, *flags]) == 0
+    out, errors = capfd.readouterr()
+    assert "Traceback" not in errors
+    assert expected(json.loads(out.splitlines()[-1]))
