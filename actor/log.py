@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 
 def say(text: str) -> None:
     """One line."""
-    print(f"actor: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log is on a full disk
+        print(f"actor: {text}", file=sys.stderr, flush=True)

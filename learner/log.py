@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
 
 def say(text: str) -> None:
     """One line, with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log is on a full disk
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -93,7 +93,7 @@ class Report:
     def write(self, **numbers: float) -> None:
         """Write the summary, and log its numbers and these."""
         summary = self.summary()
-        write_json(self._summary, summary)
+        write_json(self._summary, summary, optional=True)
         plain = {k: v for k, v in summary.items() if isinstance(v, int | float)}
         numbers["free_credits"] = self._channel.free_credits
         self._metrics.log(None, **plain, **numbers)

@@ -8,9 +8,22 @@ from typing import Any
 
 import msgspec
 
+from protocol.run.lines import NO_ROOM
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
+
+def write_json(path: Path, value: Any, *, optional: bool = False) -> None:
+    """Write a JSON file so that a reader sees the old one or the new one, never half of it.
+
+    `optional`: where the disk is full, the old one stays. Raises OSError otherwise.
+    """
+    try:
+        _write(path, value)
+    except OSError as error:
+        if not optional or error.errno not in NO_ROOM:
+            raise
+
+
+def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

@@ -1,24 +1,35 @@
-"""A file of lines that many processes of a run append to, whole line by whole line."""
+"""A file of lines that several processes append to, through times when the disk is full.
+
+Each line is appended with a single write to a file opened with `O_APPEND`, so lines of different
+processes never mix. While there is no room, lines wait in memory: numbers and traces are for
+people, and must not end what they tell of. A line that was cut off by a full disk is written
+once more, whole; readers skip its beginning, which is no JSON.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
+import threading
+from collections import deque
 from pathlib import Path
+from typing import Final
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LineFile:
-    """Each line is one write with `O_APPEND`: lines of different processes never mix.
-
-    A full disk costs lines, never the process: they are counted in `lost`.
-    """
+    """The end that one process appends to. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
+        """Open the file, and its folder; both are made where they are missing."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._path = path
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._fd: int | None = os.open(path, flags, 0o644)
-        self._torn = False
-        self.lost = 0
-        """Lines that could not be written."""
+        self._waiting: deque[bytes] = deque()
+        self._lock = threading.Lock()
 
     @property
     def closed(self) -> bool:
@@ -26,23 +37,39 @@ class LineFile:
         return self._fd is None
 
     def append(self, line: bytes) -> None:
-        """Append `line`, which has no newline. After `close`, nothing."""
-        if self._fd is None:
-            return
-        data = (b"\n" if self._torn else b"") + line + b"\n"
-        try:
-            written = os.write(self._fd, data)
-        except OSError:
-            written = 0
-        if written < len(data):
-            # What is there of it must not be read as the beginning of the next line.
-            self._torn = self._torn or written > 0
-            self.lost += 1
-        else:
-            self._torn = False
+        """Write one line, and what waits before it; after `close`, nothing."""
+        with self._lock:
+            if self._fd is not None:
+                self._waiting.append(line + b"\n")
+                self._write(self._fd)
+
+    def _write(self, fd: int) -> None:
+        while self._waiting:
+            # Whoever cut a line off, this process or another: it ends here.
+            data = (b"\n" if _torn(fd) else b"") + self._waiting[0]
+            try:
+                written = os.write(fd, data)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                return
+            if written < len(data):
+                return
+            self._waiting.popleft()
 
     def close(self) -> None:
-        """Close the file. Calling it twice does no harm."""
-        if self._fd is not None:
+        """Write what waits, if there is room now, and close. Calling it twice does no harm."""
+        with self._lock:
+            if self._fd is None:
+                return
+            self._write(self._fd)
             os.close(self._fd)
             self._fd = None
+        if self._waiting:
+            text = f"{len(self._waiting)} lines for {self._path} are lost: the disk is full"
+            print(text, file=sys.stderr, flush=True)
+
+
+def _torn(fd: int) -> bool:
+    size = os.fstat(fd).st_size
+    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"

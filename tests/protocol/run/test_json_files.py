@@ -1,6 +1,10 @@
 """JSON files that are read while they are written."""
 
+import errno
 import json
+from pathlib import Path
+
+import pytest
 
 from protocol.run.json_files import read_json, write_json
 
@@ -20,3 +24,17 @@ def test_no_object_is_an_empty_one(tmp_path):
     for text in ("", '{"loss": 0.', "[1]"):
         path.write_text(text)
         assert read_json(path) == {}
+
+
+def test_a_full_disk_leaves_the_old_one_where_it_is_optional(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    write_json(path, {"a": 2}, optional=True)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}

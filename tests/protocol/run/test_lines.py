@@ -1,9 +1,9 @@
-"""Lines that many processes append to: whole, or lost and counted."""
+"""Lines of several processes, and of times when the disk is full."""
 
 from __future__ import annotations
 
+import errno
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,48 +13,75 @@ from protocol.run.metrics import Metrics
 from protocol.run.trace import Traces
 
 
-def test_a_full_disk_costs_lines_and_never_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "run" / "lines"
-    file = LineFile(path)
-    file.append(b"one")
-    real = os.write
+class Disk:
+    """`os.write` with so many bytes of room."""
 
-    def half(fd: int, data: bytes) -> int:
-        return real(fd, data[: len(data) // 2])
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.room = room
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self)
 
-    def full(fd: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
+    def __call__(self, fd: int, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self._write(fd, data[: self.room])
+        self.room -= written
+        return written
 
-    for write in (half, full):
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "write", write)
-            file.append(b"two and more")
-    file.append(b"three")
-    file.append(b"four")
-    assert file.lost == 2
-    assert path.read_bytes() == b"one\ntwo an\nthree\nfour\n"
-    file.close()
-    file.close()
-    file.append(b"late")
-    assert path.read_bytes().endswith(b"four\n")
+
+def test_lines_wait_for_room_and_come_whole_and_in_order(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "lines"
+    one, other = LineFile(path), LineFile(path)
+    disk = Disk(monkeypatch, 9)
+    one.append(b'{"a": 1}')
+    disk.room = 3  # the next one is cut off
+    one.append(b'{"a": 2}')
+    one.append(b'{"a": 3}')
+    disk.room = 100
+    other.append(b'{"b": 1}')  # after the torn one, which it ends
+    other.append(b'{"b": 2}')
+    one.append(b'{"a": 4}')
+    one.close()
+    lines = path.read_bytes().splitlines()
+    assert lines == [
+        *(b'{"a": 1}', b'{"a', b'{"b": 1}', b'{"b": 2}'),
+        *(b'{"a": 2}', b'{"a": 3}', b'{"a": 4}'),
+    ]
+
+
+def test_what_still_waits_at_the_end_is_said(tmp_path, monkeypatch, capsys):
+    lines = LineFile(tmp_path / "lines")
+    Disk(monkeypatch, 0)
+    lines.append(b"1")
+    lines.append(b"2")
+    lines.close()
+    lines.close()
+    assert f"2 lines for {tmp_path / 'lines'} are lost: the disk is full" in capsys.readouterr().err
+    assert lines.closed
+    lines.append(b"3")
+
+
+def test_another_error_is_raised(tmp_path, monkeypatch):
+    lines = LineFile(tmp_path / "lines")
+
+    def broken(fd, data):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        lines.append(b"1")
 
 
 @pytest.mark.parametrize("kind", [Metrics, Traces])
-def test_numbers_and_traces_are_no_reason_to_die(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
-) -> None:
+def test_numbers_and_traces_are_no_reason_to_die(tmp_path, monkeypatch, kind: Any):
     one = kind(tmp_path, "actor")
-
-    def full(fd: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    if kind is Traces:
-        one.write("sent", trace="a")
-    else:
-        one._want_tensorboard = False
-        one.log(1, loss=1.0)
-    assert one._file.lost == 1
+    with monkeypatch.context() as patched:
+        Disk(patched, 0)
+        if kind is Traces:
+            one.write("sent", trace="a")
+        else:
+            one._want_tensorboard = False
+            one.log(1, loss=1.0)
     one.close()
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes().count(b"\n") == 1
