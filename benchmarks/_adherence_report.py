@@ -244,7 +244,8 @@ def stability(by_arm: dict[str, list[Result]]) -> list[str]:
             continue
         values = [one[where]["adherence_after_edit"] for one in results]
         steps = sum(len(one["nll"]) for one in results)
-        rough = [max(one["grad_norm"][10:]) / median(one["grad_norm"][10:]) for one in results]
+        norms = [one["grad_norm"][10:] or one["grad_norm"] for one in results]
+        rough = [max(one) / median(one) for one in norms]
         out.append(
             f"| {label} | {min(values):.3f} to {max(values):.3f} | {_deviation(results):.3f} "
             f"| {100 * sum(spikes(one['nll']) for one in results) / steps:.1f} "
