@@ -75,7 +75,20 @@ def _cases(words: str) -> dict[str, str]:
     return {"upper": f" {words.upper()}", "lower": f" {words.lower()}"}
 
 
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def _next_month(months: str) -> dict[str, str]:
