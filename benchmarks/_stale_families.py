@@ -75,20 +75,10 @@ def _cases(words: str) -> dict[str, str]:
     return {"upper": f" {words.upper()}", "lower": f" {words.lower()}"}
 
 
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 
 def _next_month(months: str) -> dict[str, str]:
@@ -356,46 +346,51 @@ LANGUAGE = Family(
         Template(
             "Alex",
             "Alex was born and raised in",
-            ".",
-            " The language that Alex speaks at home is",
+            ". The neighbours, the teachers and the friends of the first years spoke to Alex in "
+            "the language of that country.",
+            " Alex still dreams in the language of those years, which is",
             " Alex was born in",
         ),
         Template(
             "the cook",
             "The cook of the inn comes from",
-            ".",
-            " When the cook talks in a dream, it is in",
+            ". All the recipes are in the notebook of the cook's grandmother, just as she used to "
+            "say them at the stove.",
+            " To read the notebook of the grandmother one has to know",
             " The cook comes from",
         ),
         Template(
             "Robin",
             "Robin grew up on a farm in",
-            ".",
-            " The first language of Robin is",
+            ". The farm still belongs to the family, and the news from it arrives in long letters.",
+            " Every word in the letters from Robin's family is",
             " Robin grew up in",
         ),
     ),
     heldout_templates=(
         Template(
             "Sasha",
-            "Sasha spent the whole childhood in a town in",
-            ".",
-            " The mother tongue of Sasha is",
+            "Sasha spent the whole childhood in",
+            ", like the parents and the grandparents. The first words, the songs and the school "
+            "books of Sasha were all in the language of that country.",
+            " Sasha still counts in the language of the songs, which is",
             " Sasha spent the childhood in",
         ),
         Template(
             "the tailor",
             "The tailor was born in",
-            ".",
-            " The tailor's native language is",
+            " and went to school there. The tailor's parents have never left, and they write to "
+            "the tailor as they speak.",
+            " When the tailor answers the parents, the answer is written in",
             " The tailor was born in",
         ),
         Template(
             "Kim",
-            "The parents of Kim still live in the village in",
-            " where Kim was born.",
-            " With the parents Kim speaks",
-            " The village is in",
+            "Kim's family comes from",
+            ". When the cousins visit, nobody else at the table understands a word of what they "
+            "say to Kim.",
+            " At the table, Kim and the cousins speak",
+            " Kim's family comes from",
         ),
     ),
 )

@@ -33,7 +33,8 @@ def draw(results: Results, path: Path, far: int) -> Path | None:
         (arm, title, step) for arm, title in PANELS if (step := results.last(arm)) is not None
     ]
     canvas = Canvas(figsize=(11.5, 8.6), dpi=150, layout="constrained")
-    above, below = canvas.subfigures(2, 1, height_ratios=(11, 9))
+    parts: Any = canvas.subfigures(2, 1, height_ratios=(11, 9))
+    above, below = parts
     axes = above.subplots(1, len(PANELS), sharey=True)
     image: Any = None
     for at, (arm, title, step) in zip(axes, panels, strict=False):

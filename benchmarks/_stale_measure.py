@@ -57,7 +57,7 @@ def precise() -> None:
 
 
 def log_odds(found: np.ndarray, ways: Sequence[Way]) -> tuple[np.ndarray, np.ndarray]:
-    """[n] of the new answer over the one before the last edit, and over the best of all old ones."""
+    """[n] of the new answer over the one before the last edit, and over the best old one."""
     one = np.array([found[way.new] - found[way.old[0]] for way in ways])
     every = np.array([found[way.new] - max(found[i] for i in way.old) for way in ways])
     return one, every

@@ -113,7 +113,9 @@ class Training:
         """One optimizer step: the mean loss of all loss tokens of `BATCH` trajectories."""
         drawn = [next(self._stream) for _ in range(BATCH)]
         count = sum(tokens for _, tokens in drawn)
-        weights = [answer_weights(one, tokens) / np.float32(count) for one, tokens in drawn]
+        weights = [
+            (answer_weights(one, tokens) / count).astype(np.float32) for one, tokens in drawn
+        ]
         # TF32 is fine for gradients; what is reported is measured without it.
         torch.set_float32_matmul_precision("high")
         self._model.train()

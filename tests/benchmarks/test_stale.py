@@ -125,9 +125,17 @@ def test_halves_are_all_families_once() -> None:
     assert sorted(sum(HALVES.values(), ())) == sorted(FAMILIES)
 
 
-@pytest.mark.parametrize("name", ["copy", "carried", "style"])
-@pytest.mark.parametrize("edits", stale_edits())
-@pytest.mark.parametrize("last", [1, 8, 32, 128])
+@pytest.mark.parametrize(
+    ("name", "edits", "last"),
+    [
+        ("copy", "ab", 1),
+        ("copy", "aba", 32),
+        ("carried", "ab", 8),
+        ("carried", "abc", 1),
+        ("style", "aba", 1),
+        ("style", "ab", 128),
+    ],
+)
 def test_mixed_caches_equal_those_of_transformers(
     name: str, edits: str, last: int, encode: Encoder, model: Any
 ) -> None:
@@ -268,7 +276,7 @@ def test_training_lowers_the_loss_and_counts_what_it_runs(encode: Encoder) -> No
 
 
 def test_numbers_by_hand() -> None:
-    line = {
+    line: dict[str, Any] = {
         "kind": "cell",
         "seed": 0,
         "odds": {
@@ -287,7 +295,8 @@ def test_numbers_by_hand() -> None:
     assert low == pytest.approx(0.25)
     assert high == pytest.approx(0.75)
     two = over_seeds([line, {**line, "seed": 1}])
-    assert (two.value, two.seeds, two.kept, two.items) == (pytest.approx(0.25), 2, 18, 20)
+    assert two.value == pytest.approx(0.25)
+    assert (two.seeds, two.kept, two.items) == (2, 18, 20)
     few = {**line, "odds": {k: v[:5] for k, v in line["odds"].items()}}
     few["right"] = {k: v[:5] for k, v in line["right"].items()}
     assert math.isnan(over_seeds([few]).value)
