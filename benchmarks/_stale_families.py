@@ -585,7 +585,7 @@ def _lines(words: str) -> dict[str, str]:
 
 CARRIED = Family(
     "carried",
-    "a state the response carries on (first word of each line)",
+    "state that the response carries on",
     train=_lines(_LINES_TRAIN),
     heldout=_lines(_LINES_HELDOUT),
     carried=True,

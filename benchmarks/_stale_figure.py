@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def draw(results: Results, path: Path, far: int) -> Path | None:
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError:
+        print("no figure: matplotlib is not installed", file=sys.stderr)
         return None
     panels = [
         (arm, title, step) for arm, title in PANELS if (step := results.last(arm)) is not None
@@ -40,7 +42,7 @@ def draw(results: Results, path: Path, far: int) -> Path | None:
     for at, (arm, title, step) in zip(axes, panels, strict=False):
         image = _heat(at, results, arm, step, first=at is axes[0])
         seeds = len({one["seed"] for one in results.cells(arm, step)})
-        more = f", {step} steps, {seeds} seeds" if step else ""
+        more = f", {step} steps, {seeds} seed{'s' * (seeds > 1)}" if step else ""
         at.set_title(f"{title}{more}", fontsize=10, loc="left")
     for at in axes[len(panels) :]:
         at.set_axis_off()
@@ -76,8 +78,8 @@ def _heat(at: Any, results: Results, arm: str, step: int, *, first: bool) -> Any
     image = at.imshow(grid, vmin=0, vmax=1, cmap="YlOrRd", aspect="auto")
     at.set_facecolor("#eceff3")
     at.set_xticks(range(len(distances)), [str(one) for one in distances])
-    at.set_yticks(range(len(FAMILIES)), [one.label for one in FAMILIES.values()] if first else [])
-    at.tick_params(length=0, labelsize=8)
+    at.set_yticks(range(len(FAMILIES)), [one.label for one in FAMILIES.values()])
+    at.tick_params(length=0, labelsize=8, labelleft=first)
     at.set_xlabel("tokens between the slot and its use", fontsize=8.5)
     at.spines[:].set_visible(False)
     return image

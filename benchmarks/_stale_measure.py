@@ -117,7 +117,7 @@ class Prose:
         return torch.log_softmax(logits.float(), -1)
 
     def measure(self, model: Any) -> dict[str, float]:
-        """Mean NLL of a token and mean KL(untrained ‖ model) in nats, and the number of tokens."""
+        """Mean NLL of a token and mean KL(untrained ‖ model) in nats, and how many tokens it has."""
         nll = kl = 0.0
         count = 0
         for one, base in zip(self._rows, self._base, strict=True):
@@ -126,4 +126,4 @@ class Prose:
             nll -= float(found.gather(1, targets[:, None]).double().sum())
             kl += float((base.exp() * (base - found)).sum(-1).double().sum())
             count += len(targets)
-        return {"nll": round(nll / count, 5), "kl": round(kl / count, 5), "tokens": count}
+        return {"nll": round(nll / count, 5), "kl": round(kl / count, 5), "prose_tokens": count}

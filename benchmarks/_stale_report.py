@@ -31,15 +31,16 @@ BY_HAND: tuple[tuple[str, str, int, str, str], ...] = (
 exact and sticky."""
 
 
-def write_report(lines: Sequence[Line], path: Path) -> None:
+def write_report(raw: Sequence[Line], path: Path) -> None:
     """Write `path` and its figure beside it."""
-    results = Results(lines)
+    results = Results(raw)
     if not results.cells("untrained", 0):
         raise SystemExit("there are no raw results of the untrained model yet: run it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = draw(results, path.with_suffix(".png"), FAR)
     shown = [f"![stale map]({os.path.relpath(figure, path.parent)})", ""] if figure else []
-    path.write_text("\n".join([*_head(results), "", *shown, *_body(results)]).rstrip() + "\n")
+    lines = [*_head(results), "", *shown, "## In short", "", *_summary(results), ""]
+    path.write_text("\n".join([*lines, *_body(results)]).rstrip() + "\n")
 
 
 def _head(results: Results) -> list[str]:
@@ -115,6 +116,40 @@ def _body(results: Results) -> list[str]:
     if prose:
         out += ["## What it does to everything else", "", *prose, ""]
     return out
+
+
+def _summary(results: Results) -> list[str]:
+    """The numbers that a reader came for, as they are."""
+    found = {name: over_seeds(results.cells("untrained", 0, name, _far)) for name in FAMILIES}
+    known = {name: one for name, one in found.items() if not math.isnan(one.value)}
+    worst = sorted(known, key=lambda name: -known[name].value)
+    out = [
+        f"- Untrained, {FAR} tokens and more in between, from the stalest family to the freshest: "
+        + "; ".join(f"{FAMILIES[name].label} {known[name]}" for name in worst)
+        + "."
+    ]
+    silent = [FAMILIES[name].label for name in FAMILIES if name not in known]
+    if silent:
+        out.append(
+            "- Families on which no edit has enough effect on this model to lose any: "
+            f"{'; '.join(silent)}."
+        )
+    labels = _labels()
+    for arm in ("untrained", *MAIN):
+        step = results.last(arm)
+        if step is None:
+            continue
+        share = _mean_share(results, arm, step, _far).replace(" | ", "; decisions lost: ")
+        seeds = len({one["seed"] for one in results.cells(arm, step)})
+        out.append(
+            f"- {labels[arm]}{f', {step} steps, {_seeds(seeds)}' if step else ''}: mean over "
+            f"families of the median stale share {share}."
+        )
+    return out
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _labels() -> dict[str, str]:
@@ -263,9 +298,9 @@ def _mean_share(results: Results, arm: str, step: int, distance: Callable[[int],
         if (cells := results.cells(arm, step, name, distance))
     ]
     values = [one.value for one in found if not math.isnan(one.value)]
-    if not values:
-        return "–"
     lost, right = sum(one.lost[0] for one in found), sum(one.lost[1] for one in found)
+    if not values:
+        return f"– | {lost} of {right}"
     return (
         f"{sum(values) / len(values):.3f} ({len(values)} families, worst {max(values):.2f}) "
         f"| {lost} of {right}"
@@ -291,14 +326,14 @@ def _cost(results: Results) -> list[str]:
             loss = sum(one["loss_tokens"] for one in prose) / len(prose)
             rows.append(
                 [
-                    f"{labels[arm]} ({len(prose)} seeds)",
+                    f"{labels[arm]} ({_seeds(len(prose))})",
                     str(step),
                     f"{tokens:.0f}",
                     f"{loss:.0f}",
                     share,
                 ]
             )
-            if share != "–" and float(share.split()[0]) < LEVEL:
+            if share[0] != "–" and float(share.split()[0]) < LEVEL:
                 there.append(step)
         if results.steps(arm):
             reached.append(
@@ -455,7 +490,7 @@ def _prose(results: Results) -> list[str]:
                 ]
             )
     return [
-        f"Fixed English prose ({base[0]['tokens']} tokens: an essay, a recipe, a letter, an "
+        f"Fixed English prose ({base[0]['prose_tokens']} tokens: an essay, a recipe, a letter, an "
         "explanation, a story), no slots; nats per token, means over seeds. KL from the untrained "
         "model.",
         "",

@@ -341,6 +341,8 @@ def test_bench_from_a_folder_to_a_report(tmp_path: Path, monkeypatch: pytest.Mon
     assert {(one["family"], one["distance"]) for one in cells} == {
         (name, at) for name in FAMILIES for at in (0, 50)
     }
+    prose = [one for one in lines if one["kind"] == "prose" and one["arm"] == "exact"]
+    assert all(one["tokens"] > one["loss_tokens"] > 0 for one in prose)
     text = report.read_text()
     assert "## What training repairs" in text
     assert report.with_suffix(".png").exists()
