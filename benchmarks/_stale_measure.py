@@ -117,7 +117,7 @@ class Prose:
         return torch.log_softmax(logits.float(), -1)
 
     def measure(self, model: Any) -> dict[str, float]:
-        """Mean NLL of a token and mean KL(untrained ‖ model) in nats, and how many tokens it has."""
+        """Mean NLL of a token and mean KL(untrained ‖ model), in nats; how many tokens."""
         nll = kl = 0.0
         count = 0
         for one, base in zip(self._rows, self._base, strict=True):

@@ -296,6 +296,7 @@ class Bench:
 
     def measure(self, name: str, seed: int, *, deadline: float = float("inf")) -> None:
         """Train and measure one arm, at each of its steps."""
+        from benchmarks._stale_measure import measure
         from benchmarks._stale_training import ARMS, Training
 
         arm = ARMS[name]
@@ -324,8 +325,6 @@ class Bench:
             for group, rows in self._cells(arm.conditions, whole):
                 if time.monotonic() > deadline:
                     return
-                from benchmarks._stale_measure import measure
-
                 self._emit({"kind": "cell", **at, **measure(self._model, group, rows)})
         if name == "untrained":
             self._emit(self._checked())
@@ -335,7 +334,7 @@ class Bench:
     def _cells(self, conditions: Sequence[str], whole: bool) -> Iterator[tuple[Group, Any]]:
         """The cells of the map, one edit first."""
         from benchmarks._stale_families import FAMILIES
-        from benchmarks._stale_items import make_group
+        from benchmarks._stale_items import CONDITIONS, make_group
         from benchmarks._stale_measure import ready
 
         size = self._size
@@ -344,14 +343,15 @@ class Bench:
             cells += [(edits, one) for edits in ("aba", "abc") for one in size.several]
         for edits, distance in cells:
             for family in FAMILIES.values():
-                key = (family.name, edits, distance, tuple(conditions))
+                wanted = conditions if edits == "ab" else CONDITIONS
+                key = (family.name, edits, distance, tuple(wanted))
                 if key not in self._groups:
                     group = make_group(
                         family,
                         distance,
                         edits,
                         self._encode,
-                        conditions,
+                        wanted,
                         count=size.items,
                         templates=size.templates,
                     )
