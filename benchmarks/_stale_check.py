@@ -15,7 +15,7 @@ import torch
 from benchmarks._stale_families import FAMILIES
 from benchmarks._stale_items import Encoder, answer_weights, keep_targets, make_scene
 from benchmarks._stale_measure import precise, ready, score
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.plan import plan_rows
 from dynatok_online.trajectory import Trajectory
 
 KV = list[tuple[torch.Tensor, torch.Tensor]]

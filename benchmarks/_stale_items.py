@@ -28,8 +28,8 @@ import numpy as np
 
 from benchmarks._stale_families import Family, Template
 from benchmarks._stale_texts import HELDOUT_SENTENCES, TRAIN_SENTENCES
-from dynatok_online.plan import plan_rows
-from dynatok_online.row import Row
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.rows.row import Row
 from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory
 
 EDITS = ("ab", "aba", "abc")

@@ -15,8 +15,8 @@ import torch
 from benchmarks._stale_items import Encoder, Group, Way
 from benchmarks._stale_texts import STATIC_PROSE
 from dynatok_online import attention
-from dynatok_online.plan import plan_rows
-from dynatok_online.row import Row
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.rows.row import Row
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 
 RowRun = tuple[Row, attention.Layout]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dynatok_online.adherence import interval
+from dynatok_online.adherence.measures import interval
 
 Line = dict[str, Any]
 

@@ -25,7 +25,7 @@ from benchmarks._stale_items import (
     make_scene,
 )
 from dynatok_online import attention
-from dynatok_online.plan import plan_rows
+from dynatok_online.rows.plan import plan_rows
 from dynatok_online.trajectory import Trajectory
 
 BATCH = 8

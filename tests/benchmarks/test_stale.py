@@ -33,10 +33,10 @@ from benchmarks._stale_numbers import Results, gather, over_seeds
 from benchmarks._stale_texts import HELDOUT_SENTENCES, STATIC_PROSE, TRAIN_SENTENCES
 from benchmarks._stale_training import ARMS, Training, trajectories
 from dynatok_online import attention
-from dynatok_online.plan import plan_rows
-from dynatok_online.scripted import Script
-from dynatok_online.spans import build_spans
-from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.spans.build import build_spans
+from dynatok_online.tasks.scripted import Script
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 
 
 @cache
@@ -187,6 +187,7 @@ def test_the_passes_are_those_that_a_sticky_cache_runs(encode: Encoder) -> None:
             for at, state in zip(cuts[1:], states[1:], strict=True)
         ),
         max_tokens=len(mine.response),
+        widths={"slot": len(encode(states[0]))},
         seed=0,
     )
     script = Script(task, encode, reuse="sticky")
