@@ -227,7 +227,9 @@ def _by_hand(results: Results) -> list[str]:
         )
     return [
         "Other texts and values, so only the shape can agree. By hand: one wording a family, "
-        "twelve jobs for he and she; here three held-out wordings, at the nearest distance.",
+        "twelve jobs for he and she; here three held-out wordings, at the nearest distance. The "
+        "language is asked for by what was passed on (the letters, the songs) and not by who was "
+        "born where; the one or two sentences that pass it on stand behind the slot even at 0.",
         "",
         *_table(
             [
