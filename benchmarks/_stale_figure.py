@@ -42,7 +42,7 @@ def draw(results: Results, path: Path, far: int) -> Path | None:
     for at, (arm, title, step) in zip(axes, panels, strict=False):
         image = _heat(at, results, arm, step, first=at is axes[0])
         seeds = len({one["seed"] for one in results.cells(arm, step)})
-        more = f", {step} steps, {seeds} seed{'s' * (seeds > 1)}" if step else ""
+        more = f"\n{step} steps, {seeds} seed{'s' * (seeds > 1)}" if step else ""
         at.set_title(f"{title}{more}", fontsize=10, loc="left")
     for at in axes[len(panels) :]:
         at.set_axis_off()
