@@ -33,6 +33,8 @@ class Border(NamedTuple):
 
 def before_slot(encoder: Encoder, text: str) -> Border:
     """The border between `text` and what follows it."""
+    if not encoder.joins:
+        return Border(0, True)
     text = text[-WINDOW:]
     found = encoder.memo.get(("before", text))
     if found is None:
@@ -42,6 +44,8 @@ def before_slot(encoder: Encoder, text: str) -> Border:
 
 def after_slot(encoder: Encoder, text: str) -> Border:
     """The border between a slot and `text`, which follows it."""
+    if not encoder.joins:
+        return Border(0, True)
     text = text[:WINDOW]
     found = encoder.memo.get(("after", text))
     if found is None:

@@ -27,7 +27,11 @@ _REMEMBERED: Final = 8192
 
 
 class Encoder:
-    """Made of a function, or by `Encoder.of` of a transformers tokenizer."""
+    """Made by `Encoder.of` of a transformers tokenizer, or of a function.
+
+    A function without a `behind` is taken to write every piece of a text alone, as where each
+    character is a token: it is never asked for two pieces at once.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,8 @@ class Encoder:
     ) -> None:
         self._encode = encode
         self._encode_behind = behind or encode
+        self.joins = behind is not None
+        """Whether what it writes for a text depends on what stands beside it."""
         self._known: dict[tuple[str, bool], tuple[int, ...]] = {}
         self.control = dict(control or {})
         """Control tokens: string -> id."""
@@ -93,7 +99,7 @@ class Encoder:
 
         Without `left`, or where the tokenizer joins the two, as after some word.
         """
-        for before in (left, *_WORDS):
+        for before in (left, *_WORDS) if self.joins else ():
             if before and (found := after(self(before + text), self(before))) is not None:
                 return found
         return self(text)

@@ -232,7 +232,7 @@ class Renderer:
         texts: dict[int, tuple[int, int]] = {}  # item -> characters that stay
         for i, item in enumerate(items):
             if isinstance(item, Slot):
-                if i and isinstance(items[i - 1], Slot):
+                if i and isinstance(items[i - 1], Slot) and encoder.joins:
                     self._unsure("", items[i - 1], item)
                 continue
             start, stop = 0, len(item)
@@ -317,7 +317,7 @@ class Renderer:
     def _ids(self, place: _Place, text: str) -> list[int]:
         """A state's tokens: of the whole text, those that are not its neighbours'."""
         own = place.own(text)
-        if place.right:
+        if place.right and self.encoder.joins:
             end = self.encoder.within(place.right, ENDS[0] + place.after)
             found = before(self._encoded(own + place.right, place), end)
             if found is not None:
@@ -335,7 +335,7 @@ class Renderer:
         if missing == 0:
             return ids
         filling = BLANK if _lone_blanks(self.encoder) else DASH
-        for count in (missing, missing + 1, missing - 1, missing + 2):
+        for count in (missing, missing + 1, missing - 1, missing + 2) if self.encoder.joins else ():
             found = self._ids(place, text + filling * count)
             if len(found) == width:
                 return found
@@ -354,6 +354,8 @@ class Renderer:
 
 def _lone_blanks(encoder: Encoder) -> bool:
     """Whether every blank is a token of its own, as where characters are tokens."""
+    if not encoder.joins:
+        return True
     if "lone blanks" not in encoder.memo:
         encoder.memo["lone blanks"] = len(set(encoder.within(BLANK * 5, "a"))) == 1 and (
             len(encoder.within("b" + BLANK * 5 + "c", "a")) == 7

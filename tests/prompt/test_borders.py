@@ -121,7 +121,8 @@ def test_what_cannot_agree_is_named() -> None:
         return [len(text)]
 
     inside = Renderer(
-        parse("with twenty letters and {{a}}letters and twenty more"), joins_everything
+        parse("with twenty letters and {{a}}letters and twenty more"),
+        Encoder(joins_everything, joins_everything),
     )
     assert inside.uncertain == [
         "'letters and ' before {{a}}: cut where the slot begins",
@@ -202,3 +203,23 @@ def test_filling_follows_the_states_own_text() -> None:
         text = tokenizer.decode(renderer.pieces[slot])
         assert text.startswith(f" {state} - -")
         assert text.endswith("- -\n"), "what the tokenizer joins with the state stays behind it"
+
+
+def test_a_function_is_asked_piece_by_piece() -> None:
+    """Whatever it makes of a piece: no border is looked for, and blanks fill its slots."""
+    asked = []
+
+    def counted(text: str) -> list[int]:
+        asked.append(text)
+        return [len(text)] * (1 if text == " " else 3)
+
+    renderer = Renderer(parse("Rule {{s}}{{t}} end"), counted, {"s": 5})
+    assert renderer.uncertain == []
+    layout = renderer.layout({"s": "upper", "t": "the sea"})
+    assert [renderer.pieces[i].tolist() for i in layout[:-1]] == [
+        [5, 5, 5],
+        [5, 5, 5, 1, 1],
+        [7, 7, 7],
+        [4, 4, 4],
+    ]
+    assert set(asked) == {"Rule ", "upper", " ", "the sea", " end"}

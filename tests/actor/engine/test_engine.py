@@ -32,7 +32,7 @@ A, B = SlotState("UPPER CASE", "upper"), SlotState("lower case", "lower")
 
 
 def encode(text: str) -> list[int]:
-    return [tokenizer.VOCAB[c] for c in text]
+    return [tokenizer.VOCAB.get(c, tokenizer.UNK_ID) for c in text]
 
 
 def decode(token_ids: Any) -> str:

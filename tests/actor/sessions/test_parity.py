@@ -37,7 +37,7 @@ MODES = [("exact", "head"), ("exact", "late"), ("sticky", "head"), ("sticky", "l
 
 
 def encode(text: str) -> list[int]:
-    return [tokenizer.VOCAB[c] for c in text]
+    return [tokenizer.VOCAB.get(c, tokenizer.UNK_ID) for c in text]
 
 
 def random_task(rng: random.Random, name: str) -> Task:
