@@ -188,8 +188,9 @@ def nll_under(model: str, trajectories: Sequence[Trajectory]) -> float:
     judge_model = AutoModelForCausalLM.from_pretrained(tiny.resolve(model)).eval()
     attention.prepare(judge_model, "concat")
     total, count = 0.0, 0
+    longest = max((t.kv_length(k) for t in trajectories for k in range(len(t.passes))), default=0)
     with torch.no_grad():
-        for row in plan_rows(trajectories, max_tokens=4096, strategy="truncated"):
+        for row in plan_rows(trajectories, max_tokens=max(4096, longest), strategy="truncated"):
             logits = judge_model(**attention.inputs(row, "cpu"), use_cache=False).logits[0]
             targets = torch.as_tensor(row.targets, dtype=torch.long)
             nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")

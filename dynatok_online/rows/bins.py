@@ -63,6 +63,12 @@ def _closure(spans: Spans, readers: Ints) -> Ints:
         need = more
 
 
+def largest_pass(spans: Spans) -> int:
+    """Most tokens that one pass depends on: a row must be able to hold them."""
+    readers = np.arange(len(spans.reader_trajectory))
+    return max((int(spans.lengths[_closure(spans, p[None])].sum()) for p in readers), default=0)
+
+
 def _units(spans: Spans, trajectories: Sequence[Trajectory], max_tokens: int) -> list[Unit]:
     units = []
     edges = np.flatnonzero(np.diff(spans.reader_trajectory, prepend=-1, append=-1))

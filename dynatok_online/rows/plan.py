@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynatok_online.arrays import Flags, Ints, ranges
-from dynatok_online.rows.bins import Unit, fill_bins, union
+from dynatok_online.rows.bins import Unit, fill_bins, largest_pass, union
 from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.spans.baselines import snapshot_spans, static_spans, truncated_spans
 from dynatok_online.spans.build import Spans, build_spans
@@ -54,6 +54,11 @@ def plan_rows(
     """
     (rows,) = plan_ranks(trajectories, weights, max_tokens, strategy=strategy)
     return rows
+
+
+def needed_tokens(trajectory: Trajectory, strategy: str = "packed") -> int:
+    """The smallest row budget with which a trajectory can be planned."""
+    return largest_pass(STRATEGIES[strategy]([trajectory]))
 
 
 def plan_ranks(

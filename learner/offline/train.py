@@ -17,8 +17,10 @@ from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
 from dynatok_online.prompt import Encoder, chat_of
+from dynatok_online.rows.plan import needed_tokens
 from dynatok_online.tasks.files import Chat
 from dynatok_online.tasks.gold import load_training_data
+from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 from learner.environment import compile_nothing
@@ -54,7 +56,7 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
     set_seed(config.seed)
     model = tiny.resolve(config.model)
     bad: list[str] = []
-    data = read_data(config, model, bad)
+    data = fitting(read_data(config, model, bad), config.training, bad)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
     defaults: dict[str, Any] = {"max_steps": steps, "save_strategy": "no"}
@@ -88,6 +90,30 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
         "loss_last": losses[-1] if losses else None,
         "seconds": round(trainer.timings["forward_backward"], 1),
     }
+
+
+def fitting(data: list[Trajectory], training: dict[str, Any], bad: list[str]) -> list[Trajectory]:
+    """The trajectories that rows can hold; the others are counted, and said."""
+    budget = training.get("max_row_tokens", DynamicSFTConfig.max_row_tokens)
+    strategy = training.get("strategy", DynamicSFTConfig.strategy)
+    kept, left_out = [], []
+    for one in data:
+        needed = needed_tokens(one, strategy)
+        if needed <= budget:
+            kept.append(one)
+        else:
+            left_out.append(f"{one.trajectory_id} needs a row of {needed} tokens")
+    bad += left_out
+    advice = f"max_row_tokens is {budget}: raise it in 'training'"
+    if not kept:
+        raise ValueError(f"every trajectory is too long; {left_out[0]}, and {advice}")
+    if left_out and os.environ.get("RANK", "0") == "0":
+        print(
+            f"dynatok: left out {len(left_out)} trajectories that are too long; the first, "
+            f"{left_out[0]}, and {advice}",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajectory]:

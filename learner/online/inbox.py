@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dynatok_online.rows.plan import needed_tokens
 from dynatok_online.spans.build import audit
 from dynatok_online.trajectory import Trajectory
 from learner.log import say
@@ -73,11 +74,17 @@ class Inbox:
         done: Callable[[Received], None] = lambda event: None,
         dropped: Callable[[Trajectory, str], None] = lambda trajectory, cause: None,
         newest: Callable[[], WeightManifest | None] = lambda: None,
+        max_row_tokens: int = 0,
+        strategy: str = "packed",
         again_seconds: float = _AGAIN_SECONDS,
     ) -> None:
         """`done`: a trajectory was taken for training, or dropped. `dropped`: which, and why.
-        `newest`: the weights that were announced last. `again_seconds`: see `_AGAIN_SECONDS`."""
+        `newest`: the weights that were announced last. `max_row_tokens`: what a row of this
+        `strategy` can hold; a trajectory with a longer pass is dropped. `again_seconds`: see
+        `_AGAIN_SECONDS`."""
         self._newest = newest
+        self._max_row_tokens = max_row_tokens
+        self._strategy = strategy
         self._again_seconds = again_seconds
         self._done = done
         self._dropped = dropped
@@ -192,7 +199,7 @@ class Inbox:
         except ValueError as error:
             mismatches = [str(error)]
         if not mismatches:
-            return None
+            return self._too_long(trajectory)
         self.audit_mismatches += 1
         say(f"audit: trajectory {trajectory.trajectory_id}: {mismatches[0]}")
         if self.audit_mismatches > self._mismatches_allowed:
@@ -202,6 +209,25 @@ class Inbox:
                 f"{trajectory.trajectory_id}: {mismatches[0]}"
             )
         return "audit"
+
+    def _too_long(self, trajectory: Trajectory) -> str | None:
+        passes = range(len(trajectory.passes))
+        # Together they are no less than what any one of them depends on.
+        if sum(trajectory.kv_length(k) for k in passes) <= self._max_row_tokens:
+            return None
+        if not self._max_row_tokens:
+            return None
+        needed = needed_tokens(trajectory, self._strategy)
+        if needed <= self._max_row_tokens:
+            return None
+        if not self.rejected["too_long"]:
+            say(
+                f"too long: trajectory {trajectory.trajectory_id} needs a row of {needed} tokens, "
+                f"and learner.training.max_row_tokens is {self._max_row_tokens}; such are dropped "
+                "and counted (learner.json, rejected.too_long). Raise it, or lower "
+                "actor.engine.max_model_len"
+            )
+        return "too_long"
 
     def _weights_rejected(self, actor: str, message: WeightsRejected) -> None:
         self._readers.rejected(actor, message.version)

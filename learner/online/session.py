@@ -99,7 +99,7 @@ class Session:
         self.trainer = OnlineTrainer(model, arguments, self.batches, **lora_arguments(config.lora))
         self.trainer.remove_callback(PrinterCallback)
         base = self.trainer.model
-        shadow = Shadow(base)
+        shadow = Shadow(base, arguments.max_row_tokens)
         self.probe = GapProbe(
             shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
         )
@@ -121,6 +121,8 @@ class Session:
             done=self._resume.progress.done,
             dropped=self._dropped,
             newest=lambda: self._newest,
+            max_row_tokens=arguments.max_row_tokens,
+            strategy=arguments.strategy,
         )
         self._opened.append(self.inbox)
         self.publisher = Publisher(

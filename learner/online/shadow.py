@@ -23,8 +23,10 @@ from dynatok_online.trajectory import Trajectory
 class Shadow:
     """A model for looking back. `load` first, then ask."""
 
-    def __init__(self, model: Any) -> None:
-        """`model`: one of the same architecture, adapters or not; its weights are not looked at."""
+    def __init__(self, model: Any, max_row_tokens: int = 16384) -> None:
+        """`model`: one of the same architecture, adapters or not; its weights are not looked at.
+        `max_row_tokens`: most that it computes at once."""
+        self._max_row_tokens = max_row_tokens
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         with torch.random.fork_rng(devices=[]):  # making it must not move the run's seed
             # A copy: choosing its attention must not choose that of the model in training. Made
@@ -53,12 +55,12 @@ class Shadow:
         return np.asarray(chosen.numpy(), np.float32)
 
     def trajectory_logprobs(
-        self, trajectories: Sequence[Trajectory], max_row_tokens: int = 16384
+        self, trajectories: Sequence[Trajectory]
     ) -> list[npt.NDArray[np.float32]]:
         """[R] per trajectory: log-probability of each response token, in the state it was
         sampled in."""
         out = [np.full(len(one.response), np.nan, np.float32) for one in trajectories]
-        for row in plan_rows(trajectories, max_tokens=max_row_tokens):
+        for row in plan_rows(trajectories, max_tokens=self._max_row_tokens):
             values = self.row_logprobs(row)
             for index in np.unique(row.trajectory):
                 mine = row.trajectory == index

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from dynatok_online.rows.plan import STRATEGIES, empty_row, plan_ranks, plan_rows
+from dynatok_online.rows.plan import STRATEGIES, empty_row, needed_tokens, plan_ranks, plan_rows
 from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory, VersionRun
 from tests.simulate import World, simulate
 
@@ -167,3 +167,12 @@ def test_planning_16k_tokens_is_quick() -> None:
         seconds.append(time.process_time() - began)
     assert 14_500 < row.tokens <= 64 + 64 * sum(8 + 20 * k - 1 for k in range(1, 5))
     assert min(seconds) < 0.15
+
+
+@pytest.mark.parametrize("strategy", ["packed", "truncated", "snapshot"])
+def test_the_smallest_budget_is_what_the_longest_pass_depends_on(strategy: str) -> None:
+    for one in batch(3):
+        needed = needed_tokens(one, strategy)
+        plan_rows([one], max_tokens=needed, strategy=strategy)
+        with pytest.raises(ValueError, match="but a row"):
+            plan_rows([one], max_tokens=needed - 1, strategy=strategy)

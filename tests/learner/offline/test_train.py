@@ -157,3 +157,22 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
 def test_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{"data": "x", **change})
+
+
+def test_what_is_too_long_for_a_row_is_left_out_counted_and_said(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynatok_online.data.storage import read_trajectories
+    from dynatok_online.rows.plan import needed_tokens
+    from learner.offline.train import fitting
+
+    trajectories = list(read_trajectories(data))
+    sizes = sorted(needed_tokens(one) for one in trajectories)
+    budget = sizes[-1] - 1
+    bad: list[str] = []
+    kept = fitting(trajectories, {"max_row_tokens": budget}, bad)
+    assert len(kept) == sum(size <= budget for size in sizes) < len(sizes)
+    assert len(bad) == len(sizes) - len(kept)
+    assert f"max_row_tokens is {budget}: raise it" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="every trajectory is too long"):
+        fitting(trajectories, {"max_row_tokens": 3}, bad)

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from dynatok_online.rows.plan import needed_tokens, plan_rows
 from dynatok_online.trajectory import Trajectory
 from learner.online.inbox import Inbox
 from learner.online.staleness import ARRIVED_STALE
@@ -56,7 +57,7 @@ class Readers(SlotLedger):
 class Side:
     """A learner without a trainer: channel, inbox and stream."""
 
-    def __init__(self, mismatches: int = 0, lag: int = 2) -> None:
+    def __init__(self, mismatches: int = 0, lag: int = 2, room: int = 0) -> None:
         self.channel = LearnerChannel(ProtocolConfig(**FAST), "run")
         self.stream = Stream(max_policy_lag=lag)
         self.readers = Readers(2)
@@ -71,6 +72,7 @@ class Side:
             done=self.done.append,
             dropped=lambda one, cause: self.dropped.append((one.trajectory_id, cause)),
             newest=lambda: self.newest,
+            max_row_tokens=room,
             again_seconds=0.1,
         )
 
@@ -136,6 +138,33 @@ def contradicting(one: Trajectory) -> Trajectory:
     return msgspec.structs.replace(
         one, passes=(first, msgspec.structs.replace(second, num_cached_tokens=4))
     )
+
+
+def test_what_is_too_long_for_a_row_is_dropped_counted_and_said(
+    make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instead of failing the step that it comes to, and every step after a restart."""
+    short, long = make("short"), make("long")
+    needed = needed_tokens(short)
+    pieces = (np.tile(long.pieces[0], 30), *long.pieces[1:])
+    long = msgspec.structs.replace(long, pieces=pieces)
+    with opened(room=needed) as side:
+
+        async def scenario() -> None:
+            async with connected(side) as actor:
+                await send(actor, long, short, msgspec.structs.replace(long, trajectory_id="l2"))
+                await until(lambda: side.stream.counts()["waiting"] == 1)
+                await until(lambda: actor.free_credits == 3)
+
+        run(scenario())
+    assert side.dropped == [("long", "too_long"), ("l2", "too_long")]
+    assert side.inbox.rejected["too_long"] == 2
+    said = capsys.readouterr().err
+    assert said.count("max_row_tokens") == 1
+    assert f"needs a row of {needed_tokens(long)} tokens" in said
+    with pytest.raises(ValueError, match=f"needs {needed_tokens(long)} tokens"):
+        plan_rows([long], max_tokens=needed_tokens(long) - 1)
+    plan_rows([long], max_tokens=needed_tokens(long))
 
 
 def test_a_credit_comes_back_when_the_trainer_takes_the_trajectory(side: Side, make: Any) -> None:
