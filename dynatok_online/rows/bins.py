@@ -65,8 +65,11 @@ def _closure(spans: Spans, readers: Ints) -> Ints:
 
 def largest_pass(spans: Spans) -> int:
     """Most tokens that one pass depends on: a row must be able to hold them."""
-    readers = np.arange(len(spans.reader_trajectory))
-    return max((int(spans.lengths[_closure(spans, p[None])].sum()) for p in readers), default=0)
+    readers = len(spans.reader_trajectory)
+    return max(
+        (int(spans.lengths[_closure(spans, np.array([p]))].sum()) for p in range(readers)),
+        default=0,
+    )
 
 
 def _units(spans: Spans, trajectories: Sequence[Trajectory], max_tokens: int) -> list[Unit]:
