@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from actor.config import SamplingConfig
+from actor.config import ReusePolicy, SamplingConfig
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.task import SlotState, Task
-
-Reuse = Literal["exact", "sticky", "none"]
 
 
 class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +34,7 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     slot_width: int = 0
     """Tokens that every slot takes, in every lane, shorter texts filled up, so that an edit moves
     nothing behind it. 0: in sticky lanes as many as may be expected, elsewhere as they come."""
-    lanes: tuple[Reuse, ...] = ("exact",)
+    lanes: tuple[ReusePolicy, ...] = ("exact",)
     """Reuse policies that write side by side: `exact`, `sticky`, `none` (start over)."""
     placement: Placement = "head"
     """Where the slots stand: where the template says, or `late`, after the response."""

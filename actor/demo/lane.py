@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from actor.config import SamplingConfig
-from actor.demo.config import Reuse
+from actor.config import ReusePolicy, SamplingConfig
 from actor.demo.lane_serving import LaneServing, Lost
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Served, Serving
@@ -38,7 +37,7 @@ class Lane:
         tokenizer: Tokenizer,
         sampling: SamplingConfig,
         *,
-        reuse: Reuse,
+        reuse: ReusePolicy,
         placement: Placement,
         slot_width: int,
         lost: Lost,

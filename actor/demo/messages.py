@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from actor.demo.config import Reuse
+from actor.config import ReusePolicy
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.task import SlotState
 
@@ -29,7 +29,7 @@ class Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
 
     template: Text
     slots: Annotated[dict[Name, SlotState], msgspec.Meta(max_length=16)]
-    lanes: Annotated[tuple[Reuse, ...], msgspec.Meta(min_length=1, max_length=3)] = ("exact",)
+    lanes: Annotated[tuple[ReusePolicy, ...], msgspec.Meta(min_length=1, max_length=3)] = ("exact",)
     placement: Placement = "head"
     temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0

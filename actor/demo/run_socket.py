@@ -38,7 +38,7 @@ _LIMIT = 256 * 1024
 _LOOK = 0.25
 """Seconds between two looks at the weight version."""
 
-Send = Callable[[Trajectory], Awaitable[None]]
+HandOver = Callable[[Trajectory], Awaitable[None]]
 _ComeIn = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 
 
@@ -63,7 +63,7 @@ class RunBackend:
     pausable = None
     """The engine belongs to the training sessions: it cannot be slowed down."""
 
-    def __init__(self, serving: Serving, tokenizer: Tokenizer, send: Send) -> None:
+    def __init__(self, serving: Serving, tokenizer: Tokenizer, send: HandOver) -> None:
         self.tokenizer = tokenizer
         self._serving = serving
         self._send = send
@@ -93,7 +93,7 @@ class RunBackend:
 
 @contextlib.asynccontextmanager
 async def run_socket(
-    folder: Path, name: str, model: str, serving: Serving, tokenizer: Tokenizer, send: Send
+    folder: Path, name: str, model: str, serving: Serving, tokenizer: Tokenizer, send: HandOver
 ) -> AsyncIterator[None]:
     """Answer visitors at `folder/NAME.door` while the body runs, if a socket can be made at all."""
     backend = RunBackend(serving, tokenizer, send)

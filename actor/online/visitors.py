@@ -15,13 +15,15 @@ from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.trajectory import Trajectory
 
-Send = Callable[[Trajectory], Awaitable[None]]
-Visits = Callable[[Path, str, str, Serving, Tokenizer, Send], AbstractAsyncContextManager[None]]
+HandOver = Callable[[Trajectory], Awaitable[None]]
+Visits = Callable[[Path, str, str, Serving, Tokenizer, HandOver], AbstractAsyncContextManager[None]]
 """Lets people in while its body runs: run folder, the actor's name, its model, its engine behind
 the gate, its tokenizer, and where finished trajectories go."""
 
 
-async def receive(visits: Callable[[Send], AbstractAsyncContextManager[None]], send: Send) -> None:
+async def receive(
+    visits: Callable[[HandOver], AbstractAsyncContextManager[None]], send: HandOver
+) -> None:
     """Let visitors in until cancelled. What one sends is sent even if they leave.
 
     Why it could not be sent is theirs to know; the actor goes on.

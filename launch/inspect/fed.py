@@ -17,7 +17,7 @@ from dynatok_online.trajectory import RESPONSE, Trajectory
 from dynatok_online.view.texts import TokenTexts, fed_texts
 
 LONGEST = 400
-"""Tokens of a piece that are printed; of a longer one the middle is left out."""
+"""Detokenizer of a piece that are printed; of a longer one the middle is left out."""
 
 _CONTROL_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -26,7 +26,7 @@ _MARKS = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Detokenizer:
     """Token ids as text, by a model's tokenizer."""
 
     decode: Callable[[Sequence[int]], str]
@@ -43,7 +43,7 @@ def visible(text: str) -> str:
     return _CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def append_token(line: Text, token: int, text: str, tokens: Tokens, style: str = "") -> None:
+def append_token(line: Text, token: int, text: str, tokens: Detokenizer, style: str = "") -> None:
     """A token at the end of a line."""
     if token in tokens.control:
         line.append(f"⟦{visible(tokens.control[token])}⟧", "bold magenta")
@@ -51,7 +51,7 @@ def append_token(line: Text, token: int, text: str, tokens: Tokens, style: str =
         line.append(visible(text), style)
 
 
-def fed(trajectory: Trajectory, tokens: Tokens) -> Table:
+def fed(trajectory: Trajectory, tokens: Detokenizer) -> Table:
     """Every piece once, in the order of the prompt."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("piece", "tokens", "passes"):
@@ -77,7 +77,7 @@ def _in_order(trajectory: Trajectory) -> list[tuple[int, int]]:
     return sorted((place, piece) for piece, place in found.items())
 
 
-def _line(ids: Sequence[int], texts: Sequence[str], tokens: Tokens) -> Text:
+def _line(ids: Sequence[int], texts: Sequence[str], tokens: Detokenizer) -> Text:
     line = Text(overflow="fold")
     half = LONGEST // 2
     for i, (token, text) in enumerate(zip(ids, texts, strict=True)):

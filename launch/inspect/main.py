@@ -17,7 +17,7 @@ from rich.text import Text
 from dynatok_online.spans.build import audit
 from dynatok_online.trajectory import Trajectory
 from launch.decode import ConfigError
-from launch.inspect.fed import Tokens, visible
+from launch.inspect.fed import Detokenizer, visible
 from launch.inspect.stored import Stored, model_of, read
 from launch.inspect.terminal import describe
 
@@ -67,7 +67,7 @@ def inspect(
 
 
 def _summary(path: Path, recordings: Sequence[Stored]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column("where", overflow="fold")
     columns = ("trajectories", "tokens", "passes", "edits", "reused", "damaged", "audit")
     for name in columns:
@@ -84,7 +84,7 @@ def _summary(path: Path, recordings: Sequence[Stored]) -> Table:
             str(sum(len(one.response) for one in found)),
             str(len(passes)),
             str(sum(len(one.edits) for one in found)),
-            f"{100 * cached / held:.0f} %" if held else "–",
+            f"{100 * cached / held:.0f} % of {held}" if held else "–",
             Text(str(len(place.damage)), "red" if place.damage else ""),
             Text(str(mismatches), "red" if mismatches else ""),
         )
@@ -95,9 +95,9 @@ def _name(place: Path, path: Path) -> str:
     return str(place.relative_to(path)) if path in place.parents else place.name
 
 
-def _tokens(model: str | None) -> Tokens:
+def _tokens(model: str | None) -> Detokenizer:
     if model is None:
-        return Tokens(lambda ids: "".join(f"⟨{number}⟩" for number in ids))
+        return Detokenizer(lambda ids: "".join(f"⟨{number}⟩" for number in ids))
     from actor.tokenizer import load_tokenizer
     from dynatok_online import tiny
 
@@ -105,11 +105,11 @@ def _tokens(model: str | None) -> Tokens:
         tokenizer = load_tokenizer(tiny.resolve(model))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model {model}: its tokenizer cannot be loaded ({error})") from error
-    return Tokens(tokenizer.decode, tokenizer.control)
+    return Detokenizer(tokenizer.decode, tokenizer.control)
 
 
 def _write_html(
-    path: Path, chosen: Sequence[Trajectory], tokens: Tokens, damage: Sequence[str]
+    path: Path, chosen: Sequence[Trajectory], tokens: Detokenizer, damage: Sequence[str]
 ) -> None:
     from dynatok_online.view.export import page
     from dynatok_online.view.replay import events

@@ -11,7 +11,7 @@ from rich.text import Text
 from dynatok_online.spans.blocks import KINDS, blocks, recomputed_tokens
 from dynatok_online.spans.build import audit
 from dynatok_online.trajectory import Trajectory
-from launch.inspect.fed import Tokens, append_token, fed, visible
+from launch.inspect.fed import Detokenizer, append_token, fed, visible
 
 STYLES = {
     "reused": ("▓", "green"),
@@ -25,7 +25,7 @@ STYLES = {
 STATES = ("blue", "dark_orange3", "green4", "magenta", "yellow4", "dark_cyan", "red3", "purple")
 
 
-def describe(trajectory: Trajectory, tokens: Tokens) -> RenderableType:
+def describe(trajectory: Trajectory, tokens: Detokenizer) -> RenderableType:
     """One trajectory: its passes, its blocks, what was fed, its text."""
     states = _states(trajectory)
     facts = " · ".join(f"{name} {value}" for name, value in trajectory.info.items())
@@ -97,7 +97,7 @@ def _strip(trajectory: Trajectory) -> Table:
     return table
 
 
-def _response(trajectory: Trajectory, states: Sequence[int], tokens: Tokens) -> Text:
+def _response(trajectory: Trajectory, states: Sequence[int], tokens: Detokenizer) -> Text:
     text = Text()
     texts = tokens.texts(trajectory.response.tolist())
     for k, one in enumerate(trajectory.passes):

@@ -106,7 +106,7 @@ class SlowEngine(FakeEngine):
         self.going.set()
 
 
-class Backend:
+class FakeBackend:
     """What a control needs."""
 
     def __init__(self, engine: SlowEngine) -> None:
@@ -141,8 +141,10 @@ class Backend:
 
 
 @contextlib.asynccontextmanager
-async def served(config: DemoConfig, backend: Backend) -> AsyncIterator[tuple[Control, PageServer]]:
-    """A control and its running server."""
+async def served(
+    config: DemoConfig, backend: FakeBackend
+) -> AsyncIterator[tuple[Control, PageServer]]:
+    """What the pages share, and its running server."""
     control = Control(config, backend)
     control.engine_is("ready", "engine ready")
     server = PageServer(control, 0)

@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from actor.demo.server import PageServer, Server
-from tests.actor.demo.backend import CONFIG, Backend, SlowEngine, served
+from tests.actor.demo.backend import CONFIG, FakeBackend, SlowEngine, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -113,7 +113,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
 class FakeDemo:
     """The page on the fake engine, in a thread."""
 
-    backend: Backend
+    backend: FakeBackend
     loop: asyncio.AbstractEventLoop
     address: str
     proxied: str
@@ -157,7 +157,7 @@ def fake_demo() -> Iterator[FakeDemo]:
     found: list[FakeDemo] = []
 
     async def serve() -> None:
-        backend = Backend(SlowEngine(step=0.002))
+        backend = FakeBackend(SlowEngine(step=0.002))
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
         stop.append(lambda: loop.call_soon_threadsafe(done.set))

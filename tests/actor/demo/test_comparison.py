@@ -16,7 +16,7 @@ from actor.tokenizer import load_tokenizer
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.view.replay import events
-from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
+from tests.actor.demo.backend import CONFIG, FakeBackend, SlowEngine
 from tests.prompt.tokenizers import build
 from tests.view.folding import folded
 
@@ -39,9 +39,9 @@ async def until(true: Any) -> None:
             await asyncio.sleep(0.002)
 
 
-def scenario(steps: Any, **changes: Any) -> tuple[Any, Backend]:
+def scenario(steps: Any, **changes: Any) -> tuple[Any, FakeBackend]:
     """Runs `steps(control)` after a start, then waits for the end."""
-    backend = Backend(SlowEngine(step=0.001))
+    backend = FakeBackend(SlowEngine(step=0.001))
 
     async def run() -> Control:
         control = Control(CONFIG, backend)
@@ -261,7 +261,7 @@ def test_a_text_too_long_for_a_sticky_slot_changes_no_lane():
 
 
 def test_pace_holds_the_engine_back_and_lets_it_go():
-    backend = Backend(SlowEngine(step=0.0005))
+    backend = FakeBackend(SlowEngine(step=0.0005))
 
     async def run() -> tuple[float, int]:
         control: Any = Control(msgspec.structs.replace(CONFIG, tokens_per_second=25.0), backend)
@@ -279,7 +279,7 @@ def test_pace_holds_the_engine_back_and_lets_it_go():
 
 
 def test_pace_outlives_an_engine_that_dies():
-    backend = Backend(SlowEngine(step=0.0005))
+    backend = FakeBackend(SlowEngine(step=0.0005))
 
     async def run() -> float:
         control: Any = Control(msgspec.structs.replace(CONFIG, tokens_per_second=50.0), backend)
@@ -312,7 +312,7 @@ def test_a_chat_model_gets_the_prompt_as_a_message(tmp_path):
     config = msgspec.structs.replace(
         CONFIG, model=str(tmp_path), chat=True, system_prompt="Be brief.", slot_width=0
     )
-    backend = Backend(SlowEngine(step=0.0005))
+    backend = FakeBackend(SlowEngine(step=0.0005))
     backend.tokenizer = load_tokenizer(str(tmp_path))
     names = backend.tokenizer.control
 
@@ -341,4 +341,4 @@ def test_a_model_without_chats_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     config = msgspec.structs.replace(CONFIG, model=str(tmp_path), chat=True)
     with pytest.raises(ValueError, match="has no chat template"):
-        asyncio.run(Control(config, Backend(SlowEngine())).chat("head"))
+        asyncio.run(Control(config, FakeBackend(SlowEngine())).chat("head"))

@@ -18,7 +18,7 @@ from actor.demo.messages import Send, Start
 from actor.demo.run_socket import SUFFIX, Answer, RunBackend, Visit, connect, run_socket
 from actor.sessions.serving import Serving
 from dynatok_online.trajectory import Trajectory
-from tests.actor.demo.backend import CONFIG, Backend, SlowEngine
+from tests.actor.demo.backend import CONFIG, FakeBackend, SlowEngine
 from tests.actor.demo.test_comparison import check
 
 VISIT = Visit(msgspec.structs.replace(CONFIG, port=0), "secret-token")
@@ -35,7 +35,7 @@ async def nothing(trajectory: Trajectory) -> None:
     pass
 
 
-def answering(folder, backend: Backend):
+def answering(folder, backend: FakeBackend):
     return run_socket(folder, "actor", "tiny", backend.servings[0], backend.tokenizer, nothing)
 
 
@@ -44,7 +44,7 @@ def test_a_visitor_gets_a_page_and_takes_it_along(tmp_path):
     folder.mkdir()
 
     async def scenario() -> None:
-        async with answering(folder, Backend(SlowEngine())):
+        async with answering(folder, FakeBackend(SlowEngine())):
             path = folder / f"actor{SUFFIX}"
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             answer, _, writer = await knock(path, msgspec.json.encode(VISIT))
@@ -80,7 +80,7 @@ def test_a_run_folder_without_sockets_has_its_socket_elsewhere(tmp_path, monkeyp
 
     async def scenario() -> Path:
         path = tmp_path / f"actor{SUFFIX}"
-        async with answering(tmp_path, Backend(SlowEngine())):
+        async with answering(tmp_path, FakeBackend(SlowEngine())):
             there = Path(path.read_text().strip())
             assert stat.S_IMODE(there.stat().st_mode) == 0o600
             answer, *_ = await knock(path, msgspec.json.encode(VISIT))
@@ -95,7 +95,7 @@ def test_a_machine_without_sockets_runs_on_without_a_page(tmp_path, monkeypatch,
     without_sockets(monkeypatch)
 
     async def scenario() -> str:
-        async with answering(tmp_path, Backend(SlowEngine())):
+        async with answering(tmp_path, FakeBackend(SlowEngine())):
             return "trained"
 
     assert asyncio.run(scenario()) == "trained"
@@ -106,7 +106,7 @@ def test_a_machine_without_sockets_runs_on_without_a_page(tmp_path, monkeypatch,
 
 def test_what_is_wrong_is_answered(tmp_path):
     async def scenario() -> None:
-        async with answering(tmp_path, Backend(SlowEngine())):
+        async with answering(tmp_path, FakeBackend(SlowEngine())):
             path = tmp_path / f"actor{SUFFIX}"
             answer, *_ = await knock(path, b'{"config": 3}')
             assert "Expected `object`" in answer.error
@@ -131,7 +131,7 @@ def test_sessions_beside_a_run_follow_its_weights_and_reach_the_learner():
         sent.append(trajectory)
 
     async def scenario() -> None:
-        control = Control(CONFIG, RunBackend(serving, Backend(engine).tokenizer, send))
+        control = Control(CONFIG, RunBackend(serving, FakeBackend(engine).tokenizer, send))
         await control.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=40))
         session = control.session
         assert session is not None
@@ -163,7 +163,7 @@ def test_what_rejected_weights_sampled_is_taken_back_and_the_lane_goes_on():
     opened(3)
 
     async def scenario() -> Control:
-        control = Control(CONFIG, RunBackend(serving, Backend(engine).tokenizer, nothing))
+        control = Control(CONFIG, RunBackend(serving, FakeBackend(engine).tokenizer, nothing))
         await control.handle(Start(CONFIG.template, dict(CONFIG.slots), max_tokens=60))
         session = control.session
         assert session is not None
@@ -195,14 +195,14 @@ def test_the_page_stays_when_the_actor_is_started_again(tmp_path, capsys):
     (tmp_path / "actor.yaml").write_text("model: tiny\n")
 
     async def scenario() -> None:
-        async with answering(tmp_path, Backend(SlowEngine())):
+        async with answering(tmp_path, FakeBackend(SlowEngine())):
             visiting = asyncio.create_task(attach._attach(VISIT.config, tmp_path))
             visiting_address = ""
             while not visiting_address:
                 await asyncio.sleep(0.01)
                 visiting_address = capsys.readouterr().out.rpartition(" ")[2].strip()
         async with (
-            answering(tmp_path, Backend(SlowEngine())),
+            answering(tmp_path, FakeBackend(SlowEngine())),
             httpx.AsyncClient(follow_redirects=True, trust_env=False) as client,
         ):
             async with asyncio.timeout(20):

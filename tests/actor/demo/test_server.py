@@ -21,7 +21,7 @@ from actor.demo.messages import MAX_MESSAGE_BYTES, Start
 from actor.demo.server import PageServer
 from dynatok_online.data.storage import read_trajectories
 from dynatok_online.trajectory import Trajectory
-from tests.actor.demo.backend import CONFIG, Backend, SlowEngine, served
+from tests.actor.demo.backend import CONFIG, FakeBackend, SlowEngine, served
 
 Scenario = Callable[[Control, PageServer], Awaitable[None]]
 START = {
@@ -34,7 +34,7 @@ START = {
 
 def run(scenario: Scenario) -> None:
     async def all_of_it() -> None:
-        async with asyncio.timeout(30), served(CONFIG, Backend(SlowEngine(step=0.002))) as both:
+        async with asyncio.timeout(30), served(CONFIG, FakeBackend(SlowEngine(step=0.002))) as both:
             await scenario(*both)
 
     asyncio.run(all_of_it())
@@ -128,7 +128,7 @@ def test_a_send_that_waits_for_the_learner_holds_up_nothing_else():
     async def scenario(control: Control, server: PageServer) -> None:
         room = asyncio.Event()
         backend = control.backend
-        assert isinstance(backend, Backend)
+        assert isinstance(backend, FakeBackend)
 
         async def send(trajectory: Trajectory) -> None:
             await room.wait()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actor.online.visitors import Send, receive
+from actor.online.visitors import HandOver, receive
 from dynatok_online.trajectory import Trajectory
 from tests.test_trajectory import worked_example
 
@@ -19,7 +19,7 @@ def visited(visit, send):
     """Lets `visit(send)` in; what it did, once the actor has ended."""
 
     @contextlib.asynccontextmanager
-    async def visits(send_on: Send) -> AsyncIterator[None]:
+    async def visits(send_on: HandOver) -> AsyncIterator[None]:
         visiting = asyncio.create_task(visit(send_on))
         yield
         await visiting
@@ -40,7 +40,7 @@ def test_what_cannot_be_sent_is_the_visitors_error_alone():
     async def send(trajectory: Trajectory) -> None:
         raise ValueError("too long for a message")
 
-    async def visit(send_on: Send) -> None:
+    async def visit(send_on: HandOver) -> None:
         with pytest.raises(ValueError, match="too long") as error:
             await send_on(ONE)
         heard.append(str(error.value))
@@ -56,7 +56,7 @@ def test_what_was_sent_arrives_although_the_visitor_left():
         await asyncio.sleep(0.01)  # until the learner has room
         arrived.append(trajectory)
 
-    async def visit(send_on: Send) -> None:
+    async def visit(send_on: HandOver) -> None:
         sending = asyncio.ensure_future(send_on(ONE))
         await asyncio.sleep(0)
         sending.cancel()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dynatok_online.prompt import Encoder, Renderer, from_chat, parse
 from dynatok_online.trajectory import Pass, Trajectory
-from launch.inspect.fed import LONGEST, Tokens, fed
+from launch.inspect.fed import LONGEST, Detokenizer, fed
 from launch.inspect.terminal import describe
 from tests.prompt.tokenizers import build
 from tests.test_trajectory import worked_example
@@ -44,7 +44,7 @@ def rows(what: Any) -> dict[str, str]:
     return found
 
 
-def chat(kind: str) -> tuple[Trajectory, Tokens, Any]:
+def chat(kind: str) -> tuple[Trajectory, Detokenizer, Any]:
     """Two passes of a chat prompt; what the user wrote holds the name of a control token."""
     tokenizer = copy.deepcopy(build(kind))
     tokenizer.chat_template = CHAT
@@ -75,7 +75,11 @@ def chat(kind: str) -> tuple[Trajectory, Tokens, Any]:
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    return one, Tokens(decode, {number: name for name, number in encoder.control.items()}), encoder
+    return (
+        one,
+        Detokenizer(decode, {number: name for name, number in encoder.control.items()}),
+        encoder,
+    )
 
 
 def test_a_chat_as_it_was_fed():
@@ -108,7 +112,7 @@ def test_what_is_shown_is_what_was_fed(kind):
 
 
 def test_without_a_model_numbers_are_shown():
-    found = printed(fed(worked_example(), Tokens(lambda ids: "".join(f"⟨{i}⟩" for i in ids))))
+    found = printed(fed(worked_example(), Detokenizer(lambda ids: "".join(f"⟨{i}⟩" for i in ids))))
     assert "⟨87⟩│⟨114⟩│⟨105⟩" in found  # "Wri"
     assert "the response so far" in found
 
@@ -121,6 +125,6 @@ def test_the_middle_of_a_long_piece_is_left_out():
         logprobs=np.zeros(0, np.float32),
         passes=(Pass(layout=(0, -1), states={}, start=0, stop=0, num_cached_tokens=0),),
     )
-    found = printed(fed(one, Tokens(lambda ids: "".join(map(chr, ids)))))
+    found = printed(fed(one, Detokenizer(lambda ids: "".join(map(chr, ids)))))
     assert found.count("x") == LONGEST
     assert "…50tokens…" in "".join(found.split())
