@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from dynatok_online import prompt, tiny
 from dynatok_online.prompt import Encoder, Placement
 from dynatok_online.tasks.files import Chat
+from dynatok_online.tasks.rendering import border_notes
+from dynatok_online.tasks.task import Task
 
 
 class Tokenizer(NamedTuple):
@@ -35,6 +37,23 @@ def load_tokenizer(model: str) -> Tokenizer:
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     return Tokenizer(Encoder.of(tokenizer), decode)
+
+
+class BorderNotice:
+    """Says of the first task where its prompt is cut unlike the tokenizer would, if anywhere."""
+
+    def __init__(self, encoder: Encoder, placement: Placement, say: Callable[[str], None]) -> None:
+        self._encoder = encoder
+        self._placement = placement
+        self._say = say
+        self._said = False
+
+    def __call__(self, task: Task) -> None:
+        """A session of this task is about to begin."""
+        if not self._said:
+            self._said = True
+            for note in border_notes(task, self._encoder, self._placement):
+                self._say(f"prompt of {task.task_id}: {note}")
 
 
 def chat_of(

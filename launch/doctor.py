@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,8 @@ def examine(config: Path | None = None) -> Iterator[Finding]:
     yield port(run)
     yield from compiler(os.environ.get("PATH", ""))
     yield embedded_model(run)
+    if Path(run.model).is_dir():
+        yield from borders(run)
 
 
 def python() -> Finding:
@@ -245,6 +248,29 @@ def embedded_model(run: RunConfig) -> Finding:
         f"embedded model at {model_path()}",
         "python -m dynatok_online.tiny.pretrain (minutes on a CPU)",
     )
+
+
+def borders(run: RunConfig) -> Iterator[Finding]:
+    """Where the first task's prompt is cut unlike the model's tokenizer would cut it."""
+    from actor.task_source import tasks
+    from actor.tokenizer import chat_of, load_tokenizer
+    from dynatok_online.tasks.rendering import border_notes
+
+    actor = run.actor
+    options = actor.placement, actor.system_prompt, actor.chat_template_kwargs
+    try:
+        encoder = load_tokenizer(run.model).encode
+        chat = partial(chat_of, run.model, *options)
+        task = next(tasks(actor.tasks, "train", run.seed, chat=chat))
+        notes = border_notes(task, encoder, actor.placement)
+    except (OSError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        yield Finding(False, f"tasks: {first}", "mend the tasks, or name others in actor.tasks")
+        return
+    for note in notes:
+        yield Finding(True, f"prompt of {task.task_id}: {note}")
+    if not notes:
+        yield Finding(True, f"prompt of {task.task_id}: pieces are the tokenizer's own ids")
 
 
 def _version(name: str) -> str | None:

@@ -18,7 +18,7 @@ from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
 from actor.task_groups import first_error
 from actor.task_source import tasks
-from actor.tokenizer import chat_of, load_tokenizer
+from actor.tokenizer import BorderNotice, chat_of, load_tokenizer
 from dynatok_online import tiny
 from dynatok_online.tasks.files import Split
 from dynatok_online.tasks.task import Task
@@ -46,9 +46,11 @@ class Alone:
         self._encode, self.decode = load_tokenizer(model)
         self._serving = Serving(engine, f"alone-{os.getpid()}")
         self._serving.open(0, self._serving.new_salt(0))
+        self._notice = BorderNotice(self._encode, config.placement, say)
 
     def session(self, task: Task, reuse: ReusePolicy) -> LiveSession:
         """A session of a task; its draws depend on the task alone."""
+        self._notice(task)
         return open_session(
             task,
             self._serving,

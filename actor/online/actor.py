@@ -32,7 +32,7 @@ from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
 from actor.task_groups import cancel, first_error
 from actor.task_source import tasks
-from actor.tokenizer import chat_of, load_tokenizer
+from actor.tokenizer import BorderNotice, chat_of, load_tokenizer
 from dynatok_online.tasks.files import Split
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
@@ -71,6 +71,7 @@ class Actor:
             engine, self._serving, self._transport, timeout=config.weights_timeout
         )
         self._tokenizer = load_tokenizer(model)
+        self._notice = BorderNotice(self._tokenizer.encode, config.placement, say)
         self._outbox = JournaledOutbox(
             self._run_dir / "journal" / config.name,
             config.run_id,
@@ -262,6 +263,7 @@ class Actor:
         self._report.evaluation(name, summary)
 
     def _session(self, task: Task, sampling: SamplingConfig, *, seeded: bool) -> LiveSession:
+        self._notice(task)
         return open_session(
             task,
             self._serving,

@@ -59,3 +59,22 @@ def _offered(task: Task, slot: str) -> set[str]:
         for part in requirement(state.requirement).family.split("+")
     }
     return {one.text for one in REQUIREMENTS.values() if one.family in families}
+
+
+def border_notes(
+    task: Task, encode: Encoder | Callable[[str], list[int]], placement: Placement = "head"
+) -> list[str]:
+    """Borders of a task's prompt where pieces are not cut as the tokenizer would, and how they are.
+
+    Looked for in every state that the task knows. The model then reads text that is joined a
+    little unlike what it was trained on; rewording the template mends it.
+    """
+    renderer = renderer_of(task, encode, placement=placement)
+    notes = dict.fromkeys(renderer.uncertain)
+    for at in (0, *(edit.index for edit in task.edits)):
+        states = {name: state.text for name, state in task.states_at(at).items()}
+        notes |= {
+            f"{border}: cut here, where the tokenizer would join": None
+            for border in renderer.differences(states)
+        }
+    return list(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import sys
 import msgspec
 import pytest
 
+from actor.config import ActorConfig
 from launch import doctor
 from launch.config import RunConfig
+from tests.prompt.tokenizers import build
 
 
 def run_with(**fields):
@@ -114,3 +117,21 @@ def test_the_verdict_is_the_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda config: iter([good, bad]))
     assert doctor.main() == 1
     assert "FAIL  broken\n      fix: mend it\n1 to fix\n" in capsys.readouterr().out
+
+
+def test_borders_of_the_first_prompt_are_checked_with_the_models_tokenizer(tmp_path):
+    build("llama3").save_pretrained(tmp_path / "model")
+    row = {"prompt": "style: {{s}}\nText:\n", "slots": {"s": ["upper", "lower"]}}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    tasks = ActorConfig(tasks=str(tmp_path / "t.jsonl"))
+    run = run_with(model=str(tmp_path / "model"), actor=tasks)
+    (found,) = doctor.borders(run)
+    assert found.ok
+    assert "are the tokenizer's own ids" in found.what
+    late = msgspec.structs.replace(tasks, placement="late")
+    (found,) = doctor.borders(msgspec.structs.replace(run, actor=late))
+    assert "cut where the response ends" in found.what
+    (tmp_path / "t.jsonl").write_text('{"prompt": "{{s}}"}')
+    (found,) = doctor.borders(run)
+    assert not found.ok
+    assert "line 1: slot {{s}} stands in the text" in found.what

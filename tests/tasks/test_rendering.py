@@ -6,7 +6,7 @@ import pytest
 
 from dynatok_online.prompt import Encoder
 from dynatok_online.requirements import family
-from dynatok_online.tasks.rendering import ROOM, renderer_of
+from dynatok_online.tasks.rendering import ROOM, border_notes, renderer_of
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.tiny import world
 from tests.prompt.tokenizers import build
@@ -66,3 +66,19 @@ def test_slots_of_the_tiny_world_are_as_wide_as_it_was_trained_on() -> None:
     texts = {name: state.text for name, state in task.states.items()}
     assert renderer.layout(texts) == plain.layout(texts)
     assert [p.tolist() for p in renderer.pieces] == [p.tolist() for p in plain.pieces]
+
+
+def test_borders_that_do_not_agree_are_told_in_every_state_of_the_task() -> None:
+    assert border_notes(TASK, ENCODER) == []
+    joining = Encoder.of(build("llama3"))
+    assert border_notes(TASK, joining) == []
+    lines = Task("t", "Rules:\n" + TASK.template, TASK.states)
+    assert border_notes(lines, joining, "late") == [
+        "{{response}} before '\\nstyle: ': cut where the response ends"
+    ]
+    edits = (ScheduledEdit(3, "t", SlotState("per")),)
+    touching = Task("t", "say {{s}}{{t}}", {"s": SlotState("up"), "t": SlotState(" -")}, edits)
+    assert border_notes(touching, ENCODER) == [
+        "{{s}} and {{t}} touch: cut between them",
+        "' up' | 'per': cut here, where the tokenizer would join",
+    ]
