@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ class VllmEngine:
         self.block_size = int(config.cache_config.block_size)
         self.max_model_len = int(config.model_config.max_model_len)
         self.stop_token_ids = stop_token_ids(config.model_config)
-        self._ended: list[str] = []
+        self._ended: dict[str, None] = {}
+        """Sticky sessions that have ended, and that the engine process may still remember."""
         self._not_sticky = why_not_sticky(config)
 
     @classmethod
@@ -110,8 +112,13 @@ class VllmEngine:
         return await self._add(cache.name, token_ids, prefill_params(), cache, head=True)
 
     def end_session(self, session: str) -> None:
-        """See `generation.Engine`. The engine process hears of it with a later request."""
-        self._ended.append(session)
+        """See `generation.Engine`. The engine process hears of it with later sticky requests."""
+        self._ended[session] = None
+
+    def _heard(self, sessions: Sequence[str]) -> None:
+        """A request that told the engine process of these ended sessions was scheduled."""
+        for session in sessions:
+            self._ended.pop(session, None)
 
     async def _add(
         self,
@@ -127,10 +134,14 @@ class VllmEngine:
         if cache.session and self._not_sticky:
             raise ValueError(f"sticky reuse is not possible: {self._not_sticky}")
         use: dict[str, Any] = {"name": cache.name}
+        ended: tuple[str, ...] = ()
         if cache.session:
+            # Told until it is surely heard: a request may be aborted before it is scheduled.
+            ended = tuple(self._ended)
             use |= {"session": cache.session, "previous": cache.previous, "held": cache.held}
-            use |= {"head": head, "ended": self._ended}
-            self._ended = []
+            use |= {"head": head, "ended": ended}
+        if cache.name:
+            self.cache_log.expect(cache.name)
         params.skip_reading_prefix_cache = not cache.read
         params.extra_args = {STICKY: use, "kv_cache_report_mode": "full"} if cache.name else None
         # A rendered input: vLLM registers it before it yields to other tasks, so an abort that
@@ -141,7 +152,7 @@ class VllmEngine:
             params,
             session_id=cache.name or None,
         )
-        return VllmRequest(self._llm, queue)
+        return VllmRequest(self._llm, queue, partial(self._heard, ended))
 
     async def pause(self) -> None:
         """Stop scheduling; requests in flight keep their place."""

@@ -3,8 +3,11 @@
 vLLM publishes every block that is stored over ZeroMQ, with a sequence number, and says again what
 a request found in the cache when we ask it to. The sticky plugin adds one event of ours,
 `BlocksFound`, where a request gets its blocks. Events wait in the socket until somebody asks about
-a request, so they cost the event loop nothing while tokens come; what the socket missed is
-fetched from vLLM's replay socket.
+a request, or for a second, so they cost the event loop little while tokens come.
+
+What the socket missed is fetched from vLLM's replay socket. What that no longer has is gone for
+good: all requests in flight count as lost, since any of them may lack an event, and reading goes on
+behind the gap. A request that begins later reports all its blocks anew, so it can be trusted.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from dataclasses import dataclass, field
 import msgspec
 import zmq
 
-from actor.sessions.generation import Scheduled
+from actor.sessions.generation import EventsLost, Scheduled
 
-MOST_REQUESTS = 100_000
-"""Requests that nobody asked about are dropped, oldest first, beyond so many."""
+DRAIN_SECONDS = 1.0
+"""So long events may wait in the socket while requests come and nobody asks."""
 
 BlockHash = bytes | int
 
@@ -105,19 +108,35 @@ class KvEvents:
         self._timeout = timeout
         self._next = 0
         self._reading = asyncio.Lock()
-        self._requests: dict[str, list[_Blocks]] = {}
+        self._requests: dict[str, list[_Blocks] | None] = {}
+        """Of each expected request its blocks, or None: events are lost, perhaps some of its."""
+        self._draining: asyncio.Task[None] | None = None
+        self._drained = time.monotonic()
         self.replays = 0
-        """How often something was missed and fetched again."""
+        """How often something was missed and asked for again."""
+        self.lost_batches = 0
+        """Batches of events that are gone for good."""
         self.removed_blocks = 0
         """Blocks evicted so far."""
+
+    def expect(self, name: str) -> None:
+        """A request of this name is about to be submitted; until `forget`, it is recorded."""
+        self._requests[name] = []
+        idle = self._draining is None or self._draining.done()
+        if idle and time.monotonic() - self._drained > DRAIN_SECONDS:
+            self._draining = asyncio.ensure_future(self._drain())
 
     async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
         """See `generation.CacheLog`. Waits until the events of `full_blocks` blocks came."""
         begun = time.monotonic()
         wait, asked = 0.001, 0.0
+        if self._draining is not None and self._draining.done():
+            self._draining.result()  # raises what it failed with
         while True:
             await self._drain()
-            parts = self._requests.get(name)
+            parts = self._requests.get(name, [])
+            if parts is None:
+                raise EventsLost(f"{self.lost_batches} batches of vLLM's cache events are lost")
             if parts and len(parts[-1].names) >= full_blocks:
                 return tuple(part.scheduled() for part in parts)
             waited = time.monotonic() - begun
@@ -141,13 +160,16 @@ class KvEvents:
         return len(self._requests)
 
     def close(self) -> None:
-        """Let go of the sockets."""
+        """Close the sockets."""
+        if self._draining is not None:
+            self._draining.cancel()
         self._socket.close(linger=0)
         self._replay_socket.close(linger=0)
 
     async def _drain(self) -> None:
         """Take in all that has arrived."""
         async with self._reading:
+            self._drained = time.monotonic()
             while True:
                 try:
                     _, sequence, payload = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -156,11 +178,11 @@ class KvEvents:
                 number = int.from_bytes(sequence, "big")
                 if number > self._next:
                     await self._replay()
-                if number == self._next:  # not taken in by the replay
+                if number >= self._next:  # not taken in by the replay
                     self._take(number, payload)
 
     async def _replay(self) -> None:
-        """Fetch everything from the first batch that is missing on."""
+        """Fetch everything from the first batch that is missing on, as far as vLLM has it."""
         while self._replay_socket.poll(0):
             self._replay_socket.recv_multipart()  # the late answer to an earlier question
         self.replays += 1
@@ -172,26 +194,28 @@ class KvEvents:
                 continue
             *_, sequence, payload = self._replay_socket.recv_multipart()
             number = int.from_bytes(sequence, "big", signed=True)
-            if number < 0:
-                return
+            if number < 0 or number > self._next:
+                return  # the end, or a hole: the next batch in the socket tells whether it is lost
             if number == self._next:
                 self._take(number, payload)
 
     def _take(self, number: int, payload: bytes) -> None:
+        if number > self._next:
+            self.lost_batches += number - self._next
+            self._requests = dict.fromkeys(self._requests)
         self._next = number + 1
         for event in self._decoder.decode(payload).events:
             if isinstance(event, BlocksFound):
-                parts = self._requests.setdefault(event.name, [])
+                if (parts := self._requests.get(event.name)) is None:
+                    continue  # nobody will ask, or it is lost
                 if parts and parts[-1].found.preemptions == event.preemptions:
                     parts.pop()  # it was refused its blocks before, and waited
                 parts.append(_Blocks(event))
             elif isinstance(event, BlockStored):
-                if (of := self._requests.get(event.session_id or "")) is not None:
-                    of[-1].add(event)
+                if parts := self._requests.get(event.session_id or ""):
+                    parts[-1].add(event)
             elif isinstance(event, BlockRemoved):
                 self.removed_blocks += len(event.block_hashes)
-        while len(self._requests) > MOST_REQUESTS:
-            del self._requests[next(iter(self._requests))]
 
 
 def _name(block_hash: BlockHash) -> bytes:

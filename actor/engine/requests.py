@@ -7,6 +7,7 @@ front end collects them; it drops whatever the engine core sends afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,16 @@ def scoring_params() -> SamplingParams:
 class VllmRequest:
     """A request in flight in vLLM."""
 
-    def __init__(self, llm: AsyncLLM, queue: RequestOutputCollector) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        queue: RequestOutputCollector,
+        scheduled: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`scheduled` is told once the engine has surely scheduled it."""
         self._llm = llm
         self._queue = queue
+        self._scheduled = scheduled
 
     async def wait(
         self, on_tokens: OnTokens | None = None, on_start: OnStart | None = None
@@ -100,6 +108,8 @@ class VllmRequest:
                 completion = output.outputs[0]
                 new = list(completion.token_ids)
                 if new:
+                    if not token_ids:
+                        self._scheduled()
                     if on_start is not None and on_tokens is not None and not token_ids:
                         on_start(output.num_cached_tokens or 0)
                     token_ids += new

@@ -56,11 +56,23 @@ class Scheduled:
     """Names of the blocks that it filled itself, following them."""
 
 
+class EventsLost(Exception):
+    """Cache events are gone for good, and a request's may be among them: nobody can audit it."""
+
+
 class CacheLog(Protocol):
     """What happened to each request's blocks, from the engine's own cache events."""
 
+    @property
+    def lost_batches(self) -> int:
+        """Batches of cache events that are gone for good."""
+        ...
+
     async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
-        """What happened to a request that ended with so many full blocks; None: not reported."""
+        """What happened to a request that ended with so many full blocks; None: not reported.
+
+        Raises `EventsLost` for a request that was in flight when events were lost.
+        """
         ...
 
     def forget(self, names: Sequence[str]) -> None:
@@ -98,7 +110,7 @@ def cut_labels(
 
 
 class Request(Protocol):
-    """A request under way."""
+    """A request in flight."""
 
     async def wait(
         self, on_tokens: OnTokens | None = None, on_start: OnStart | None = None

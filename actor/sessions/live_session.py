@@ -17,6 +17,7 @@ How a session treats the cache and its slots is chosen when it is made:
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,8 @@ class Finished:
     counts: Counts
     problems: tuple[str, ...]
     """Reports of the engine that cannot be true."""
+    unaudited: str = ""
+    """Why nobody could hold the record against the engine's cache events; empty if somebody did."""
 
 
 class LiveSession:
@@ -98,25 +101,34 @@ class LiveSession:
         self._limit = min(task.max_tokens, sampling.max_tokens or task.max_tokens)
         self._surprises: list[PlannedEdit] = []
         self._interrupt: Interrupt | None = None
+        self._pass_over = asyncio.Event()
         self._streamed = 0
         self._done = False
 
     async def edit(
         self, slot: str, text: str, source: str = "human", requirement: str | None = None
     ) -> bool:
-        """Change a slot now: the pass under way ends, the next one sees the new text.
+        """Change a slot now: the pass in flight ends, the next one sees the new text.
 
-        Returns False, and changes nothing, where the response has already ended. Raises
-        ValueError for a slot that the prompt does not have, or a text that does not fit into it.
+        Returns once that pass has ended. False, and nothing is changed, where the response ended
+        with it or before. Raises ValueError for a slot that the prompt does not have, or a text
+        that does not fit into it.
         """
         self.check(slot, text)
         if self._done:
             return False
         asked_at = len(self._recorder.response) + self._streamed
-        self._surprises.append(PlannedEdit(slot, SlotState(text, requirement), asked_at, source))
+        planned = PlannedEdit(slot, SlotState(text, requirement), asked_at, source)
+        self._surprises.append(planned)
         if self._interrupt is not None:
+            over = self._pass_over
             await self._interrupt.now("edit")
-        return True
+            await over.wait()
+        return not self._came_too_late(planned)
+
+    def _came_too_late(self, planned: PlannedEdit) -> bool:
+        """Whether the response has ended without it: its last token may have been on its way."""
+        return self._done and any(one is planned for one in self._surprises)
 
     def check(self, slot: str, text: str) -> None:
         """ValueError for a slot that the prompt does not have, or a text that does not fit."""
@@ -125,17 +137,22 @@ class LiveSession:
         self._renderer.check(slot, text)
 
     async def run(self) -> Finished:
-        """Write the response. Cancelling this ends the pass under way and gives up."""
+        """Write the response. Cancelling this ends the pass in flight and gives up."""
+        log = self._serving.engine.cache_log
         try:
             finish = ""
             while finish not in ("stop", "length"):
                 finish = await self._pass()
+        except BaseException:
+            if log is not None:
+                log.forget(self._recorder.requests)
+            raise
         finally:
             self._done = True
             if self._reuse == "sticky":
                 self._serving.engine.end_session(self._recorder.session)
-        if self._serving.engine.cache_log is not None:
-            await self._recorder.confirm(self._serving.engine.cache_log)
+        if log is not None:
+            await self._recorder.confirm(log)
         return self._finished()
 
     async def _pass(self) -> str:
@@ -146,18 +163,19 @@ class LiveSession:
         at = len(recorder.response)
         for planned in (*self._editor.due(at), *self._surprises):
             self._apply(planned, at)
-        self._surprises.clear()
         texts = {name: state.text for name, state in self.states.items()}
         layout = self._renderer.layout(texts)
         fed = fed_tokens(layout, self._renderer.pieces, recorder.response)
         room = min(self._limit - at, self._serving.engine.max_model_len - len(fed))
         if room <= 0:
             return "length"
+        self._surprises.clear()
         salt = self._serving.cache_salt
         keep = recorder.keep(fed, salt)
         next_edit = self._editor.next_index(at)
         known_edit = next_edit is not None and next_edit - at < room
         interrupt = self._interrupt = Interrupt()
+        over = self._pass_over = asyncio.Event()
         self._streamed = 0
 
         def started(cached: int) -> None:
@@ -182,9 +200,11 @@ class LiveSession:
         finally:
             self._interrupt = None
             self._streamed = 0
+            over.set()
         finish = served.generated.finish_reason
         if finish == "abort":
             if interrupt.reason is None:
+                recorder.empty_pass(served, len(keep.heads) if keep else 0)
                 raise RuntimeError(f"task {self.task.task_id}: the engine aborted a pass by itself")
             finish = interrupt.reason
         elif finish == "length" and known_edit:
@@ -231,7 +251,8 @@ class LiveSession:
             self._decode,
             thinking=begins_thinking(self.prompt),
         )
-        return Finished(self._trajectory(scores), recorder.counts, tuple(recorder.problems))
+        problems = tuple(recorder.problems)
+        return Finished(self._trajectory(scores), recorder.counts, problems, recorder.unaudited)
 
     def _trajectory(
         self, scores: Sequence[Mapping[str, float]] = (), begun: Pass | None = None

@@ -21,7 +21,7 @@ import numpy as np
 from actor.config import ReusePolicy
 from actor.sessions.block_names import BlockNames, PassBlocks, heads, reuse_runs, same_blocks
 from actor.sessions.cache_audit import PassRecord, contradictions, cut_at_preemptions
-from actor.sessions.generation import CacheLog, Generated, Scheduled
+from actor.sessions.generation import CacheLog, EventsLost, Generated, Scheduled
 from actor.sessions.serving import Keep, Served
 from dynatok_online.trajectory import (
     OUTSIDE,
@@ -69,6 +69,8 @@ class Recorder:
     counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
     """What was wrong with the engine's reports."""
+    unaudited: str = ""
+    """Why `confirm` could not hold the record against the engine's cache events."""
     response: list[int] = field(default_factory=list)
     """Every token sampled so far."""
     passes: list[Pass] = field(default_factory=list)
@@ -81,6 +83,11 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self._names = BlockNames(self.block_size)
+
+    @property
+    def requests(self) -> list[str]:
+        """The engine requests of all passes."""
+        return [*self._empty, *(name for part in self._parts for name, _ in part.requests)]
 
     def add_edit(self, edit: Edit) -> None:
         """A slot was changed before the next pass."""
@@ -159,18 +166,24 @@ class Recorder:
     async def confirm(self, log: CacheLog) -> None:
         """Hold every pass against the engine's cache events, and record what they say.
 
-        Whatever does not agree is counted as an audit mismatch.
+        Whatever does not agree is counted as an audit mismatch. Where events are lost for good,
+        the record stays as it is, `unaudited`.
         """
         parts, size = self._parts, self.block_size
         reports: dict[str, Sequence[Scheduled]] = {}
-        for k, part in enumerate(parts):
-            for name, tokens in part.requests:
-                found = await log.blocks_of(name, tokens // size)
-                if found is None:
-                    self._problem(f"pass {k}: the engine's cache events of {name} did not come")
-                else:
-                    reports[name] = found
-        log.forget([*self._empty, *(name for part in parts for name, _ in part.requests)])
+        try:
+            for k, part in enumerate(parts):
+                for name, tokens in part.requests:
+                    found = await log.blocks_of(name, tokens // size)
+                    if found is None:
+                        self._problem(f"pass {k}: the engine's cache events of {name} did not come")
+                    else:
+                        reports[name] = found
+        except EventsLost as error:
+            self.unaudited = str(error)
+            return
+        finally:
+            log.forget(self.requests)
         self._start_over()
         for part in parts:
             reported = reports.get(part.served.name, ())

@@ -2,7 +2,7 @@
 
 A pass runs under one weight version and one cache salt. The salt changes with every version and
 every attempt to load one, so no pass ever takes KV that other weights computed. Closing the gate
-holds new passes back. What it does with those under way is `on_weights`:
+holds new passes back. What it does with those in flight is `on_weights`:
 
 - `restart`: they are aborted, and their sessions keep the tokens. Every token is sampled from KV
   of its own weights: the learner rebuilds it exactly.
@@ -11,8 +11,9 @@ holds new passes back. What it does with those under way is `on_weights`:
   (`Pass.weight_versions`). Its later tokens saw KV that no single set of weights computes, so the
   learner may train on them as on any other stale token, but can compare log-probabilities only
   for passes of one version. Until the new weights have proved themselves, no pass hands anything
-  over; if they fail, what they sampled is thrown away. So is what they sampled of a pass that
-  had no token before them.
+  over, neither at its end nor as a stream; if they fail, what they sampled is thrown away. So is
+  what they sampled of a pass that had no token before them; one that streams restarts instead.
+  What a stream has handed over is therefore never taken back.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from actor.sessions.generation import (
 
 
 class Interrupt:
-    """Ends one pass from outside; the first reason counts."""
+    """Ends one pass from outside. The first reason counts; none does if the pass ended by itself
+    before."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -90,6 +92,42 @@ class Served:
     """Whether it may have gone on under later weights."""
 
 
+class _Stream:
+    """Hands a pass's tokens on as they come, but for those that are held back."""
+
+    def __init__(self, on_tokens: OnTokens) -> None:
+        self._on_tokens = on_tokens
+        self._waiting: list[int] = []
+        self._holding = False
+        self.given = 0
+        """Tokens handed on."""
+
+    def __call__(self, token_ids: Sequence[int]) -> None:
+        self._waiting += token_ids
+        if not self._holding:
+            self._give(self._waiting)
+
+    def hold(self) -> None:
+        """Hand nothing on until `release`."""
+        self._holding = True
+
+    def release(self) -> None:
+        """Hand on what has come meanwhile."""
+        self._holding = False
+        self._give(self._waiting)
+
+    def end(self, token_ids: Sequence[int]) -> None:
+        """The pass has ended, and these are all its tokens that count."""
+        assert self.given <= len(token_ids), "tokens were handed on that do not count"
+        self._give(token_ids[self.given :])
+
+    def _give(self, token_ids: Sequence[int]) -> None:
+        self._waiting = []
+        if token_ids:
+            self.given += len(token_ids)
+            self._on_tokens(token_ids)
+
+
 class Serving:
     """An engine behind a gate. It is closed until `open` is called for the first time."""
 
@@ -104,7 +142,8 @@ class Serving:
         self._opened = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._passes: set[Interrupt] = set()
+        self._passes: dict[Interrupt, _Stream | None] = {}
+        """Those in flight, each with its stream if it has one."""
         self._trial = self._label = ""
         self._rejected: set[str] = set()
         self._decided = asyncio.Event()
@@ -134,26 +173,39 @@ class Serving:
         self.version, self.cache_salt = version, cache_salt
         self._label = self._trial
         self._decided.set()
+        for stream in self._passes.values():
+            if stream is not None:
+                stream.release()
         self._opened.set()
 
     async def close(self) -> int:
-        """Hold passes back; end those under way, unless they are to continue. How many ended."""
+        """Hold passes back; end those in flight, unless they are to continue. How many ended."""
         self._opened.clear()
-        if self.on_weights == "continue":
-            self._decided.clear()
-            return 0
-        return await self._end_passes()
+        if self.on_weights == "restart":
+            restarted = await self._end_passes()
+            await self._idle.wait()
+            return restarted
+        self._decided.clear()
+        restarted = 0
+        for interrupt, stream in list(self._passes.items()):
+            if stream is None:
+                continue
+            stream.hold()
+            if not stream.given:
+                restarted += 1
+                await interrupt.now("weights")
+        return restarted
 
     async def reject(self) -> None:
         """The weights under trial are wrong: nothing that they sampled counts."""
         self._rejected.add(self._trial)
         self._decided.set()
         await self._end_passes()
+        await self._idle.wait()
 
     async def _end_passes(self) -> int:
         passes = list(self._passes)
         await asyncio.gather(*(one.now("weights") for one in passes))
-        await self._idle.wait()
         return len(passes)
 
     async def _accepted(self, generated: Generated, label: str, interrupt: Interrupt) -> Generated:
@@ -212,9 +264,11 @@ class Serving:
         name = f"{self.run_id}/{self._requests}"
         keep = Keep("") if keep is None else keep
         cache = CacheUse(salt, name, read_cache, keep.session, keep.previous, keep.held)
-        self._passes.add(interrupt)
+        stream = None if on_tokens is None else _Stream(on_tokens)
+        self._passes[interrupt] = stream
         self._idle.clear()
         heads: list[Request] = []
+        served: Served | None = None
         try:
             for i, length in enumerate(keep.heads):
                 use = replace(cache, name=f"{name}.{i}")
@@ -229,10 +283,13 @@ class Serving:
                 stream=on_tokens is not None,
             )
             await interrupt.attach(request)
-            generated = await request.wait(on_tokens, on_start)
+            generated = await request.wait(stream, on_start)
             generated = await self._accepted(generated, label, interrupt)
+            if stream is not None:
+                stream.end(generated.token_ids)
             if not generated.token_ids:
-                return Served(generated, version, salt, name)
+                served = Served(generated, version, salt, name)
+                return served
             # They went into the engine first, so they are done where this one has a token.
             done = [(await heads.pop(0).wait()).num_cached_tokens for _ in keep.heads]
             results = (
@@ -240,11 +297,16 @@ class Serving:
                 for i, (length, cached) in enumerate(zip(keep.heads, done, strict=True))
             )
             continued = self.on_weights == "continue"
-            return Served(generated, version, salt, name, tuple(results), continued)
+            served = Served(generated, version, salt, name, tuple(results), continued)
+            return served
         finally:
+            if served is None and self.engine.cache_log is not None:
+                self.engine.cache_log.forget(
+                    [name, *(f"{name}.{i}" for i in range(len(keep.heads)))]
+                )
             for head in heads:
                 await head.abort()
-            self._passes.discard(interrupt)
+            del self._passes[interrupt]
             if not self._passes:
                 self._idle.set()
 

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from actor.config import SamplingConfig
-from actor.sessions.generation import CacheUse, Generated, OnStart, OnTokens, Scheduled
+from actor.sessions.generation import (
+    CacheUse,
+    EventsLost,
+    Generated,
+    OnStart,
+    OnTokens,
+    Scheduled,
+)
 from protocol.wire.messages import WeightManifest
 
 BLOCK = 4
@@ -100,6 +107,8 @@ class FakeRequest:
                 seen = len(self.token_ids)
             if self.task.done() and not self.task.cancelled():
                 self.task.result()
+        for _ in range(self.engine.end_delay):
+            await asyncio.sleep(0)
         n = len(self.token_ids)
         if on_tokens is not None and n > seen:
             on_tokens(self.token_ids[seen:])
@@ -120,9 +129,13 @@ class FakeCacheLog:
     def __init__(self) -> None:
         self.named: dict[str, FakeRequest] = {}
         self.lies: dict[str, tuple[Scheduled, ...] | None] = {}
+        self.lost: set[str] = set()
+        self.lost_batches = 0
         self.forgotten: list[str] = []
 
     async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
+        if name in self.lost:
+            raise EventsLost("3 batches of cache events are lost")
         if name in self.lies:
             return self.lies[name]
         one = self.named[name]
@@ -150,6 +163,8 @@ class FakeEngine:
         self.heads: list[FakeRequest] = []
         self.ended: list[str] = []
         self.submit_delay = 0
+        self.end_delay = 0
+        """Turns of the event loop from a request's end to its session's hearing of it."""
         self.next_token: Callable[[list[int]], int] = lambda whole: 100 + len(whole) % 7
         self.on_step: Callable[[FakeRequest], None] = lambda request: None
         self.weights = 0

@@ -12,13 +12,14 @@ import pytest
 import zmq
 
 from actor.engine.kv_events import BlockRemoved, BlocksFound, BlockStored, KvEvents
-from actor.sessions.generation import Scheduled
+from actor.sessions.generation import EventsLost, Scheduled
 
 
 class Publisher:
     """vLLM's publisher as the subscriber sees it: PUB, and a ROUTER that repeats."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keeps: int = 1000) -> None:
+        self.keeps = keeps
         self.endpoints = (f"ipc://{folder}/e", f"ipc://{folder}/r")
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._pub, self._replay = context.socket(zmq.PUB), context.socket(zmq.ROUTER)
@@ -39,7 +40,8 @@ class Publisher:
         while not self._stop.is_set():
             if self._replay.poll(20):
                 client, _, start = self._replay.recv_multipart()
-                for i in range(int.from_bytes(start, "big"), len(self._sent)):
+                oldest = max(0, len(self._sent) - self.keeps)
+                for i in range(max(oldest, int.from_bytes(start, "big")), len(self._sent)):
                     number = i.to_bytes(8, "big")
                     self._replay.send_multipart([client, b"", b"", number, self._sent[i]])
                 end = (-1).to_bytes(8, "big", signed=True)
@@ -62,6 +64,8 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
 @pytest.fixture
 def events(publisher: Publisher) -> Iterator[KvEvents]:
     events = KvEvents(*publisher.endpoints, timeout=1.0)
+    for name in ("a", "b", "nobody"):
+        events.expect(name)
     yield events
     events.close()
 
@@ -130,3 +134,44 @@ def test_forgotten_requests_leave_nothing(publisher: Publisher, events: KvEvents
     events.forget(["a", "never seen"])
     publisher.publish(stored("a", b"0", b"1"))  # too late: nobody asks
     assert ask(events, "a", 1) is None
+
+
+@pytest.mark.parametrize("keeps", [0, 2])
+def test_a_gap_that_nobody_can_fill_costs_those_in_flight_and_nobody_else(
+    publisher: Publisher, events: KvEvents, keeps: int
+) -> None:
+    publisher.keeps = keeps
+    publisher.publish(found("a"), stored("a", None, b"0"))
+    for _ in range(5):
+        publisher.publish(stored("a", b"0", b"1"), lose=True)
+    publisher.publish(found("b"), stored("b", None, b"0"))
+    with pytest.raises(EventsLost, match="batches of vLLM's cache events are lost"):
+        ask(events, "a", 2)
+    with pytest.raises(EventsLost):  # it was submitted before, so something may be missing
+        ask(events, "b", 1)
+    assert events.lost_batches >= 5 - keeps
+    events.forget(["a", "b"])
+    lost = events.lost_batches
+    events.expect("later")
+    publisher.publish(found("later", blocks=1), stored("later", None, b"0"))
+    publisher.publish(stored("later", b"0", b"1"))
+    assert ask(events, "later", 2) == (Scheduled(9, (), (b"0",), (b"1",)),)
+    publisher.publish(stored("later", b"1", b"2"), lose=True)
+    publisher.keeps = 10
+    assert ask(events, "later", 3) is not None, "what can be filled is"
+    assert events.lost_batches == lost
+
+
+def test_events_are_taken_in_while_nobody_asks(
+    publisher: Publisher, events: KvEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actor.engine.kv_events.DRAIN_SECONDS", 0.0)
+    publisher.publish(found("a"), stored("a", None, b"0"))
+
+    async def scenario() -> None:
+        async with asyncio.timeout(5):
+            while not events._requests["a"]:
+                events.expect("another")
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())

@@ -100,9 +100,12 @@ def test_exact_and_sticky_sessions_share_what_is_equal_and_nothing_else(
 
 def test_a_late_subscriber_gets_what_it_missed(vllm, serving) -> None:
     """From vLLM's own replay socket."""
+    at = vllm.engine.cache_log._next
     finished = vllm.run(session(serving, edited(2, 3, 80), "sticky").run())
     events = KvEvents(*vllm.engine.cache_log.endpoints)
+    events._next = at
     name = f"{serving.run_id}/1"
+    events.expect(name)
     try:
         vllm.run(session(serving, edited(3, 1, 40), "exact").run())
         found = vllm.run(events.blocks_of(name, 1))

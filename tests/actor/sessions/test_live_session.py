@@ -143,6 +143,44 @@ def test_an_edit_after_the_end_is_refused() -> None:
     assert asyncio.run(scenario()) is False
 
 
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("end", ["stop", "length", "edit"])
+def test_an_edit_while_the_last_token_is_on_its_way(watched: bool, end: str) -> None:
+    """The engine is done with the pass, and the session has not heard of it yet."""
+    engine = FakeEngine(stop_token=7 if end == "stop" else -1)
+    engine.end_delay = 2
+    engine.next_token = lambda whole: 7 if len(whole) == 22 else 100 + len(whole) % 7
+    edits = ((5, B),) if end == "edit" else ()
+    live = make(engine, task(*edits), on_tokens=(lambda ids: None) if watched else None)
+
+    async def scenario() -> tuple[bool, Finished]:
+        running = asyncio.create_task(live.run())
+        while not engine.requests or not engine.requests[0].finish:
+            await asyncio.sleep(0)
+        assert not running.done()
+        return await live.edit("s", "cccc"), await running
+
+    edited, finished = asyncio.run(scenario())
+    texts = [edit.text for edit in finished.trajectory.edits]
+    assert edited is (end == "edit")
+    assert texts == (["BBBB", "cccc"] if end == "edit" else [])
+    assert finished.trajectory.passes[-1].states == {"s": "cccc" if end == "edit" else "aaaa"}
+
+
+def test_an_edit_that_leaves_no_room_is_refused() -> None:
+    live = make(FakeEngine(max_model_len=20), task())
+
+    async def scenario() -> bool:
+        running = asyncio.create_task(live.run())
+        for _ in range(9):
+            await asyncio.sleep(0)
+        edited = await live.edit("s", "c" * 12)
+        await running
+        return edited
+
+    assert asyncio.run(scenario()) is False
+
+
 def test_an_edit_of_an_unknown_slot_is_an_error() -> None:
     with pytest.raises(ValueError, match="no slot 'x'"):
         asyncio.run(make(FakeEngine(), task()).edit("x", "cccc"))
@@ -478,3 +516,54 @@ def test_passes_that_continue_are_labelled_and_wait_for_the_verdict(fails: bool)
     else:
         assert [run.version for run in first.weight_versions] == [0, 1]
         assert first.finish_reason == "edit"
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 2))
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_never_takes_back_what_it_handed_over(fails: bool, turns: int) -> None:
+    """Weights are on trial while it streams, from before its first token to after its last."""
+    engine = FakeEngine()
+    serving = Serving(engine, "run", "continue")
+    engine.label = serving.new_label(0)
+    serving.open(0, serving.new_salt(0))
+    seen: list[int] = []
+    live = make(engine, task((15, B)), serving=serving, on_tokens=seen.extend)
+
+    async def scenario() -> Finished:
+        running = asyncio.create_task(live.run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await serving.close()
+        salt = serving.new_salt(1)
+        engine.label = serving.new_label(1)
+        before = list(seen)
+        for _ in range(7):
+            await asyncio.sleep(0)
+            assert seen == before, "tokens of weights that may be wrong"
+        if fails:
+            await serving.reject()
+            engine.label = serving.new_label(0)
+            serving.open(0, serving.new_salt(0))
+        else:
+            serving.open(1, salt)
+        return await running
+
+    finished = asyncio.run(scenario())
+    check(finished)
+    assert seen == finished.trajectory.response.tolist()
+    assert len(seen) == 20
+    if fails:
+        assert set(finished.trajectory.versions().tolist()) == {0}
+
+
+def test_a_session_that_fails_leaves_nothing_in_the_cache_log() -> None:
+    engine = FakeEngine()
+
+    def step(request: Any) -> None:
+        if len(engine.requests) == 2:
+            request.finish = "abort"
+
+    engine.on_step = step
+    with pytest.raises(RuntimeError, match="aborted a pass by itself"):
+        asyncio.run(make(engine, task((5, B))).run())
+    assert set(engine.cache_log.forgotten) == set(engine.cache_log.named)

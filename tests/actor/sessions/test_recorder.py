@@ -158,6 +158,7 @@ class Log:
     def __init__(self, **said: tuple[Scheduled, ...]) -> None:
         self.said = said
         self.forgotten: list[str] = []
+        self.lost_batches = 0
 
     async def blocks_of(self, name: str, full_blocks: int) -> tuple[Scheduled, ...] | None:
         return self.said.get(name)
