@@ -1,7 +1,9 @@
 """Edits that the text itself gives rise to: after a sentence, or once the verifier is satisfied.
 
 A watcher reads along and edits the running session, as a person would. An engine streams in
-bunches, so an edit may take effect a few tokens after its reason was written.
+bunches, so an edit may take effect a few tokens after its reason was written. Each token is decoded
+once, with the few before it, and the text is judged when a word has ended: what a long response
+costs the event loop that all sessions share grows with its length.
 """
 
 from __future__ import annotations
@@ -16,6 +18,13 @@ from dynatok_online.adherence.scoring import Decode
 from dynatok_online.requirements import requirement
 from dynatok_online.requirements.core import SENTENCE
 from dynatok_online.tasks.task import EditRule, Task
+from dynatok_online.view.texts import TokenTexts
+
+LOOK_BACK = 1000
+"""Characters before an edit that a verifier is shown."""
+
+MOST_UNREAD = 32
+"""Characters without a blank after which a text is judged all the same."""
 
 
 class RuleWatcher:
@@ -23,24 +32,34 @@ class RuleWatcher:
 
     def __init__(self, rules: Sequence[EditRule], decode: Decode) -> None:
         self._rules = list(rules)
-        self._decode = decode
-        self._ids: list[int] = []
-        self._since = 0
+        self._texts = TokenTexts(decode)
+        self._before = ""
+        """The text up to the edit before, which rules look back on only to find cut words."""
+        self._text = ""
+        """The text since then."""
+        self._unread = 0
+        """Characters of it that came after it was judged last."""
         self._edited = rules[0].slot
         self._edits: set[asyncio.Task[bool]] = set()
         self.session: LiveSession | None = None
 
     def read(self, token_ids: Sequence[int]) -> None:
         """See tokens as they come; an edit whose time has come is sent off."""
-        self._ids += token_ids
         if not self._rules or self.session is None:
             return
-        text = self._decode(self._ids)
+        new = "".join(self._texts.extend(token_ids))
+        edge = self._text[-1:] + new
+        self._text += new
+        self._unread += len(new)
+        if not (any(map(str.isspace, edge)) or self._unread > MOST_UNREAD):
+            return
+        self._unread = 0
         rule = self._rules[0]
-        if not self._due(rule, text[self._since :], text[: self._since]):
+        if not self._due(rule, self._text, self._before):
             return
         self._rules.pop(0)
-        self._since, self._edited = len(text), rule.slot
+        self._before, self._text = (self._before + self._text)[-LOOK_BACK:], ""
+        self._edited = rule.slot
         source = "verifier" if rule.when == "satisfied" else "schedule"
         edit = self.session.edit(rule.slot, rule.state.text, source, rule.state.requirement)
         task = asyncio.ensure_future(edit)

@@ -112,21 +112,28 @@ class ActorChannel:
         self._heard = 0.0
         self._progress = 0.0
         self._error: BaseException | None = None
+        self._started = False
         self._tasks: list[asyncio.Task[None]] = []
         self._unsent: deque[bytes] = deque()
         self._looking = False
         self._leaving = False
 
     async def start(self) -> None:
-        """Connect and wait for the learner. Raises `Disconnected` after `connect_seconds`."""
+        """Connect and wait for the learner. Raises `Disconnected` after `connect_seconds`,
+        ValueError where the keys cannot be used."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         apply_options(self._socket, self.config)
         self._socket.setsockopt(
             zmq.IDENTITY, f"{self._actor_id}:{self.outbox.epoch}".encode()[:255]
         )
-        if self.config.keys is not None:
-            secure_client(self._socket, self.config.keys)
+        try:
+            if self.config.keys is not None:
+                secure_client(self._socket, self.config.keys)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._started = True
         self._heard = self._progress = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._follow()
@@ -220,7 +227,7 @@ class ActorChannel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await asyncio.to_thread(self.outbox.commit)
-        if not self._socket.closed:
+        if self._started and not self._socket.closed:
             self._on_events()
             self._loop.remove_reader(self._socket.FD)
             self._socket.close()

@@ -108,22 +108,25 @@ class LearnerChannel:
     # --- for the learner's own threads
 
     def start(self) -> None:
-        """Bind and start the thread. Raises ValueError where the address cannot be bound."""
+        """Bind and start the thread. Raises ValueError where the address cannot be bound, or the
+        keys cannot be used."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         apply_options(self._socket, self.config)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._authenticator = None
-        if self.config.keys is not None:
-            secure_server(self._socket, self.config.keys)
-            self._authenticator = Authenticator(self._context, self.config.keys, self.refusals)
         try:
+            if self.config.keys is not None:
+                secure_server(self._socket, self.config.keys)
+                self._authenticator = Authenticator(self._context, self.config.keys, self.refusals)
             self._bind()
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, ValueError) as error:
             if self._authenticator is not None:
                 self._authenticator.stop()
             self._context.destroy(linger=0)
+            if isinstance(error, ValueError):
+                raise
             raise ValueError(
                 f"cannot listen on {self.config.endpoint}: {error.strerror}; set "
                 "protocol.endpoint to a free port of this machine (port 0 picks one)"

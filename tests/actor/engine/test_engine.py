@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import zmq
 
 from actor.config import SamplingConfig
 from actor.online.weight_updater import WeightUpdater
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Serving
-from dynatok_online.adherence.summary import edited_scores
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.tiny import tokenizer, world
@@ -95,7 +95,6 @@ def test_many_sessions_at_once_hold_up(vllm, serving, reference) -> None:
         assert finished.problems == ()
         assert not list(audit(finished.trajectory))
         assert sampling_gap(reference, finished.trajectory) < 1e-4
-        assert edited_scores(finished.trajectory) is not None
 
 
 def test_the_same_seed_draws_the_same_tokens_alone_and_in_a_batch(vllm, serving) -> None:
@@ -147,6 +146,41 @@ def test_a_surprise_edit_keeps_every_token_that_arrived(
     assert sampling_gap(reference, trajectory) < 1e-4
     if watched:
         assert seen == trajectory.response.tolist()
+
+
+def test_cache_events_lost_for_good_cost_the_sessions_in_flight_alone(
+    vllm, serving, monkeypatch
+) -> None:
+    log = vllm.engine.cache_log
+
+    async def nothing_to_replay() -> None:
+        pass
+
+    async def lose(batches: int) -> None:
+        while batches:
+            try:
+                log._socket.recv_multipart(zmq.NOBLOCK)
+                batches -= 1
+            except zmq.Again:
+                await asyncio.sleep(0.01)
+
+    async def some(name: str) -> list[Finished]:
+        tasks = [task(f"{name}{i}", (30, B), max_tokens=90) for i in range(4)]
+        return await asyncio.gather(*(session(serving, one).run() for one in tasks))
+
+    async def scenario() -> tuple[list[Finished], list[Finished]]:
+        running = asyncio.create_task(some("in-flight"))
+        await lose(2)
+        return await running, await some("later")
+
+    lost = log.lost_batches
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "_replay", nothing_to_replay)
+        in_flight, later = vllm.run(scenario())
+    assert log.lost_batches == lost + 2
+    assert all(one.unaudited and one.problems == () for one in in_flight)
+    assert all(one.unaudited == "" and one.problems == () for one in later)
+    assert log.remembered == 0
 
 
 def test_prompt_logprobs(vllm, reference) -> None:
@@ -216,7 +250,7 @@ def test_new_weights_while_sessions_write(vllm, serving, reference, ring) -> Non
                 assert all(reuse.origin < 0 for reuse in pass_.reuse), "KV of older weights"
             last = run.version
     assert len(versions_seen) >= 3
-    assert restarts == sum(answer.restarted_passes for answer in answers) or restarts > 0
+    assert 0 < restarts <= sum(answer.restarted_passes for answer in answers)
 
 
 @pytest.mark.parametrize("fault", ["wrong values", "swapped", "unchanged"])

@@ -16,6 +16,7 @@ import pytest
 
 from actor.config import ReusePolicy, SamplingConfig
 from actor.engine.kv_events import KvEvents
+from actor.sessions.generation import CacheUse
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Serving
 from dynatok_online.spans.build import audit
@@ -114,6 +115,31 @@ def test_a_late_subscriber_gets_what_it_missed(vllm, serving) -> None:
     assert events.replays > 0
     assert found is not None
     assert len(found[0].reused) * 32 == finished.trajectory.passes[0].num_cached_tokens
+
+
+def test_ended_sessions_are_told_of_until_the_engine_has_heard(vllm, serving) -> None:
+    """The first request that tells of them is aborted before it is scheduled."""
+
+    async def remembered() -> int:
+        await session(serving, edited(4, 1, 10), "sticky").run()
+        await vllm.engine.pause()
+        unheard = await vllm.engine.submit(
+            [5] * 40,
+            request_id="unheard",
+            sampling=SamplingConfig(),
+            max_tokens=4,
+            seed=1,
+            cache=CacheUse(serving.cache_salt, "unheard", session="unheard"),
+            stream=False,
+        )
+        await unheard.abort()
+        assert (await unheard.wait()).token_ids == []
+        vllm.engine.cache_log.forget(["unheard"])
+        await vllm.engine.resume()
+        await session(serving, edited(5, 1, 10), "sticky").run()
+        return (await vllm.engine.in_use())[1]
+
+    assert vllm.run(remembered()) == 1, "all but the one that ended last"
 
 
 def test_sticky_is_refused_where_layers_see_a_window() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from actor.config import SamplingConfig
-from actor.sessions.rules import open_session
+from actor.sessions.rules import RuleWatcher, open_session
 from actor.sessions.serving import Serving
 from dynatok_online.tasks.task import EditRule, SlotState, Task
 from dynatok_online.trajectory import Trajectory
@@ -53,3 +55,28 @@ def test_when_the_verifier_is_satisfied() -> None:
 def test_a_reason_that_never_comes_edits_nothing(when: str) -> None:
     rule = EditRule("case", LOWER, when, 9)  # type: ignore[arg-type]
     assert write("we saw owls. then none", rule).edits == ()
+
+
+@pytest.mark.parametrize("when", ["after_sentences", "satisfied"])
+def test_reading_along_costs_what_the_text_is_long(when: str) -> None:
+    decoded = 0
+
+    def counting(token_ids: Any) -> str:
+        nonlocal decoded
+        decoded += len(token_ids)
+        return decode(token_ids)
+
+    rule = EditRule("case", LOWER, when, 10_000)  # type: ignore[arg-type]
+    watcher = RuleWatcher([rule], counting)
+    watcher.session = cast(Any, SimpleNamespace(states={"case": UPPER}))
+    text = "we saw OWLS. " * 200
+    for token in encode(text):
+        watcher.read([token])
+    assert watcher._text == text
+    assert decoded < 20 * len(text)
+
+
+def test_a_text_without_blanks_is_judged_too() -> None:
+    text = "WE-SAW-OWLS-THERE-" * 6
+    (edit,) = write(text, EditRule("case", LOWER, when="satisfied", count=3)).edits
+    assert edit.effective_at < 60

@@ -474,3 +474,22 @@ def test_strangers_are_counted_and_change_nothing(learner: LearnerChannel) -> No
     stranger.close(0)
     context.term()
     assert learner.refusals.counts == {"truncated": 1, "magic": 1, "frames": 1}
+
+
+def test_keys_that_cannot_be_used_are_said_and_closing_hides_nothing(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(FAST, keys=str(tmp_path / "none"))
+    learner = LearnerChannel(config, "run")
+    with pytest.raises(ValueError, match="none"):
+        learner.start()
+    learner.close()
+
+    async def scenario() -> None:
+        actor = ActorChannel(config, "run", "actor", HELLO)
+        try:
+            with pytest.raises(ValueError, match="none"):
+                await actor.start()
+        finally:
+            await actor.close()
+        await ActorChannel(config, "run", "never-started", HELLO).close()
+
+    asyncio.run(scenario())
