@@ -10,13 +10,14 @@ import torch
 
 from benchmarks._adherence_arms import BLOCK_SIZE, insertions, removed_corrections, without_edits
 from dynatok_online import attention
-from dynatok_online.adherence.measures import follow, repetition
-from dynatok_online.requirements import requirement
+from dynatok_online.adherence import judging as adherence
+from dynatok_online.adherence.judging import Judged
+from dynatok_online.adherence.measures import repetition
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.tasks.scripted import computed_tokens, scripted_trajectory
 from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import world
-from dynatok_online.tiny.sampling import SampledPass, decode, encode, passes_of, sample_trajectories
+from dynatok_online.tiny.sampling import decode, encode, sample_trajectories
 from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def sample(
 
 def adherence_after_edit(tasks: Sequence[Task], texts: Sequence[str]) -> float:
     """The mean score of the edited slot over the passes that follow an edit."""
-    return fmean(score for _, score, _, _ in _edits(tasks, texts) if score is not None)
+    return fmean(one.score for one in _judged(tasks, texts) if one.edited)
 
 
 def measure(
@@ -78,37 +79,25 @@ def measure(
 
 def judge(tasks: Sequence[Task], texts: Sequence[str]) -> dict[str, Any]:
     """Adherence before and after edits, of slots that were kept, and its latency."""
-    edits = _edits(tasks, texts)
-    scores = [score for _, score, _, _ in edits if score is not None]
+    judged = _judged(tasks, texts)
+    edited = [one for one in judged if one.edited]
     by_slot: dict[str, list[float]] = {}
-    for slot, score, _, _ in edits:
-        if score is not None:
-            by_slot.setdefault(slot, []).append(score)
-    static, kept = [], []
-    for one in _all_passes(tasks, texts):
-        for slot, score in one.scores().items():
-            if not one.before:
-                static.append(score)
-            elif slot not in one.edited:
-                kept.append(score)
-    known = [(latency, room) for _, score, latency, room in edits if score is not None]
+    for one in edited:
+        by_slot.setdefault(one.slot, []).append(one.score)
     return {
-        "adherence_after_edit": fmean(scores),
+        "adherence_after_edit": fmean(one.score for one in edited),
         "by_slot": {slot: fmean(values) for slot, values in sorted(by_slot.items())},
-        "adherence_static": fmean(static),
-        "adherence_kept": fmean(kept),
-        # An edit that is never followed counts with the length of its pass.
-        "latency": fmean(room if latency is None else latency for latency, room in known),
-        "never": fmean(latency is None for latency, _ in known),
+        "adherence_static": fmean(one.score for one in judged if one.static),
+        "adherence_kept": fmean(one.score for one in judged if not (one.static or one.edited)),
+        # An edit that is never followed counts with the length of the text that follows it.
+        "latency": fmean(one.tokens if one.latency is None else one.latency for one in edited),
+        "never": fmean(one.latency is None for one in edited),
     }
 
 
 def fluency(base: PreTrainedModel, tasks: Sequence[Task], texts: Sequence[str]) -> dict[str, float]:
     """Per-token NLL under the base model, prompt in the states of each pass; repeated runs."""
-    trajectories = [
-        scripted_trajectory(task, encode(text.replace("\ufffd", "~")), encode)
-        for task, text in zip(tasks, texts, strict=True)
-    ]
+    trajectories = [_as_written(*pair) for pair in zip(tasks, texts, strict=True)]
     total, count = 0.0, 0
     with torch.no_grad():
         for row in plan_rows(trajectories, max_tokens=4096):
@@ -129,21 +118,18 @@ def gold(base: PreTrainedModel, tasks: Sequence[Task]) -> dict[str, Any]:
     return {**judge(tasks, texts), **fluency(base, tasks, texts)}
 
 
-def _all_passes(tasks: Sequence[Task], texts: Sequence[str]) -> list[SampledPass]:
-    return [one for task, text in zip(tasks, texts, strict=True) for one in passes_of(task, text)]
+def _judged(tasks: Sequence[Task], texts: Sequence[str]) -> list[Judged]:
+    """Every slot with evidence of every stretch; a token is a character here."""
+    return [
+        one
+        for task, text in zip(tasks, texts, strict=True)
+        for one in adherence.judge(task, _as_written(task, text), decode)
+    ]
 
 
-def _edits(
-    tasks: Sequence[Task], texts: Sequence[str]
-) -> list[tuple[str, float | None, int | None, int]]:
-    """(slot, score, latency, length of its pass) of every edit."""
-    found = []
-    for one in _all_passes(tasks, texts):
-        for slot in sorted(one.edited):
-            wanted = requirement(str(one.states[slot].requirement))
-            followed = follow(wanted, one.text, before=one.before, after=one.after)
-            found.append((slot, followed.score, followed.latency, len(one.text)))
-    return found
+def _as_written(task: Task, text: str) -> Trajectory:
+    """A response under the task's edits; special tokens became characters that no word has."""
+    return scripted_trajectory(task, encode(text.replace("\ufffd", "~")), encode)
 
 
 def _known(text: str) -> float:

@@ -15,8 +15,8 @@ from protocol.run.json_files import read_json
 from protocol.run.metrics import Tail
 
 ADHERENCE = "adherence"
-"""The actor's running mean, over its latest passes that follow an edit, of the share of the text
-that follows its requirement."""
+"""The actor's running mean, over its latest edits, of the share of the text that follows the new
+requirement."""
 
 
 class History:

@@ -131,7 +131,11 @@ def draw(
         curve = [value for _, _, value in history.curve(process, name)]
         if curve:
             soft = smooth(curve)
-            table.add_row(title, Text(f"{spark(soft)} {soft[-1]:.3f}", style="cyan"))
+            # The adherence is a mean already, and its interval is that of the mean.
+            last = f"{soft[-1]:.3f}"
+            if name == ADHERENCE:
+                last = f"{curve[-1]:.3f}{_how_sure(history, process)}"
+            table.add_row(title, Text(f"{spark(soft)} {last}", style="cyan"))
     return Panel(
         Group(table),
         title=f"{run_dir.name}  {clock(seconds)}",
@@ -163,8 +167,16 @@ def summaries(history: History, max_steps: int | None = None) -> list[str]:
     ]
 
 
+def _how_sure(history: History, actor: str) -> str:
+    """` ± 0.03 (256 edits)`: the running adherence's interval and count, where they are known."""
+    half, edits = (history.number(actor, f"{ADHERENCE}_{what}") for what in ("half", "edits"))
+    if edits is None:
+        return ""
+    return ("" if half is None else f" ± {half:.2f}") + f" ({edits:.0f} edits)"
+
+
 def _actor_facts(history: History, name: str) -> list[str]:
-    return _facts(
+    facts = _facts(
         history,
         name,
         ("weights {:.0f}", "weight_version"),
@@ -174,6 +186,9 @@ def _actor_facts(history: History, name: str) -> list[str]:
         ("{:.0f} tokens reused", "reused_tokens"),
         ("adherence after edit {:.2f}", ADHERENCE),
     )
+    if history.number(name, ADHERENCE) is not None:
+        facts[-1] += _how_sure(history, name)
+    return facts
 
 
 def _facts(history: History, process: str, *wanted: tuple[str, str]) -> list[str]:

@@ -40,6 +40,11 @@ def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
         "audit_mismatches": max(audits, default=None),
         "adherence_after_edit_before": before.get("adherence_after_edit"),
         "adherence_after_edit_after": after.get("adherence_after_edit"),
+        # Half the 95 % interval of each, and over how many edits.
+        "adherence_after_edit_before_half": before.get("adherence_after_edit_half"),
+        "adherence_after_edit_after_half": after.get("adherence_after_edit_half"),
+        "edits_judged_before": before.get("edits_judged"),
+        "edits_judged_after": after.get("edits_judged"),
         "passes_after_edit": after.get("passes_after_edit"),
         "adherence_static_before": before.get("adherence_static"),
         "adherence_static_after": after.get("adherence_static"),

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from actor.offline.alone import Alone, Bad, load_tasks, say, with_engine
 from actor.offline.config import CollectConfig
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.recorder import Counts
 from actor.sessions.usable import Usable
-from dynatok_online.adherence.summary import edited_scores
+from dynatok_online.adherence.stretches import edited_scores
+from dynatok_online.adherence.summary import share
 from dynatok_online.data.shards import Shards
 from dynatok_online.data.storage import schema
 from dynatok_online.tasks.task import Task
@@ -30,11 +32,12 @@ from protocol.run.json_files import write_json
 from protocol.run.progress import progress_bar
 
 SETTINGS = "collection.json"
+LOCK = ".lock"
 SAME = (
     *("model", "tasks", "split", "seed", "reuse", "placement", "sampling"),
     *("chat_template_kwargs", "system_prompt"),
 )
-"""Settings that a folder must have been begun with to be gone on with."""
+"""Settings that must be the same where a folder's collection is resumed."""
 _LATER: dict[str, Any] = {"chat_template_kwargs": {}, "system_prompt": ""}
 """What those were that folders of earlier versions do not name."""
 
@@ -43,9 +46,34 @@ def run(config: CollectConfig) -> int:
     """Collect until the folder holds `trajectories`; the exit code. Raises ValueError."""
     folder = Path(config.out)
     settings = {name: msgspec.to_builtins(config)[name] for name in SAME}
-    _check_same(folder, settings)
     bad = Bad()
     source = load_tasks(config, config.split, config.seed, bad)
+    with alone_in(folder):
+        return _into(folder, config, settings, source, bad)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; ValueError where another collection does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"out: another collection is writing into {folder}; wait for its end, or choose "
+            "another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _into(
+    folder: Path, config: CollectConfig, settings: dict[str, Any], source: Iterator[Task], bad: Bad
+) -> int:
+    _check_same(folder, settings)
     shards = Shards(folder, config.shard_size)
     write_json(folder / SETTINGS, settings)
     held = len(shards.done)
@@ -94,7 +122,7 @@ class Tally:
         self.counts = Counts()
         self.trajectories = 0
         self._usable = Usable()
-        self._scores = [0.0, 0]
+        self._scores: list[float] = []
 
     def add(self, finished: Finished) -> bool:
         """One more; whether it may be kept."""
@@ -102,15 +130,13 @@ class Tally:
         if not self._usable.take(finished):
             return False
         self.trajectories += 1
-        for _, score in edited_scores(finished.trajectory):
-            self._scores[0] += score
-            self._scores[1] += 1
+        self._scores += edited_scores([finished.trajectory])
         return True
 
     def numbers(self) -> dict[str, Any]:
         """For the last line and the progress bar."""
         counts = self.counts
-        total, count = self._scores
+        adherence = share(self._scores)
         return {
             "edits": counts.edits,
             "generated_tokens": counts.generated_tokens,
@@ -118,7 +144,9 @@ class Tally:
             "audit_mismatches": counts.audit_mismatches,
             "problems": self._usable.problems,
             "dropped": dict(self._usable.dropped),
-            "adherence": total / count if count else None,
+            "adherence": adherence["mean"],
+            "adherence_half": adherence["half"],
+            "adherence_edits": adherence["count"],
         }
 
 

@@ -1,8 +1,9 @@
 """`dynatok eval`: adherence before and after edits, its latency, and fluency, seed by seed.
 
 Every seed samples its own tasks with its own draws; what is reported is the mean over seeds with a
-95 % interval. The run folder holds `evaluation.json` (all numbers, per seed), `evaluation.md`
-(tables), `evaluation.png`, and the sampled trajectories.
+95 % interval over seeds, or over edits where there is one seed, and how many edits were judged. The
+run folder holds `evaluation.json` (all numbers, per seed), `evaluation.md` (tables),
+`evaluation.png`, and the sampled trajectories.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +27,7 @@ from actor.offline.config import EvalConfig
 from actor.sessions.live_session import Finished
 from dynatok_online.adherence.judging import Judged, judge
 from dynatok_online.adherence.measures import Interval, interval, repetition
+from dynatok_online.adherence.summary import share
 from dynatok_online.data.storage import write_trajectories
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
@@ -87,6 +89,7 @@ def run(config: EvalConfig) -> int:
     _draw(folder / "evaluation.png", report)
     last = {
         reuse: {name: one["mean"] for name, one in part["mean"]["all"].items()}
+        | {"edits_judged": part["mean"]["edits_judged"]["all"]}
         for reuse, part in report.items()
     }
     print(json.dumps({"run_dir": str(folder), "bad_tasks": bad.count, **last}), flush=True)
@@ -141,10 +144,14 @@ def summary(samples: Sequence[Sample], base_model: str = "") -> dict[str, Any]:
 def _adherence(judged: Sequence[Judged]) -> dict[str, float | None]:
     edited = [one for one in judged if one.edited]
     static = [one for one in judged if one.static]
+    after, before = (share([one.score for one in part]) for part in (edited, static))
     return {
-        "adherence_after_edit": _mean([one.score for one in edited]),
-        "adherence_static": _mean([one.score for one in static]),
-        # An edit that is never followed counts with the length of its pass.
+        "adherence_after_edit": after["mean"],
+        "adherence_after_edit_half": after["half"],
+        "edits_judged": after["count"],
+        "adherence_static": before["mean"],
+        "adherence_static_half": before["half"],
+        # An edit that is never followed counts with the length of the text that follows it.
         "latency": _mean([one.tokens if one.latency is None else one.latency for one in edited]),
         "never": _mean([float(one.latency is None) for one in edited]),
     }
@@ -163,6 +170,15 @@ def over_seeds(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
             name: _intervals([one["by_requirement"].get(name, {}) for one in seeds])
             for name in names
         },
+        "edits_judged": {
+            "all": sum(one["all"]["edits_judged"] for one in seeds),
+            "by_requirement": {
+                name: sum(
+                    one["by_requirement"].get(name, {}).get("edits_judged", 0) for one in seeds
+                )
+                for name in names
+            },
+        },
     }
 
 
@@ -171,7 +187,10 @@ def _intervals(seeds: Sequence[dict[str, float | None]]) -> dict[str, dict[str, 
     for name in MEASURES:
         values = [value for one in seeds if (value := one.get(name)) is not None]
         if values:
-            out[name] = msgspec.to_builtins(interval(values))
+            one = interval(values)
+            if len(seeds) == 1 and (half := seeds[0].get(f"{name}_half")) is not None:
+                one = replace(one, half=half)  # over its edits: there are no other seeds
+            out[name] = msgspec.to_builtins(one)
     return out
 
 
@@ -206,7 +225,7 @@ def markdown(config: EvalConfig, report: dict[str, Any]) -> str:
         "",
         f"Model {config.model}; {config.count} {config.split} tasks of {config.tasks} per seed; "
         f"seeds {seeds}; temperature {config.sampling.temperature}; mean ± 95 % interval over "
-        "seeds.",
+        f"{'seeds' if len(config.seeds) > 1 else 'edits'}.",
         "",
         f"| measure | {' | '.join(report)} |",
         f"|---|{'---|' * len(report)}",
@@ -215,18 +234,21 @@ def markdown(config: EvalConfig, report: dict[str, Any]) -> str:
         cells = [_cell(part["mean"]["all"].get(name)) for part in report.values()]
         if any(cells):
             lines.append(f"| {words} | {' | '.join(cells)} |")
+    counts = (str(part["mean"]["edits_judged"]["all"]) for part in report.values())
+    lines.append(f"| edits judged | {' | '.join(counts)} |")
     for reuse, part in report.items():
         lines += [
             "",
             f"## By requirement, {reuse}",
             "",
-            "| requirement | after an edit | before | latency | never |",
-            "|---|---|---|---|---|",
+            "| requirement | edits | after an edit | before | latency | never |",
+            "|---|---|---|---|---|---|",
         ]
         for name, one in part["mean"]["by_requirement"].items():
             columns = ("adherence_after_edit", "adherence_static", "latency", "never")
             cells = [_cell(one.get(column)) for column in columns]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            count = part["mean"]["edits_judged"]["by_requirement"][name]
+            lines.append(f"| {name} | {count} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,18 +11,19 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from actor.online.evaluation import MakeSession
 from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
 from actor.sessions.usable import Usable
-from dynatok_online.adherence.summary import edited_scores
+from dynatok_online.adherence.stretches import edited_scores
+from dynatok_online.adherence.summary import share
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
 
 RECENT = 256
-"""Passes after an edit over which the running adherence is taken."""
+"""Edits over which the running adherence is taken."""
 
 
 class Outlet(Protocol):
@@ -73,9 +74,9 @@ class Collector:
         return self._usable.problems
 
     @property
-    def adherence(self) -> float | None:
-        """Mean score of edited slots over the latest passes that follow an edit."""
-        return sum(self._recent) / len(self._recent) if self._recent else None
+    def adherence(self) -> dict[str, Any]:
+        """Mean score of the latest edits, half its 95 % interval, and how many they are."""
+        return share(self._recent)
 
     async def run(self) -> None:
         """Collect until cancelled. A session that fails ends the collector with its error."""
@@ -113,7 +114,7 @@ class Collector:
         if not usable:
             self._unsent_tasks.append(number)
             return
-        self._recent.extend(score for _, score in edited_scores(finished.trajectory))
+        self._recent.extend(edited_scores([finished.trajectory]))
         self._outlet.send_trajectory(finished.trajectory, (number, *self._unsent_tasks))
         self._unsent_tasks.clear()
         self.trajectories += 1

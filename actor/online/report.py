@@ -11,6 +11,7 @@ from actor.config import ActorConfig
 from actor.log import say
 from actor.online.collector import Collector
 from actor.sessions.serving import Serving
+from dynatok_online.adherence.summary import said
 from protocol.delivery.actor_channel import ActorChannel
 from protocol.run.exporter import open_exporter
 from protocol.run.json_files import read_json, write_json
@@ -66,13 +67,19 @@ class Report:
         """What an evaluation of the weights that serve has found (see `evaluation`)."""
         version = self._serving.version
         write_json(self._evaluations / f"{name}.json", {"version": version, **summary})
+        after, static = (
+            said(summary[f"adherence_{kind}"], summary[f"adherence_{kind}_half"])
+            for kind in ("after_edit", "static")
+        )
         say(
-            f"evaluation {name}: adherence after edit {summary['adherence_after_edit']} over "
-            f"{summary['passes_after_edit']} passes, static {summary['adherence_static']}"
+            f"evaluation {name}: adherence after edit {after} ({summary['edits_judged']} edits), "
+            f"static {static}"
         )
         self._metrics.log(
             version,
             evaluation_adherence_after_edit=_number(summary["adherence_after_edit"]),
+            evaluation_adherence_after_edit_half=_number(summary["adherence_after_edit_half"]),
+            evaluation_edits_judged=summary["edits_judged"],
             evaluation_adherence_static=_number(summary["adherence_static"]),
             evaluation_seconds=summary["seconds"],
         )
@@ -81,8 +88,12 @@ class Report:
         """Write every `report_every` seconds until cancelled; say when the actor pauses."""
         tokens, at = 0, time.monotonic()
         paused: str | None = None
+        lost = 0
         while True:
             await asyncio.sleep(self._every)
+            if self._lost_batches() > lost:
+                lost = self._lost_batches()
+                say(f"{lost} batches of vLLM's cache events lost: responses in flight are dropped")
             if self._channel.paused != paused:
                 paused = self._channel.paused
                 say("there is room again" if paused is None else f"pausing: {paused}")
@@ -100,10 +111,14 @@ class Report:
         if self._exporter is not None:
             self._exporter.set(plain | numbers)
 
+    def _lost_batches(self) -> int:
+        log = self._serving.engine.cache_log
+        return 0 if log is None else log.lost_batches
+
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far."""
         collector = self._collector
-        counts = collector.counts
+        counts, adherence = collector.counts, collector.adherence
         now: dict[str, Any] = {
             "trajectories": collector.trajectories,
             "edits": counts.edits,
@@ -119,12 +134,15 @@ class Report:
             "seconds_weights": self._seconds_paused,
             "weight_syncs": self._syncs,
             "weights_rejected": self._rejected,
+            "lost_cache_batches": self._lost_batches(),
             "dropped": dict(collector.dropped),
         }
         # What a process of this name counted before it was killed stays counted.
         return _added(self._before, now) | {
             "weight_version": self._serving.version,
-            "adherence": collector.adherence,
+            "adherence": adherence["mean"],
+            "adherence_half": adherence["half"],
+            "adherence_edits": adherence["count"],
             "paused": self._channel.paused,
         }
 

@@ -1,6 +1,7 @@
 """What came of every requirement of a response: before its edits, and after each of them.
 
-Lengths are tokens. The requirement of a slot is the task's: a trajectory holds its text alone.
+It is judged stretch by stretch (`stretches`), whatever passes it took. Lengths are tokens. The
+requirement of a slot is the task's: a trajectory holds its text alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from dynatok_online.adherence.measures import follow
 from dynatok_online.adherence.passes import Decode, PassTexts, begins_thinking
+from dynatok_online.adherence.stretches import stretches
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
@@ -17,35 +19,35 @@ from dynatok_online.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Judged:
-    """One slot of one pass."""
+    """One slot of one stretch."""
 
+    slot: str
     requirement: str
     edited: bool
-    """Whether this pass began with an edit of the slot."""
+    """Whether the stretch began with an edit of the slot."""
     static: bool
     """Whether no edit came before."""
     score: float
     latency: int | None
-    """Tokens from the pass's beginning to its first compliant sentence; None: there is none."""
+    """Tokens from the stretch's beginning to its first compliant sentence; None: there is none."""
     tokens: int
-    """Tokens of the pass."""
+    """Tokens of the stretch."""
 
 
 def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
-    """Every slot with evidence, pass by pass."""
+    """Every slot with evidence, stretch by stretch."""
     asked = _requirements(task)
     response = trajectory.response.tolist()
-    bounds = [(one.start, one.stop) for one in trajectory.passes]
+    written = stretches(trajectory)
+    bounds = [(one.start, one.stop) for one in written]
     texts = PassTexts(response, bounds, decode, thinking=begins_thinking(task.prompt))
-    first = min((edit.effective_at for edit in trajectory.edits), default=len(response))
     found = []
-    for k, one in enumerate(trajectory.passes):
-        edited = {edit.slot for edit in trajectory.edits if edit.effective_at == one.start}
+    for k, one in enumerate(written):
         parts = texts.parts(k)
         if parts is None:
             continue
         before, here, after = parts
-        for slot, shown in one.states.items():
+        for slot, shown in one.passes[0].states.items():
             name = asked.get((slot, shown))
             if name is None:
                 continue
@@ -58,9 +60,10 @@ def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
                 latency = _token_at(texts, one.start, one.stop, place)
             found.append(
                 Judged(
+                    slot,
                     name,
-                    slot in edited,
-                    one.start < first,
+                    slot in one.edited,
+                    one.static,
                     came.score,
                     latency,
                     one.stop - one.start,

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 from dynatok_online.requirements import Requirement
 
 _SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]*")
@@ -48,7 +50,7 @@ def repetition(text: str, size: int = 4) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its 95 % confidence interval (Student's t), in the values' unit."""
+    """A mean with its 95 % confidence interval (Student's t), in the values' unit."""
 
     mean: float
     half: float
@@ -61,12 +63,8 @@ class Interval:
         return f"{self.mean:.3f}" if math.isnan(self.half) else f"{self.mean:.3f} ± {self.half:.3f}"
 
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; then the normal's.
-_T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of one value per seed, and how sure it is. ValueError for no value."""
+    """The mean of independent values, and how sure it is. ValueError for no value."""
     count = len(values)
     if not count:
         raise ValueError("an interval needs at least one value")
@@ -74,6 +72,10 @@ def interval(values: Sequence[float]) -> Interval:
     half = math.nan
     if count > 1:
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-        factor = _T95[count - 2] if count - 2 < len(_T95) else 1.96
-        half = factor * deviation / math.sqrt(count)
+        half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
     return Interval(mean, half, min(values), max(values), count)
+
+
+def half_width(one: Interval) -> float | None:
+    """Half the width of an interval, for JSON: None where it is unknown."""
+    return None if math.isnan(one.half) else one.half

@@ -1,66 +1,55 @@
-"""Adherence before and after edits, from the scores that trajectories carry.
-
-*Static* adherence is the mean score of every slot over the passes before a response's first edit;
-adherence *after edit* is the mean score of the edited slot over the passes that follow an edit. A
-pass in which the verifier found nothing to judge is no evidence and does not count.
-"""
+"""Adherence before and after edits over many responses, each share with its count and interval."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dynatok_online.adherence.measures import half_width, interval
+from dynatok_online.adherence.stretches import Scored, scores
 from dynatok_online.trajectory import Trajectory
 
 
-def edited_scores(trajectory: Trajectory) -> list[tuple[str, float]]:
-    """(slot, score) of each edited slot in each pass that follows an edit."""
-    found = []
-    for one in trajectory.passes:
-        edited = {edit.slot for edit in trajectory.edits if edit.effective_at == one.start}
-        found += [(slot, score) for slot, score in one.scores.items() if slot in edited]
-    return found
-
-
-def static_scores(trajectory: Trajectory) -> list[tuple[str, float]]:
-    """(slot, score) of every slot in the passes before the first edit."""
-    first = min((edit.effective_at for edit in trajectory.edits), default=len(trajectory.response))
-    return [
-        (slot, score)
-        for one in trajectory.passes
-        if one.start < first
-        for slot, score in one.scores.items()
-    ]
-
-
 def summarize(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
-    """Means and counts; `by_slot` breaks them down."""
-    after: dict[str, list[float]] = defaultdict(list)
-    static: dict[str, list[float]] = defaultdict(list)
-    for trajectory in trajectories:
-        for slot, score in edited_scores(trajectory):
-            after[slot].append(score)
-        for slot, score in static_scores(trajectory):
-            static[slot].append(score)
-    all_after = [score for scores in after.values() for score in scores]
-    all_static = [score for scores in static.values() for score in scores]
+    """Means and counts; `by_slot` breaks them down.
+
+    `adherence_after_edit` is a mean over `edits_judged` edits, whose text lies in
+    `passes_after_edit` passes; `..._half` is half the width of its 95 % interval (None for fewer
+    than two). `adherence_static` is the same of the slots before a response's first edit.
+    """
+    found = [one for trajectory in trajectories for one in scores(trajectory)]
+    slots = sorted({one.slot for one in found if one.edited or one.static})
     return {
-        "adherence_after_edit": _mean(all_after),
-        "passes_after_edit": len(all_after),
-        "adherence_static": _mean(all_static),
-        "passes_static": len(all_static),
-        "by_slot": {
-            slot: {
-                "adherence_after_edit": _mean(after[slot]),
-                "passes_after_edit": len(after[slot]),
-                "adherence_static": _mean(static[slot]),
-                "passes_static": len(static[slot]),
-            }
-            for slot in sorted(after.keys() | static.keys())
-        },
+        **_shares(found),
+        "by_slot": {slot: _shares([one for one in found if one.slot == slot]) for slot in slots},
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def share(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and half the width of its 95 % interval (None: unknown), and over how many values."""
+    if not values:
+        return {"mean": None, "half": None, "count": 0}
+    one = interval(values)
+    return {"mean": one.mean, "half": half_width(one), "count": one.count}
+
+
+def said(mean: float | None, half: float | None) -> str:
+    """A share for people: `0.713 ± 0.052`."""
+    if mean is None:
+        return "unknown"
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+
+
+def _shares(found: Sequence[Scored]) -> dict[str, Any]:
+    edited = [one for one in found if one.edited]
+    static = [one for one in found if one.static]
+    after, before = (share([one.score for one in part]) for part in (edited, static))
+    return {
+        "adherence_after_edit": after["mean"],
+        "adherence_after_edit_half": after["half"],
+        "edits_judged": after["count"],
+        "passes_after_edit": sum(one.passes for one in edited),
+        "adherence_static": before["mean"],
+        "adherence_static_half": before["half"],
+        "passes_static": sum(one.passes for one in static),
+    }

@@ -1,8 +1,6 @@
 """Measure a model on held-out tasks: `python -m dynatok_online.tiny.check [MODEL] [--tasks 200]`.
 
-Static adherence is the mean verifier score of every slot over the passes before the first edit.
-Adherence after edit is the mean verifier score of the edited slot over the passes that follow an
-edit, the whole prompt recomputed. Passes without evidence do not count.
+`dynatok_online.adherence.stretches` says what counts. Every edit recomputes the whole prompt.
 """
 
 from __future__ import annotations
@@ -14,25 +12,25 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dynatok_online.adherence.judging import judge
+from dynatok_online.tasks.scripted import scripted_trajectory
+from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import model_path, world
-from dynatok_online.tiny.sampling import SampledPass, sample
+from dynatok_online.tiny.sampling import SampledPass, decode, encode, sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def measure(responses: Sequence[Sequence[SampledPass]]) -> dict[str, float]:
-    """Means over passes, in all and per slot, and the number of passes that entered each."""
+def measure(tasks: Sequence[Task], responses: Sequence[Sequence[SampledPass]]) -> dict[str, float]:
+    """Means over stretches, in all and per slot, and the number of stretches in each."""
     values: dict[str, list[float]] = {}
-    for passes in responses:
-        for slot, score in passes[0].scores().items():
-            values.setdefault("static", []).append(score)
-            values.setdefault(f"static_{slot}", []).append(score)
-        for item in passes[1:]:
-            for slot, score in item.scores().items():
-                kind = "after_edit" if slot in item.edited else "kept"
-                values.setdefault(kind, []).append(score)
-                values.setdefault(f"{kind}_{slot}", []).append(score)
+    for task, passes in zip(tasks, responses, strict=True):
+        text = encode("".join(one.text for one in passes))
+        for one in judge(task, scripted_trajectory(task, text, encode), decode):
+            kind = "static" if one.static else "after_edit" if one.edited else "kept"
+            values.setdefault(kind, []).append(one.score)
+            values.setdefault(f"{kind}_{one.slot}", []).append(one.score)
     means = {name: sum(v) / len(v) for name, v in sorted(values.items())}
     counts = {
         f"passes_{name}": float(len(values.get(name, ()))) for name in ("static", "after_edit")
@@ -45,7 +43,7 @@ def evaluate(
 ) -> dict[str, float]:
     """`measure` on that many held-out tasks with one to three edits each."""
     chosen = list(islice(world.tasks("heldout", seed=seed), tasks))
-    return measure(sample(model, chosen, seed=seed, temperature=temperature))
+    return measure(chosen, sample(model, chosen, seed=seed, temperature=temperature))
 
 
 def main() -> None:
@@ -69,7 +67,7 @@ def main() -> None:
             asked = ", ".join(str(state.requirement) for state in item.states.values())
             print(f"{asked:24} | {item.text}")
         print()
-    print(json.dumps({name: round(value, 4) for name, value in measure(responses).items()}))
+    print(json.dumps({name: round(value, 4) for name, value in measure(tasks, responses).items()}))
 
 
 if __name__ == "__main__":

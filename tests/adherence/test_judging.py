@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from actor.offline.config import EvalConfig
@@ -37,9 +38,23 @@ def decode(ids: Any) -> str:
 
 def test_every_slot_with_a_requirement_is_judged_in_every_pass() -> None:
     static, edited = judge(TASK, scripted_trajectory(TASK, encode(TEXT), encode), decode)
-    assert static == Judged("upper", False, True, 1.0, 0, 14)
+    assert static == Judged("case", "upper", False, True, 1.0, 0, 14)
     # " trees" "." "at NIGHT" "OWLS" "late": the first sentence after the edit is compliant.
-    assert edited == Judged("lower", True, False, 3 / 5, 0, len(TEXT) - 14)
+    assert edited == Judged("case", "lower", True, False, 3 / 5, 0, len(TEXT) - 14)
+
+
+def test_a_pass_that_new_weights_cut_is_judged_whole() -> None:
+    whole = scripted_trajectory(TASK, encode(TEXT), encode)
+    first, last = whole.passes
+    # After "tr" of "trees": that word belongs to neither pass, and to the text after the edit.
+    cut = (
+        first,
+        msgspec.structs.replace(last, stop=17, finish_reason="weights", weight_versions=()),
+        msgspec.structs.replace(last, start=17, weight_versions=()),
+    )
+    assert judge(TASK, msgspec.structs.replace(whole, passes=cut), decode) == judge(
+        TASK, whole, decode
+    )
 
 
 def test_latency_is_counted_in_tokens() -> None:
@@ -58,7 +73,7 @@ def test_latency_is_counted_in_tokens() -> None:
 
 
 def judged(score: float, latency: int | None, name: str = "upper", edited: bool = True) -> Judged:
-    return Judged(name, edited, not edited, score, latency, 40)
+    return Judged("case", name, edited, not edited, score, latency, 40)
 
 
 def sample(*units: Judged) -> Sample:
@@ -84,8 +99,20 @@ def test_summary_and_intervals_over_seeds() -> None:
     assert both["by_requirement"]["lower"]["adherence_static"]["count"] == 1
     json.dumps(both)
     text = markdown(EvalConfig(), {"exact": {"by_seed": {}, "mean": both}})
-    assert "| adherence after an edit | 0.650 ± 1.907 |" in text
-    assert "| lower |  | 1.000 |  |  |" in text
+    assert "| adherence after an edit | 0.650 ± 1.906 |" in text
+    assert "| lower | 0 |  | 1.000 |  |  |" in text
+    assert "| edits judged | 3 |" in text
+    assert "interval over seeds" in text
+
+
+def test_one_seed_has_its_interval_over_edits() -> None:
+    one = summary([sample(judged(1.0, 4), judged(0.0, None), judged(0.5, 1))])
+    alone = over_seeds([one])
+    assert alone["all"]["adherence_after_edit"]["half"] == pytest.approx(4.303 * 0.5 / 3**0.5, 1e-4)
+    assert alone["edits_judged"] == {"all": 3, "by_requirement": {"upper": 3}}
+    text = markdown(EvalConfig(seeds=(0,)), {"exact": {"by_seed": {}, "mean": alone}})
+    assert "interval over edits" in text
+    assert "| adherence after an edit | 0.500 ± 1.242 |" in text
 
 
 def test_no_evidence_is_no_number() -> None:

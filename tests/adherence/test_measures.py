@@ -40,8 +40,19 @@ def test_repetition() -> None:
 def test_interval() -> None:
     one = interval([1.0, 2.0, 3.0])
     assert (one.mean, one.lowest, one.highest, one.count) == (2.0, 1.0, 3.0, 3)
-    assert one.half == pytest.approx(4.303 / math.sqrt(3))
+    assert one.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
     assert str(one) == "2.000 ± 2.484"
     assert str(interval([0.5])) == "0.500"
     with pytest.raises(ValueError):
         interval([])
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(2, 12.706), (3, 4.303), (11, 2.228), (12, 2.201), (61, 2.000)]
+)
+def test_the_interval_is_students_at_any_number_of_values(count: int, quantile: float) -> None:
+    values = [float(i % 2) for i in range(count)]
+    mean = sum(values) / count
+    deviation = math.sqrt(sum((one - mean) ** 2 for one in values) / (count - 1))
+    wanted = quantile * deviation / math.sqrt(count)
+    assert interval(values).half == pytest.approx(wanted, rel=3e-4)

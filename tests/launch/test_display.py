@@ -21,12 +21,26 @@ def run_dir(tmp_path):
         Metrics(tmp_path, "learner", tensorboard=False) as learner,
     ):
         for step in range(10):
-            actor.log(None, adherence=step / 10, trajectories=4 * step, weight_version=step)
+            actor.log(
+                None,
+                adherence=step / 10,
+                adherence_half=0.05,
+                adherence_edits=27 * step,
+                trajectories=4 * step,
+                weight_version=step,
+            )
             learner.log(step, loss=1.0 - step / 10, version=step)
     (tmp_path / "evaluation").mkdir()
     for name, value in (("before", 0.3), ("after", 0.9)):
         (tmp_path / "evaluation" / f"{name}.json").write_text(
-            json.dumps({"adherence_after_edit": value, "adherence_static": 0.95})
+            json.dumps(
+                {
+                    "adherence_after_edit": value,
+                    "adherence_after_edit_half": 0.1,
+                    "edits_judged": 27,
+                    "adherence_static": 0.95,
+                }
+            )
         )
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "actor.log").write_text("loading\rloading the engine\n\n")
@@ -45,7 +59,9 @@ def shown(run_dir, state):
 def test_the_panel_shows_numbers_curves_and_ends(run_dir):
     text = shown(run_dir, {"actor": "running", "learner": "was killed by SIGKILL"})
     assert "1:05" in text
-    assert "weights 9, 36 trajectories, adherence after edit 0.90" in text
+    sure = "± 0.05 (243 edits)"
+    assert f"weights 9, 36 trajectories, adherence after edit 0.90 {sure}" in text
+    assert f" 0.900 {sure}" in text
     assert "was killed by SIGKILL" in text
     assert "▁" in text
 

@@ -38,7 +38,7 @@ def test_model_and_tokenizer_load(model) -> None:
 
 def test_it_follows_standing_requirements(model) -> None:
     tasks = list(islice(world.tasks("heldout", edits=(0, 0), max_tokens=48), 12))
-    result = check.measure(sampling.sample(model, tasks))
+    result = check.measure(tasks, sampling.sample(model, tasks))
     assert result["static"] >= 0.85
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actor.offline.collect import SETTINGS, Tally, card, collect, run
+from actor.offline.collect import SETTINGS, Tally, alone_in, card, collect, run
 from actor.offline.config import CollectConfig
 from actor.sessions.serving import Serving
 from dynatok_online.data.shards import Shards
@@ -107,3 +109,35 @@ def test_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             CollectConfig(**change)  # type: ignore[arg-type]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from actor.offline.collect import alone_in
+
+with alone_in(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_collections_into_one_folder_are_refused(tmp_path: Path) -> None:
+    """The second one, and only while the first runs: it may be killed at any time."""
+    config = CollectConfig(out=str(tmp_path), trajectories=3)
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match="another collection is writing into"):
+            run(config)
+        assert not (tmp_path / SETTINGS).exists()
+    finally:
+        first.kill()
+        first.wait()
+        if first.stdout is not None:
+            first.stdout.close()
+    with alone_in(tmp_path):
+        pass

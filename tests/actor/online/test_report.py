@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from actor.config import ActorConfig
 from actor.online.report import Report
 from actor.sessions.recorder import Counts
@@ -24,7 +26,7 @@ def report(folder: Path) -> Report:
         seconds_waiting=0.5,
         seconds_generating=1.5,
         dropped=Counter({"empty": 1}),
-        adherence=0.75,
+        adherence={"mean": 0.75, "half": 0.1, "count": 27},
     )
     config = ActorConfig(
         run_dir=str(folder),
@@ -33,7 +35,9 @@ def report(folder: Path) -> Report:
         protocol=ProtocolConfig(),
         prometheus_port=-1,
     )
-    serving, channel = SimpleNamespace(version=2), SimpleNamespace(paused=None, free_credits=4)
+    engine = SimpleNamespace(cache_log=SimpleNamespace(lost_batches=3))
+    serving = SimpleNamespace(version=2, engine=engine)
+    channel = SimpleNamespace(paused=None, free_credits=4)
     return Report(config, *cast(Any, (collector, serving, channel)))
 
 
@@ -71,21 +75,29 @@ def test_a_second_life_goes_on_counting(tmp_path: Path) -> None:
     assert second["problems"] == ["one", "one"]
     # These are of the moment.
     assert second["weight_version"] == 2
-    assert second["adherence"] == 0.75
+    assert (second["adherence"], second["adherence_half"]) == (0.75, 0.1)
+    assert second["adherence_edits"] == 27
+    assert second["lost_cache_batches"] == 6
 
 
-def test_an_evaluation_is_filed_under_the_weights_that_serve(tmp_path: Path) -> None:
+def test_an_evaluation_is_filed_under_the_weights_that_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = report(tmp_path)
     summary = {
         "adherence_after_edit": None,
+        "adherence_after_edit_half": None,
+        "edits_judged": 0,
         "passes_after_edit": 0,
         "adherence_static": 0.5,
+        "adherence_static_half": 0.125,
         "seconds": 1.0,
     }
     one.evaluation("before", summary)
     one.close()
     written = json.loads((tmp_path / "evaluation" / "before.json").read_text())
     assert written == {"version": 2, **summary}
+    assert "adherence after edit unknown (0 edits), static 0.500 ± 0.125" in capsys.readouterr().err
     (logged,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert logged["evaluation_adherence_after_edit"] is None
     assert logged["evaluation_adherence_static"] == 0.5
