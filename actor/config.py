@@ -13,8 +13,8 @@ ReusePolicy = Literal["exact", "sticky", "none"]
 """What a pass takes from the cache. `exact`: an unchanged prefix. `sticky`: besides, everything
 behind an edited slot, as it was computed under the old state. `none`: every pass starts over."""
 OnWeights = Literal["restart", "continue"]
-"""What becomes of passes under way when weights change. `restart`: they end, and go on as new
-passes. `continue`: they go on, on the KV that the old weights computed."""
+"""What becomes of passes in flight when weights change. `restart`: they end, and new passes resume
+their responses. `continue`: they go on, on the KV that the old weights computed."""
 
 
 def _positive(where: str, **values: float) -> None:
@@ -37,7 +37,7 @@ class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ignore_eos: bool = False
     """Go on after the end-of-sequence token."""
     max_tokens: int | None = None
-    """Longest response; a task's own limit, where it is lower, goes first."""
+    """Longest response; a task's own limit has precedence where it is lower."""
 
     def __post_init__(self) -> None:
         where = "actor.sampling"
@@ -97,7 +97,8 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sessions: int = 32
     """Live sessions at once."""
     tasks: str = "tiny"
-    """Where tasks come from: `tiny` (the embedded world)."""
+    """Where tasks come from: `tiny` (the embedded world), a .jsonl or .yaml file or a folder of
+    them, module:name, hub:owner/name."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn."""
     reuse: ReusePolicy = "exact"
@@ -111,7 +112,7 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     system_prompt: str = ""
     """Opens chats that have no system message of their own; empty: none."""
     on_weights: OnWeights = "restart"
-    """New weights make passes under way `restart` or `continue` on the KV of the old ones."""
+    """New weights make passes in flight `restart` or `continue` on the KV of the old ones."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation before and after."""
     engine: dict[str, Any] = {}

@@ -61,7 +61,7 @@ class FileWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     supports_draft_weight_update = False
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Nothing to set up: every update says where its file is."""
+        """Nothing to set up: every update names its file, which our own process has verified."""
         # vLLM warns of a tied output layer and of rotary tables at every update; what is really
         # missing we find ourselves.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(
@@ -104,7 +104,7 @@ class FileWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         _repack_tied(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def _tensors(self, info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         # The actor has checked every hash while we were generating, and keeps the file as it is

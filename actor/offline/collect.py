@@ -1,8 +1,8 @@
 """`dynatok collect`: trajectories of an actor alone, into a folder of Parquet shards.
 
 The tasks are a fixed sequence, and a task's tokens depend on the task alone. So a collection that
-was killed goes on where it was: what the folder holds is left out, and the rest is the same as if
-nothing had happened.
+was killed resumes where it was: what is stored in the folder is left out, and the rest is the same
+as if nothing had happened. One collection at a time writes into a folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +44,7 @@ _LATER: dict[str, Any] = {"chat_template_kwargs": {}, "system_prompt": ""}
 
 
 def run(config: CollectConfig) -> int:
-    """Collect until the folder holds `trajectories`; the exit code. Raises ValueError."""
+    """Collect until `trajectories` are stored in the folder; the exit code. Raises ValueError."""
     folder = Path(config.out)
     settings = {name: msgspec.to_builtins(config)[name] for name in SAME}
     bad = Bad()
@@ -76,13 +77,13 @@ def _into(
     _check_same(folder, settings)
     shards = Shards(folder, config.shard_size)
     write_json(folder / SETTINGS, settings)
-    held = len(shards.done)
-    if held:
-        say(f"{folder} holds {held} trajectories already")
+    stored = len(shards.done)
+    if stored:
+        say(f"{folder}: {stored} trajectories are there already")
     tally = Tally()
-    if held < config.trajectories:
+    if stored < config.trajectories:
         with progress_bar(
-            "collect", config.trajectories, done=held, more="the engine is starting"
+            "collect", config.trajectories, done=stored, more="the engine is starting"
         ) as bar:
 
             async def work(alone: Alone) -> None:
@@ -157,21 +158,21 @@ async def collect(
     sessions: int,
     make: Callable[[Task], LiveSession],
     tally: Tally,
-    show: Callable[[int, Tally], None] = lambda held, tally: None,
+    show: Callable[[int, Tally], None] = lambda stored, tally: None,
 ) -> None:
     """Run tasks, `sessions` at once, until the shards hold `wanted` trajectories."""
-    under_way = 0
+    in_flight = 0
 
     async def work() -> None:
-        nonlocal under_way
-        while len(shards.done) + under_way < wanted:
+        nonlocal in_flight
+        while len(shards.done) + in_flight < wanted:
             task = next(one for one in tasks if one.task_id not in shards.done)
-            under_way += 1
+            in_flight += 1
             try:
                 await asyncio.sleep(0)  # a session without a pass never waits
                 finished = await make(task).run()
             finally:
-                under_way -= 1
+                in_flight -= 1
             if not tally.add(finished):
                 continue
             shards.add(finished.trajectory)
@@ -247,7 +248,7 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         if folder.is_dir() and any(folder.glob("part-*.parquet")):
             raise ValueError(
-                f"out: {folder} holds shards, but no {SETTINGS}; choose another folder"
+                f"out: there are shards in {folder}, but no {SETTINGS}; choose another folder"
             )
         return
     begun = json.loads(path.read_text())

@@ -42,7 +42,7 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
     """`dynatok collect`."""
 
     out: str = "runs/collected"
-    """Folder for the shards; one that was begun is gone on with."""
+    """Folder for the shards; a collection that was begun there is resumed."""
     trajectories: int = 1000
     """How many to collect."""
     split: Literal["train", "heldout"] = "train"

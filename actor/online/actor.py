@@ -2,7 +2,7 @@
 
 Say hello, take weights, evaluate, then collect (and evaluate now and then, if asked to) until the
 learner says `Finish`: take its last weights, evaluate again, say good-bye. One that was killed and
-is started again sends what its journal still holds, and goes on in its script of tasks where its
+is started again sends what is still in its journal, and resumes its script of tasks where its
 trajectories end.
 """
 

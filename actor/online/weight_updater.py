@@ -1,6 +1,6 @@
-"""Puts new weights into service, proved by value, or goes on with the old ones.
+"""Puts new weights into service, proved by value, or keeps the old ones.
 
-Fetched and hashed while generation goes on; then the gate closes, passes under way end (their
+Fetched and hashed while generation goes on; then the gate closes, passes in flight end (their
 sessions keep the tokens), the engine loads, an ordinary request answers the canary, and the gate
 opens under a new version and a new cache salt. An engine whose answers did not move although the
 learner's did has changed nothing. Whatever fails before that puts the last good weights back; if

@@ -166,7 +166,7 @@ class WeightTarget(Protocol):
     """An engine whose weights can be replaced."""
 
     async def pause(self) -> None:
-        """Stop scheduling; requests under way keep their place."""
+        """Stop scheduling; requests in flight keep their place."""
         ...
 
     async def resume(self) -> None:

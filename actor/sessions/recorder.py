@@ -2,7 +2,7 @@
 
 The engine says how many tokens of a pass it took from its cache. Which pass computed them follows
 from the rule by which blocks are named (`block_names`), so a record is complete as soon as
-its pass has ended. Before a trajectory leaves, `confirm` holds every block of it against the
+its pass has ended. Before a trajectory leaves, `confirm` compares every block of it with the
 engine's own cache events: what was found, what was computed, and by whom, must be the same.
 
 What is recorded is what happened: after an eviction the engine reuses less, and says so. A sticky

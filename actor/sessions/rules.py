@@ -41,10 +41,14 @@ class RuleWatcher:
         """Characters of it that came after it was judged last."""
         self._edited = rules[0].slot
         self._edits: set[asyncio.Task[bool]] = set()
+        self._failed: BaseException | None = None
+        """What an edit failed with; whoever hands over the next tokens hears of it."""
         self.session: LiveSession | None = None
 
     def read(self, token_ids: Sequence[int]) -> None:
         """See tokens as they come; an edit whose time has come is sent off."""
+        if self._failed is not None:
+            raise self._failed
         if not self._rules or self.session is None:
             return
         new = "".join(self._texts.extend(token_ids))
@@ -64,7 +68,12 @@ class RuleWatcher:
         edit = self.session.edit(rule.slot, rule.state.text, source, rule.state.requirement)
         task = asyncio.ensure_future(edit)
         self._edits.add(task)
-        task.add_done_callback(self._edits.discard)
+        task.add_done_callback(self._edited_or_failed)
+
+    def _edited_or_failed(self, task: asyncio.Task[bool]) -> None:
+        self._edits.discard(task)
+        if not task.cancelled():
+            self._failed = task.exception()
 
     def _due(self, rule: EditRule, text: str, before: str) -> bool:
         if rule.when == "after_sentences":
