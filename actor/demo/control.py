@@ -176,6 +176,10 @@ class Control:
                 "the engine contradicts itself, so this response cannot be trained on: "
                 f"{finished.problems[0]}"
             )
+        if finished is not None and finished.unaudited:
+            raise Refused(
+                f"this response could not be audited, so nobody trains on it: {finished.unaudited}"
+            )
         if lane in session.sent:
             raise Refused("this response has been sent already")
         session.sent.add(lane)

@@ -121,13 +121,12 @@ class Lane:
         self._events.begin(self._live.states, len(fed), version)
 
     def pass_ends(self, served: Served) -> None:
-        """See `lane_serving.Listener`. What rejected weights sampled had been shown already."""
+        """See `lane_serving.Listener`. What weights on trial sampled is not streamed before."""
         self._flush()
         self.token_due = False
         self._moved()
         stop = self._events.pass_start + len(served.generated.token_ids)
-        assert self.tokens >= stop, "a token counts that was never streamed"
-        self._events.cut(stop, "weights")
+        assert self.tokens == stop, f"{self.tokens} tokens were streamed, and {stop} count"
 
     def pass_lost(self) -> None:
         """See `lane_serving.Listener`."""

@@ -74,7 +74,7 @@ class LaneEvents:
     def cut(self, length: int, why: str) -> None:
         """What was sampled from response index `length` on does not count.
 
-        `why`: the `engine` died, its `weights` were rejected, or the `record` says otherwise.
+        `why`: the `engine` died, or the `record` says otherwise.
         """
         if length < self.length:
             self._texts.cut(length)

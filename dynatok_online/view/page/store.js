@@ -90,11 +90,7 @@ const HANDLERS = {
     lane.version++;
   },
   cut(event, lane) {
-    const gone = lane.ids.length - event.start;
     lane.cut(event.start);
-    if (event.why === "weights") {
-      lane.message = `${gone} tokens were taken back: the weights that sampled them were rejected.`;
-    }
   },
   void(event, lane) {
     lane.passes.length = event.index;
