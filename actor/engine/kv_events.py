@@ -107,6 +107,8 @@ class KvEvents:
         self._decoder = msgspec.msgpack.Decoder(_Batch)
         self._timeout = timeout
         self._next = 0
+        self._oldest = 0
+        """The oldest batch that vLLM still had when something before it was missing."""
         self._reading = asyncio.Lock()
         self._requests: dict[str, list[_Blocks] | None] = {}
         """Of each expected request its blocks, or None: events are lost, perhaps some of its."""
@@ -141,7 +143,12 @@ class KvEvents:
                 return tuple(part.scheduled() for part in parts)
             waited = time.monotonic() - begun
             if waited > self._timeout:
-                return None
+                if self._oldest <= self._next:
+                    return None
+                async with self._reading:
+                    self._lose_until(self._oldest)
+                    await self._replay()
+                continue
             if waited - asked > self._timeout / 8:
                 asked = waited  # the last batch may be what is missing
                 async with self._reading:
@@ -194,15 +201,23 @@ class KvEvents:
                 continue
             *_, sequence, payload = self._replay_socket.recv_multipart()
             number = int.from_bytes(sequence, "big", signed=True)
-            if number < 0 or number > self._next:
-                return  # the end, or a hole: the next batch in the socket tells whether it is lost
+            if number > self._next:
+                self._oldest = number  # a hole, but the socket may have what is missing
+                return
+            if number < 0:
+                return
             if number == self._next:
                 self._take(number, payload)
 
-    def _take(self, number: int, payload: bytes) -> None:
+    def _lose_until(self, number: int) -> None:
+        """Give up on what is missing before batch `number`."""
         if number > self._next:
             self.lost_batches += number - self._next
+            self._next = number
             self._requests = dict.fromkeys(self._requests)
+
+    def _take(self, number: int, payload: bytes) -> None:
+        self._lose_until(number)
         self._next = number + 1
         for event in self._decoder.decode(payload).events:
             if isinstance(event, BlocksFound):

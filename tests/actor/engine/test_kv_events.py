@@ -64,6 +64,9 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
 @pytest.fixture
 def events(publisher: Publisher) -> Iterator[KvEvents]:
     events = KvEvents(*publisher.endpoints, timeout=1.0)
+    while not events._next:  # a subscriber that is still joining gets nothing
+        publisher.publish(BlockRemoved([]))
+        asyncio.run(events._drain())
     for name in ("a", "b", "nobody"):
         events.expect(name)
     yield events
@@ -166,12 +169,29 @@ def test_events_are_taken_in_while_nobody_asks(
     publisher: Publisher, events: KvEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actor.engine.kv_events.DRAIN_SECONDS", 0.0)
-    publisher.publish(found("a"), stored("a", None, b"0"))
 
     async def scenario() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not events._requests["a"]:
+                publisher.publish(found("a"), stored("a", None, b"0"))
                 events.expect("another")
                 await asyncio.sleep(0.01)
 
     asyncio.run(scenario())
+
+
+def test_a_gap_that_no_later_batch_shows_is_found_at_the_deadline(publisher: Publisher) -> None:
+    """All that the socket could have told of it is lost, too."""
+    events = KvEvents(*publisher.endpoints, timeout=0.4)
+    publisher.keeps = 1
+    events.expect("a")
+    for _ in range(3):
+        publisher.publish(found("a"), lose=True)
+    with pytest.raises(EventsLost):
+        ask(events, "a", 1)
+    assert events.lost_batches == 2
+    publisher.keeps = 10
+    events.expect("b")
+    publisher.publish(found("b"), stored("b", None, b"0"), lose=True)
+    assert ask(events, "b", 1) is not None
+    events.close()
