@@ -14,6 +14,7 @@ from typing import Any
 
 from actor.sessions.live_session import LiveSession
 from actor.sessions.serving import Serving
+from dynatok_online.adherence.passes import THINK, begins_thinking, thought_end
 from dynatok_online.adherence.scoring import Decode
 from dynatok_online.requirements import requirement
 from dynatok_online.requirements.core import SENTENCE
@@ -30,7 +31,13 @@ MOST_UNREAD = 32
 class RuleWatcher:
     """Applies a task's rules, one after the other, to the session that writes it."""
 
-    def __init__(self, rules: Sequence[EditRule], decode: Decode) -> None:
+    def __init__(
+        self, rules: Sequence[EditRule], decode: Decode, *, thinking: bool = False
+    ) -> None:
+        """`thinking`: the prompt has begun a thought, which the response goes on with."""
+        self._thinking = thinking
+        self._answers = False
+        """Whether what the model thinks first has come to its end."""
         self._rules = list(rules)
         self._texts = TokenTexts(decode)
         self._before = ""
@@ -58,6 +65,11 @@ class RuleWatcher:
         if not (any(map(str.isspace, edge)) or self._unread > MOST_UNREAD):
             return
         self._unread = 0
+        if not self._answers:
+            thought = thought_end(self._text, self._thinking)
+            if thought >= len(self._text) or THINK[0].startswith(self._text.strip()):
+                return
+            self._text, self._answers = self._text[thought:], True
         rule = self._rules[0]
         if not self._due(rule, self._text, self._before):
             return
@@ -92,7 +104,7 @@ def open_session(task: Task, serving: Serving, *, decode: Decode, **options: Any
     """A live session of the task, with a watcher where it has rules; see `LiveSession`."""
     if not task.rules:
         return LiveSession(task, serving, decode=decode, **options)
-    watcher = RuleWatcher(task.rules, decode)
+    watcher = RuleWatcher(task.rules, decode, thinking=begins_thinking(task.prompt))
     session = LiveSession(task, serving, decode=decode, on_tokens=watcher.read, **options)
     watcher.session = session
     return session

@@ -80,3 +80,10 @@ def test_a_text_without_blanks_is_judged_too() -> None:
     text = "WE-SAW-OWLS-THERE-" * 6
     (edit,) = write(text, EditRule("case", LOWER, when="satisfied", count=3)).edits
     assert edit.effective_at < 60
+
+
+def test_rules_wait_for_the_answer_and_do_not_read_thoughts() -> None:
+    thought = "<think>ONE. TWO. THREE. FOUR.</think>\n\n"
+    text = thought + "WE SAW OWLS. THEY SLEPT. ALL NIGHT. WE WENT HOME."
+    (edit,) = write(text, EditRule("case", LOWER, count=2)).edits
+    assert text.index("ALL") <= edit.effective_at <= text.index("ALL") + 4
