@@ -8,7 +8,8 @@ supervisor itself is killed, the janitor does the clearing.
 A child that crashes is started again alone, with its own command: an actor sends what its journal
 holds and takes the weights anew, the learner resumes from its last checkpoint while the actors
 fill their journals and then wait. A child that says itself that going on makes no sense (exit
-codes 2 and 3) is not, nor one that has crashed more often than `restarts` allows.
+codes 2 and 3) is not, nor one that has crashed more often than `restarts` allows. An actor that
+is given up for its crashes ends the run only where no other actor runs.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class _Member:
         """Shared memory that it was seen to use since its last start."""
         self.crashes = 0
         self.restart_at: float | None = None
+        self.given_up = False
+        """Whether the run goes on without it."""
         self._command = command
         self._janitor = janitor
 
@@ -244,10 +247,19 @@ class _Watch:
     def _crashes(self, now: float) -> _End | None:
         for member in self._members:
             code = member.poll()
-            if not code:
+            if not code or member.given_up:
                 continue
             alone = any(one.name == LEARNER and one.poll() == 0 for one in self._members)
-            if code in FINAL or alone or member.crashes >= self._restarts:
+            final = code in FINAL or alone
+            if not final and member.crashes >= self._restarts and self._others_act(member):
+                member.given_up = True
+                self._clear(member)
+                self._display.say(
+                    f"{member.name} {process.describe_exit(code)} and is given up; the run goes on "
+                    f"with the other actors (log: {member.log})"
+                )
+                continue
+            if final or member.crashes >= self._restarts:
                 again = f" {member.crashes + 1} times" if member.crashes else ""
                 # 2: the child refused what it was asked to do, and its last line says why.
                 return "failed", 2 if code == 2 else 1, _epitaph(member, code, again)
@@ -259,6 +271,12 @@ class _Watch:
                 f"(restart {member.crashes} of {self._restarts}; log: {member.log})"
             )
         return None
+
+    def _others_act(self, member: _Member) -> bool:
+        """Whether another actor runs, or is about to be started again."""
+        return member.name != LEARNER and any(
+            one.poll() is None for one in self._members if one.name not in (LEARNER, member.name)
+        )
 
     def _clear(self, member: _Member) -> None:
         """Remove what a dead member left, except for memory that others use, too."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -228,12 +229,20 @@ class Actor:
         self._updated.set()
 
     async def _wait_for_version(self, version: int) -> None:
-        """The last weights are announced before `Finish`, but may have to be announced again."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.finish_timeout):
-                while self._serving.version < version:
-                    self._updated.clear()
+        """The last weights are announced before `Finish`, but may have to be announced again.
+
+        An update that has begun may take as long as it needs.
+        """
+        idle_since = time.monotonic()
+        while self._serving.version < version:
+            self._updated.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(0.5, self._config.finish_timeout)):
                     await self._updated.wait()
+            if self._weights.updating:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > self._config.finish_timeout:
+                break
         if self._serving.version < version:
             say(f"the last weights are {version}, but {self._serving.version} serve")
 

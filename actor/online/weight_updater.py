@@ -52,13 +52,26 @@ class WeightUpdater:
         self._serving = serving
         self._transport = transport
         self._timeout = timeout
+        self._updating = False
         self._fetching: asyncio.Future[PlacedWeights] | None = None
         self._good: PlacedWeights | None = None
         self._answers: Answers = ()
         self._expected: Shapes | None = None
 
+    @property
+    def updating(self) -> bool:
+        """Whether a version is being fetched or loaded; that ends by deadlines of its own."""
+        return self._updating
+
     async def update(self, manifest: WeightManifest) -> WeightsApplied | WeightsRejected:
         """Put a version into service, or say why not. Raises `Fenced`."""
+        self._updating = True
+        try:
+            return await self._update(manifest)
+        finally:
+            self._updating = False
+
+    async def _update(self, manifest: WeightManifest) -> WeightsApplied | WeightsRejected:
         begun = time.monotonic()
         try:
             placed = await self._fetched(manifest)

@@ -243,7 +243,9 @@ class Inbox:
             f"{message.version} refused, serving {message.serving}: {message.reason}"
         )
         self._forgive(actor)
-        if any(peer.actor != actor for peer in self._channel.peers()):
+        if self._finishing:
+            say(reason)  # it says good-bye with the weights that it has
+        elif any(peer.actor != actor for peer in self._channel.peers()):
             say(reason)
             self._channel.refuse(actor, reason)
         else:

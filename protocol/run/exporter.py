@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ class Exporter:
 
         self._labels = {"run": run_id, "process": process}
         self._numbers: dict[str, float] = {}
+        self._said = False
         self._lock = threading.Lock()
         registry = CollectorRegistry()
         registry.register(self)
@@ -47,6 +49,14 @@ class Exporter:
 
     def set(self, numbers: Mapping[str, Any]) -> None:
         """These numbers are the latest of their names; what is no number is left out."""
+        if not self._thread.is_alive() and not self._said:
+            self._said = True
+            print(
+                f"the numbers for Prometheus at {self.address} are served no more: its thread "
+                "has died",
+                file=sys.stderr,
+                flush=True,
+            )
         with self._lock:
             for name, value in numbers.items():
                 if isinstance(value, int | float) and math.isfinite(value):

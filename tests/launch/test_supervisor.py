@@ -117,6 +117,39 @@ def test_a_learner_that_left_early_is_no_finished_run(tmp_path):
     assert "before its last step" in outcome.message
 
 
+def test_an_actor_that_crashes_again_and_again_is_given_up_and_the_others_go_on(tmp_path):
+    (tmp_path / "learner.json").write_text('{"finished": true}')
+    display = Quiet()
+    brief = "import time; time.sleep(2)"
+    outcome = supervise(
+        tmp_path,
+        [
+            command("learner", brief),
+            command("actor", "raise SystemExit(1)"),
+            command("actor-1", brief),
+        ],
+        display,
+        restarts=1,
+    )
+    assert (outcome.status, outcome.code) == ("finished", 0)
+    assert [line for line in display.said if "given up" in line] == [
+        f"actor exited with code 1 and is given up; the run goes on with the other actors (log: "
+        f"{tmp_path}/logs/actor.log)"
+    ]
+    assert display.states[-1]["actor"] == "exited with code 1"
+
+
+def test_the_last_actor_that_crashes_ends_the_run(tmp_path):
+    crash = "raise SystemExit(1)"
+    outcome = supervise(
+        tmp_path,
+        [command("learner", SLEEP), command("actor", crash), command("actor-1", crash)],
+        Quiet(),
+        restarts=1,
+    )
+    assert (outcome.status, outcome.code) == ("failed", 1)
+
+
 def test_a_failing_child_is_named_with_its_log_and_last_words(tmp_path):
     code = "print('first'); raise RuntimeError('no more memory')"
     started = time.monotonic()

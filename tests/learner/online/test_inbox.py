@@ -349,6 +349,21 @@ def test_no_actor_that_takes_weights_is_the_end(side: Side) -> None:
     assert side.stream.failure.endswith("no room")
 
 
+def test_after_the_end_an_actor_may_keep_the_weights_it_has(side: Side) -> None:
+    async def scenario() -> None:
+        async with connected(side) as actor:
+            side.announce(0)
+            side.inbox.finish()
+            for _ in range(3):
+                actor.send(WeightsRejected(await next_weights(actor), 4, "canary"))
+            await until(lambda: side.inbox.weights_rejected == 3)
+            actor.send(Bye("finished"))
+            await until(side.inbox.gone.is_set)
+
+    run(scenario())
+    assert side.stream.failure is None
+
+
 @pytest.mark.parametrize("who", ["sender", "channel", "inbox"])
 def test_a_thread_that_dies_ends_the_training_with_its_error(
     side: Side, who: str, monkeypatch: pytest.MonkeyPatch

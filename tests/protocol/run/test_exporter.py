@@ -37,5 +37,17 @@ def test_the_last_numbers_are_served(tmp_path: Path) -> None:
     assert not (tmp_path / "prometheus" / "actor.json").exists()
 
 
+def test_a_serving_thread_that_died_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exporter = Exporter(tmp_path, "run-1", "actor")
+    exporter._server.shutdown()
+    exporter._thread.join(5)
+    for tokens in (1, 2):
+        exporter.set({"tokens": tokens})
+    assert capfd.readouterr().err.count("are served no more") == 1
+    exporter.close()
+
+
 def test_minus_one_is_none(tmp_path: Path) -> None:
     assert open_exporter(tmp_path, "run", "actor", -1) is None
