@@ -168,8 +168,8 @@ def _durable(count: int, folder: Path) -> tuple[float, tuple[float, float], int,
         consumer.join()
         channel.close()
         store.close()
-    if channel.held != count:
-        raise AssertionError(f"{channel.held} of {count} trajectories are held")
+    if channel.stored != count:
+        raise AssertionError(f"{channel.stored} of {count} trajectories are held")
     return seconds, (cpu, here_cpu), store.commits, nbytes
 
 

@@ -20,7 +20,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where the learner listens. Port 0: it takes a free one, and actors find it in the run folder;
     actors that do not share that folder need a port here."""
     credits: int = 64
-    """Trajectories of one actor that the learner may hold or be sent before training on them."""
+    """Trajectories of one actor that may be in flight or waiting at the learner, untrained."""
     heartbeat_seconds: float = 1.0
     dead_after_seconds: float = 20.0
     """A peer that was silent for so long is gone until it is heard again."""

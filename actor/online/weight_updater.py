@@ -1,6 +1,6 @@
 """Puts new weights into service, proved by value, or keeps the old ones.
 
-Fetched and hashed while generation goes on; then the gate closes, passes in flight end (their
+Fetched and hashed while the engine generates; then the gate closes, passes in flight end (their
 sessions keep the tokens), the engine loads, an ordinary request answers the canary, and the gate
 opens under a new version and a new cache salt. An engine whose answers did not move although the
 learner's did has changed nothing. Whatever fails before that puts the last good weights back; if
@@ -143,7 +143,7 @@ class WeightUpdater:
         async with asyncio.timeout(self._timeout):
             await self._engine.pause()
             try:
-                # First: a pass that goes on must not pass off half-loaded weights as the old.
+                # First: a pass that continues must not pass off half-loaded weights as the old.
                 await self._engine.set_weight_label(self._serving.new_label(manifest.version))
                 await self._engine.load_weights(manifest)
             finally:

@@ -55,7 +55,7 @@ class Readers(Protocol):
         """A reader serves a version."""
 
     def rejected(self, reader: str, version: int) -> None:
-        """A reader goes on without a version."""
+        """A reader will not use a version."""
 
     def left(self, reader: str) -> None:
         """A reader is gone."""

@@ -1,5 +1,5 @@
 """The numbers of the learner: each step in the log, the run's metrics and Prometheus, and
-`RUN/learner.json`, which sums the run up while it goes on."""
+`RUN/learner.json`, which sums the run up while it lasts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run begins or goes on: its newest checkpoint, and what the journal holds beyond it."""
+"""Where a run begins or resumes: its newest checkpoint, and what the journal has beyond it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ResumePoint:
         self.progress = Progress(self.state)
 
     def replay(self, journal: JournaledStore) -> list[Received]:
-        """What the journal holds and the checkpoint has not consumed.
+        """What is in the journal and the checkpoint has not consumed.
 
         The journal is told which tasks are done.
         """
-        held = list(journal.replay(self.progress.consumed))
+        stored = list(journal.replay(self.progress.consumed))
         for actor, tasks in self.state.tasks.items():
             journal.receipts.tasks_of(actor).add_all(tasks)
-        return held
+        return stored
 
 
 def open_journal(config: LearnerConfig) -> JournaledStore:

@@ -4,8 +4,8 @@ Order matters: the socket is bound first, so that a busy port is known before a 
 (an actor that is early waits, and is told of the first weights when they are there); and the weight
 sender is kept until the last actor has gone, because it may still be reading.
 
-A session that finds a checkpoint in its run folder goes on from there: trainer, offsets and
-counters come from the checkpoint, and what the journal holds beyond it is given out again.
+A session that finds a checkpoint in its run folder resumes from it: trainer, offsets and counters
+come from the checkpoint, and what the journal has beyond it is given out again.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Session:
         self.inbox.start()
 
     def _open_channel(self, config: LearnerConfig) -> LearnerChannel:
-        """Bind the socket, with what the journal holds and the checkpoint has not consumed."""
+        """Bind the socket, with what is in the journal and the checkpoint has not consumed."""
         journal = self._journal = open_journal(config)
         self._opened.append(journal)
         replay = self._resume.replay(journal)
@@ -210,7 +210,7 @@ class Session:
     def train(self) -> None:
         """Train to the end, save the model, and see the actors off.
 
-        Raises LearnerFailed with the reason where the run cannot go on.
+        Raises LearnerFailed with the reason where the run cannot continue.
         """
         checkpoint = self._resume.path
         if checkpoint is None or self._resume.state.step < self.trainer.args.max_steps:
@@ -231,7 +231,7 @@ class Session:
         self._see_off()
 
     def stop(self, reason: str) -> None:
-        """End the run after the step that is under way. Safe in a signal handler."""
+        """End the run after the current step. Safe in a signal handler."""
         self.stream.stop(reason)
 
     def close(self, failure: str = "") -> None:

@@ -80,7 +80,7 @@ class StalenessBuffer(Generic[T]):
         return len(self._waiting)
 
     def room(self, serving: int) -> int:
-        """How many may be under way or waiting, as far as an actor of this version may add."""
+        """How many may be in flight or waiting, as far as an actor of this version may add."""
         version = serving - self._first_version
         taken = self.taken - self._taken_before
         return room(version, self.max_policy_lag, self._per_version, taken)

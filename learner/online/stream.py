@@ -2,8 +2,8 @@
 
 `Stream` is the staleness buffer behind a lock: the inbox offers, the trainer waits for whole
 batches. It ends once, with a reason, and then every waiting call returns: `stop` is a clean end,
-`fail` an error that the training thread raises: the run must not go on. `crash` is the death of a
-thread: started again, the run goes on from its checkpoint.
+`fail` an error that the training thread raises: the run must not continue. `crash` is the death of
+a thread: started again, the run resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from learner.online.staleness import StalenessBuffer
 
 
 class LearnerFailed(RuntimeError):
-    """The run cannot go on; the message is the last line that people read."""
+    """The run cannot continue; the message is the last line that people read."""
 
 
 class _Waiting(NamedTuple):
@@ -52,7 +52,7 @@ class Stream:
         return taken_in
 
     def room(self, serving: int) -> int:
-        """How many trajectories may be under way or waiting; see `StalenessBuffer`."""
+        """How many trajectories may be in flight or waiting; see `StalenessBuffer`."""
         with self._changed:
             return self._buffer.room(serving)
 
@@ -101,7 +101,7 @@ class Stream:
             self._changed.notify_all()
 
     def fail(self, reason: str) -> None:
-        """The run cannot go on: who waits raises LearnerFailed. The first reason stays."""
+        """The run cannot continue: who waits raises LearnerFailed. The first reason stays."""
         with self._changed:
             if self._failure is None and self._stopped is None:
                 self._failure = reason

@@ -8,8 +8,8 @@
     message = await channel.receive()           # WeightsComing | WeightsReady | Finish
     await channel.close()
 
-A trajectory is in the outbox from `send` until the learner holds it. After a reconnect, a
-restart of the learner or a gap it is sent again; the learner drops what it already holds.
+A trajectory is in the outbox from `send` until the learner has stored it. After a reconnect, a
+restart of the learner or a gap it is sent again; the learner drops what it has already.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class ActorChannel:
         return self._messages.popleft()
 
     async def drain(self, timeout: float) -> int:
-        """Wait until the learner holds everything; how many it does not after `timeout` seconds."""
+        """Wait until the learner has stored all; how many it has not after `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wait(lambda: not self._parked and len(self.outbox) == 0)

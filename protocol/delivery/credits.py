@@ -9,11 +9,11 @@ from __future__ import annotations
 
 
 class Grants:
-    """The learner's side of `Credits`: how many trajectories each actor may have under way.
+    """The learner's side of `Credits`: how many trajectories each actor may have in flight.
 
-    Two bounds. Each actor may have `credits` that are not trained on, held ones included. And
-    where `room` is given, no more than that many may be under way or held in all: it is shared
-    out, and what one actor was granted is not granted to another until it is held, or its actor
+    Two bounds. Each actor may have `credits` that are not trained on, stored ones included. And
+    where `room` is given, no more than that many may be in flight or stored in all: it is shared
+    out, and what one actor was granted is not granted to another until it is stored, or its actor
     left.
     """
 
@@ -23,17 +23,17 @@ class Grants:
         self._granted: dict[str, int] = {}
 
     def waiting(self, actor: str) -> int:
-        """Trajectories of this actor that are held and not yet accepted."""
+        """Trajectories of this actor that are stored and not yet accepted."""
         return self._waiting.get(actor, 0)
 
-    def held(self, actor: str) -> None:
-        """One of its trajectories is held."""
+    def stored(self, actor: str) -> None:
+        """One of its trajectories is stored."""
         self._waiting[actor] = self.waiting(actor) + 1
         if actor in self._granted:
             self._granted[actor] = max(0, self._granted[actor] - 1)
 
     def accepted(self, actor: str) -> None:
-        """One of its held trajectories was trained on, or dropped."""
+        """One of its stored trajectories was trained on, or dropped."""
         self._waiting[actor] = max(0, self.waiting(actor) - 1)
 
     def joined(self, actor: str) -> None:
@@ -45,7 +45,7 @@ class Grants:
         self._granted.pop(actor, None)
 
     def window(self, actor: str, room: int | None = None) -> int:
-        """How many trajectories this actor may have under way now."""
+        """How many trajectories this actor may have in flight now."""
         limit = max(0, self._credits - self.waiting(actor))
         if room is None:
             return limit

@@ -94,7 +94,7 @@ class Outbox:
                     yield one, number, frame
 
     def streams(self) -> tuple[Backlog, ...]:
-        """What it holds, for `Hello`."""
+        """What is in it, for `Hello`."""
         return tuple(
             Backlog(epoch, next(iter(frames), self.sequence + 1))
             for epoch, frames in sorted(self._frames.items())

@@ -70,7 +70,7 @@ class JournaledOutbox(Outbox):
         before: dict[int, int] = {}
         damaged = Rejected("damaged", "its record in the outbox was damaged")
         for epoch, sequence, frame in kept:
-            # A number that never comes would hold up all behind it: say that it was lost.
+            # A number that never comes would block all behind it: say that it was lost.
             for lost in range(before.get(epoch, sequence - 1) + 1, sequence):
                 super().put(epoch, lost, _skipped(run_id, actor_id, epoch, lost, damaged))
             before[epoch] = sequence
@@ -90,7 +90,7 @@ class JournaledOutbox(Outbox):
         self.journal.commit()
 
     def acknowledge(self, epoch: int, sequence: int) -> int:
-        """Forget what the learner holds."""
+        """Forget what the learner has stored."""
         for number in list(self._frames.get(epoch, ())):
             if number > sequence:
                 break
@@ -156,7 +156,7 @@ class _Unreadable:
 class _Head(msgspec.Struct, array_like=True):
     """What a segment of the store says about everything before it."""
 
-    held: dict[str, dict[int, int]] = {}
+    last: dict[str, dict[int, int]] = {}
     tasks: dict[str, Offsets] = {}
 
 
@@ -188,7 +188,7 @@ class JournaledStore:
             head = msgspec.msgpack.decode(self.journal.head() or b"\x90", type=_Head)
         except msgspec.MsgspecError:
             head = _Head()
-        self.receipts.load(head.held)
+        self.receipts.load(head.last)
         for actor, tasks in head.tasks.items():
             self.receipts.tasks_of(actor).add_all(tasks)
         readable = 0

@@ -14,7 +14,7 @@ commit). A torn last record, the trace of a crash, is cut off when the journal i
 Damage elsewhere is stepped over to the next sound record, and counted. Space comes back by
 whole segments: `release` deletes those whose records are no longer needed.
 
-The head of a segment holds what its owner needs to know about everything before it, because
+The head of a segment is what its owner needs to know about everything before it, because
 what was before it may be deleted.
 """
 
@@ -140,7 +140,7 @@ class Journal:
             )
         if self.nbytes + size > self._max_bytes:
             raise JournalFull(
-                f"the journal {self.folder} holds {self.nbytes} bytes, and its limit is "
+                f"the journal {self.folder} has {self.nbytes} bytes, and its limit is "
                 f"{self._max_bytes}"
             )
         if self._at and self._at + size > self._segment_bytes:

@@ -8,7 +8,7 @@
     channel.close()
 
 The thread answers `Hello`, heartbeats and trajectories by itself, so a training step that takes
-minutes lets no peer look dead. A trajectory is acknowledged when it is held: in memory, or on
+minutes lets no peer look dead. A trajectory is acknowledged when it is stored: in memory, or on
 disk where a `store` is given, one `commit` for all that arrived meanwhile (group commit). It
 reaches `receive` exactly once and in order per actor, whatever was sent twice.
 """
@@ -72,18 +72,18 @@ class LearnerChannel:
         room: Callable[[int], int] | None = None,
         before: str | None = None,
     ) -> None:
-        """`replay`: what was held before a restart; given out again before anything new.
+        """`replay`: what was stored before a restart; given out again before anything new.
 
         `before`: where it listened before a restart; taken again where it is free.
 
-        `room`: weight version that an actor serves -> how many trajectories may be under way at
-        it and all others, or held; called from the channel's thread.
+        `room`: weight version that an actor serves -> how many trajectories may be in flight at
+        it and all others, or stored; called from the channel's thread.
         """
         self.config = config
         self.endpoint = config.endpoint
         self.refusals = Refusals()
-        self.held = 0
-        """Trajectories that were held since the start."""
+        self.stored = 0
+        """Trajectories that were stored since the start."""
         self._run_id = run_id
         self._epoch = new_epoch()
         self._store = store
@@ -102,7 +102,7 @@ class LearnerChannel:
         self._error: BaseException | None = None
         for event in replay:
             self._events.put(event)
-            self._grants.held(event.actor)
+            self._grants.stored(event.actor)
         self._thread = threading.Thread(target=self._run, name="learner-channel", daemon=True)
 
     # --- for the learner's own threads
@@ -250,7 +250,9 @@ class LearnerChannel:
                 self._notice_lost()
                 if self._authenticator is not None:
                     self._authenticator.check()
-        except BaseException as error:  # handed to `receive`: the learner must not go on deaf
+        except (
+            BaseException
+        ) as error:  # raised by `receive`: the learner must not train on, hearing nobody
             self._error = error
         finally:
             os.close(self._wake_out)
@@ -356,10 +358,10 @@ class LearnerChannel:
             self._receipts.add(peer.actor, epoch, sequence, tasks)
             self._uncommitted.append(Received(peer.actor, epoch, sequence, message, index))
             if isinstance(message, TrajectoryMessage):
-                self._grants.held(peer.actor)
+                self._grants.stored(peer.actor)
             else:
                 self.refusals.count("skipped", f"actor '{peer.actor}': {message.reason}")
-            self.held += 1
+            self.stored += 1
         else:
             self.refusals.count(verdict.value, f"actor '{peer.actor}' {epoch}/{sequence}")
         now = time.monotonic()

@@ -32,8 +32,8 @@ def end_within_grace(
 ) -> None:
     """End the process with `code` after `GRACE` seconds, unless `over` is set before.
 
-    A library may be starting processes, compiling, or deaf: then `last` is called, child
-    processes are killed, and the process is gone. Returns at once; safe in a signal handler.
+    A library may be starting processes, compiling, or ignoring signals: then `last` is called,
+    child processes are killed, and the process is gone. Returns at once; safe in a signal handler.
     """
     watch = threading.Thread(
         target=_end, args=(code, over or threading.Event(), last), name="grace", daemon=True

@@ -72,7 +72,7 @@ class Metrics:
     def _copy_to_tensorboard(self, step: int, values: dict[str, int | float | None]) -> None:
         try:
             self._add_scalars(step, values)
-        except OSError:  # a full disk ends its writing thread: the copy ends, the run goes on
+        except OSError:  # a full disk ends its writing thread: the copy ends, the run does not
             self._writer = None
             self._want_tensorboard = False
 

@@ -135,7 +135,7 @@ class WeightReceiver(ABC):
     ) -> dict[str, Tensor]:
         """The tensors of a set, every hash checked. Raises `WeightsError`.
 
-        Takes as long as `progress` goes on; a transport that hears nothing gives up by itself.
+        Takes as long as `progress` moves; a transport that hears nothing gives up by itself.
         They may be views of a shared buffer: valid until a newer version is reported as applied,
         or this one as rejected.
         """
@@ -143,12 +143,12 @@ class WeightReceiver(ABC):
     def expect(self, coming: WeightsComing) -> None:  # noqa: B027 (most cannot look on)
         """A version is about to be written."""
 
-    def serves(self, manifest: WeightManifest) -> None:  # noqa: B027 (some hold nothing)
+    def serves(self, manifest: WeightManifest) -> None:  # noqa: B027 (some keep nothing)
         """This version is in service: what is older is not needed any more."""
 
     @abstractmethod
     def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
-        """The local file that holds the payload, and the byte where it starts.
+        """The local file with the payload, and the byte where that starts.
 
         For a process that maps the file itself (an engine worker), after `read` has verified it:
         tensor `t` lies at that byte plus `t.offset`.
@@ -183,7 +183,7 @@ def as_tensor(dtype: str, shape: Iterable[int], data: object) -> Tensor:
 
 
 def payload_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
-    """Bytes of a payload that holds tensors of these dtypes and shapes, with alignment."""
+    """Bytes of a payload of tensors of these dtypes and shapes, with alignment."""
     return sum(aligned(nbytes(dtype, shape)) for dtype, shape in tensors.values())
 
 
@@ -232,7 +232,7 @@ def check_expected(
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     if missing or extra:
-        what = f"lack {_some(missing)}" if missing else f"hold unknown {_some(extra)}"
+        what = f"lack {_some(missing)}" if missing else f"have unknown {_some(extra)}"
         raise WeightsError(f"weights {manifest.version} {what}")
     for name, is_now in found.items():
         if is_now != expected[name]:

@@ -31,7 +31,7 @@ def write_header(view: memoryview, slots: int, slot_bytes: int) -> None:
 
 
 def mark(view: memoryview, slot: int, complete: int, writing: int, written: int) -> None:
-    """Say which version a slot holds, or which one and how many bytes are being written."""
+    """Say which version a slot has, or which one and how many bytes are being written."""
     _SLOT.pack_into(view, _HEADER.size + slot * _SLOT.size, complete, writing, written)
 
 
@@ -66,7 +66,7 @@ class Ring:
 
     @property
     def path(self) -> Path:
-        """Where any process of this user can open this very ring, whatever its name holds now."""
+        """Where any process of this user can open this very ring, whatever has its name now."""
         return Path(f"/proc/{os.getpid()}/fd/{self._fd}")
 
     def state(self, slot: int) -> tuple[int, int, int]:
@@ -76,18 +76,18 @@ class Ring:
         )
         return found
 
-    def holds(self, manifest: WeightManifest) -> bool:
-        """Whether the manifest's slot holds its version."""
+    def has(self, manifest: WeightManifest) -> bool:
+        """Whether the manifest's slot has its version."""
         return 0 <= manifest.slot < self.slots and self.state(manifest.slot)[0] == manifest.version
 
     def check(self, manifest: WeightManifest) -> None:
-        """Raise `WeightsError` unless the manifest's slot holds its version."""
+        """Raise `WeightsError` unless the manifest's slot has its version."""
         if not 0 <= manifest.slot < self.slots:
             raise WeightsError(f"weights {manifest.version}: slot {manifest.slot} of {self.slots}")
         found = self.state(manifest.slot)[0]
         if found != manifest.version:
             raise WeightsError(
-                f"weights {manifest.version}: slot {manifest.slot} holds "
+                f"weights {manifest.version}: slot {manifest.slot} has "
                 + ("a set that is being written" if found == WRITING else f"version {found}")
             )
 

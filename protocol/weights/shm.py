@@ -86,7 +86,7 @@ class ShmSender(SlotSender):
         readers: Iterable[str] = (),
         coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> WeightManifest:
-        """Write into a free slot. Raises `NoFreeSlot` while readers hold them all."""
+        """Write into a free slot. Raises `NoFreeSlot` while readers need them all."""
         with self._changed:
             slot = self._ledger.begin()
         mark(self._view, slot, WRITING, version, 0)
@@ -170,8 +170,8 @@ class ShmReceiver(WeightReceiver):
         return ring.path, ring.start(manifest.slot)
 
     def serves(self, manifest: WeightManifest) -> None:
-        """Rings before the one that holds this version are not needed any more."""
-        while len(self._rings) > 1 and self._rings[0].holds(manifest):
+        """Rings before the one with this version are not needed any more."""
+        while len(self._rings) > 1 and self._rings[0].has(manifest):
             self._rings.pop().close()
 
     def close(self) -> None:
@@ -182,14 +182,14 @@ class ShmReceiver(WeightReceiver):
         self._rings = []
 
     def _ring(self, manifest: WeightManifest) -> Ring:
-        older = [ring for ring in self._rings if ring.holds(manifest)]
+        older = [ring for ring in self._rings if ring.has(manifest)]
         try:
             newest = self._newest()
         except WeightsError:
             if older:
                 return older[0]
             raise
-        return older[0] if older and not newest.holds(manifest) else newest
+        return older[0] if older and not newest.has(manifest) else newest
 
     def _newest(self) -> Ring:
         with contextlib.suppress(OSError):

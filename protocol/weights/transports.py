@@ -78,7 +78,7 @@ class FollowingReceiver(WeightReceiver):
         return self._of(manifest).read(manifest, verify=verify, progress=progress)
 
     def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
-        """The local file that holds the payload."""
+        """The local file with the payload."""
         return self._of(manifest).locate(manifest)
 
     def serves(self, manifest: WeightManifest) -> None:

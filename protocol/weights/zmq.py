@@ -151,7 +151,7 @@ class ZmqSender(SlotSender):
                     self._authenticator.check()
                 if self._socket.poll(200):
                     self._answer(self._socket.recv_multipart())
-        except BaseException as error:  # `failure`: whoever trains must not go on without actors
+        except BaseException as error:  # `failure`: training must not continue without actors
             self.failure = error
         finally:
             self._socket.close(0)

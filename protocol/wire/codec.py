@@ -2,7 +2,7 @@
 
 Decoding reads only the messages of one direction, and copies no array: a decoded array is a
 read-only view of the received bytes. Before anything is built, the bytes are walked once
-without allocating; a count that the bytes do not hold, or nesting too deep to walk, ends there.
+without allocating; a count of more than is there, or nesting too deep to walk, ends there.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _Ext: Final = msgspec.msgpack.Ext
 
 def _encode_array(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"a message cannot hold a {type(value).__name__}")
+        raise TypeError(f"a message cannot contain a {type(value).__name__}")
     code = _CODES.get(value.dtype)
     if code is None or value.ndim != 1:
         raise TypeError(
-            f"a message holds one-dimensional arrays of {', '.join(d.name for d in _CODES)}, "
+            f"a message contains one-dimensional arrays of {', '.join(d.name for d in _CODES)}, "
             f"not {value.dtype.name} of shape {value.shape}"
         )
     if value.size < _VIEWED_FROM:

@@ -1,6 +1,6 @@
 """CURVE keys: who may talk to whom when others can reach the address.
 
-A folder holds one pair for the learner and one for the actors. Public halves end in `.key`,
+A folder has one pair for the learner and one for the actors. Public halves end in `.key`,
 secret ones in `.key_secret`. The learner's machine needs `learner.key_secret` and `actor.key`;
 an actor's machine `actor.key_secret` and `learner.key`. A peer without the right key gets no
 answer at all, and is counted.
@@ -29,7 +29,7 @@ def make_keys(folder: Path) -> list[Path]:
     there = [path.name for path in files if path.exists()]
     if there:
         raise ValueError(
-            f"{folder} already holds {', '.join(there)}; delete them to make new ones, or choose "
+            f"{folder} already has {', '.join(there)}; delete them to make new ones, or choose "
             "another folder"
         )
     before = os.umask(0o077)
@@ -51,7 +51,7 @@ def load(folder: str | Path, name: str, *, secret: bool) -> tuple[bytes, bytes |
             f"protocol.keys: cannot read {path}: {error}; make keys with `dynatok keys FOLDER`"
         ) from error
     if secret and hidden is None:
-        raise ValueError(f"protocol.keys: {path} holds no secret key")
+        raise ValueError(f"protocol.keys: {path} has no secret key")
     if secret and path.stat().st_mode & 0o077:
         raise ValueError(
             f"protocol.keys: others can read {path}; run chmod 600 {path}, or make new keys"

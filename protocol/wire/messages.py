@@ -42,7 +42,7 @@ class WeightManifest(msgspec.Struct, frozen=True):
     transport: str
     """`shm`, `folder` or `zmq`: how to fetch it. The learner chooses, the actor follows."""
     slot: int
-    """Which of the sender's buffers holds it (0 where there are none)."""
+    """Which of the sender's buffers it is in (0 where there are none)."""
     nbytes: int
     tensors: tuple[TensorSpec, ...]
     canary: Canary
@@ -66,7 +66,7 @@ class PlacedWeights(WeightManifest, frozen=True):
 
 
 class Backlog(msgspec.Struct, frozen=True, array_like=True):
-    """What an actor's outbox holds of one epoch: `first` is the oldest not acknowledged."""
+    """What is in an actor's outbox of one epoch: `first` is the oldest not acknowledged."""
 
     epoch: int
     first: int
@@ -86,7 +86,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     block_size: int
     pid: int
     streams: tuple[Backlog, ...] = ()
-    """What its outbox still holds, so that nothing older is waited for. Filled by the channel."""
+    """What is still in its outbox, so that nothing older is waited for. Filled by the channel."""
     serving: int = -1
     """Weight version that it samples with (-1: none yet). Filled by the channel on a reconnect."""
 
@@ -99,7 +99,7 @@ class TrajectoryMessage(
     trajectory: Trajectory
     tasks: tuple[int, ...] = ()
     """Numbers of the actor's tasks that are done with it: its own, and those of responses before
-    it that came to nothing. A restarted actor goes on behind them."""
+    it that came to nothing. A restarted actor continues behind them."""
 
 
 class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
@@ -119,7 +119,7 @@ class WeightsApplied(msgspec.Struct, frozen=True, tag="weights_applied"):
 
 
 class WeightsRejected(msgspec.Struct, frozen=True, tag="weights_rejected"):
-    """`version` was not put into service; the actor goes on with `serving`."""
+    """`version` was not put into service; the actor keeps `serving`."""
 
     version: int
     serving: int
@@ -146,21 +146,21 @@ class Bye(msgspec.Struct, frozen=True, tag="bye"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
-    """Answer to Hello (given by the channel): credits, and what is already held."""
+    """Answer to Hello (given by the channel): credits, and what is already stored."""
 
     credits: int
-    """Trajectories that may be under way (sent or being generated) without being held."""
+    """Trajectories that may be in flight (being generated, or sent and not yet stored)."""
     acknowledged: int
-    """Highest sequence number of this actor and epoch that the learner already holds (0: none)."""
+    """Highest sequence number of this actor and epoch that the learner has already (0: none)."""
     tasks: Offsets = Offsets()
-    """The actor's tasks whose trajectories the learner holds, or has trained on."""
+    """The actor's tasks whose trajectories the learner has, or has trained on."""
 
 
 class Acknowledge(msgspec.Struct, frozen=True, tag="ack"):
-    """Everything of `epoch` up to `sequence` is held by the learner.
+    """The learner has stored everything of `epoch` up to `sequence`.
 
     `credits` is absolute, so a lost or repeated acknowledgement does no harm: that many
-    trajectories may be under way (sent or being generated) without being held.
+    trajectories may be in flight (being generated, or sent and not yet stored).
     """
 
     sequence: int

@@ -126,7 +126,7 @@ def test_credits_bound_what_is_under_way_and_come_back_when_accepted(
         await actor.close()
 
     asyncio.run(run())
-    assert learner.held == 4
+    assert learner.stored == 4
     assert not learner.refusals.counts
 
 
@@ -280,7 +280,7 @@ def test_a_restarted_learner_gets_what_it_did_not_acknowledge() -> None:
         assert event.message.trajectory.trajectory_id == "while away"
         assert event.sequence == 2
         assert await actor.drain(3.0) == 0
-        assert second.held == 1
+        assert second.stored == 1
         await actor.close()
         second.close()
 
@@ -303,7 +303,7 @@ def test_a_restarted_actor_sends_what_its_outbox_kept_and_replaces_the_old_proce
         for epoch, sequence, frame in old.outbox.frames():
             outbox.put(epoch, sequence, frame)
         assert len(outbox) == 1
-        await until(lambda: learner.held == 2)
+        await until(lambda: learner.stored == 2)
         new = actor_of(learner, outbox=outbox)
         await new.start()
         assert await new.drain(3.0) == 0

@@ -26,7 +26,7 @@ def test_credits_count_what_is_reserved_and_what_is_unacknowledged() -> None:
 def test_grants_without_room_are_credits_less_what_is_held() -> None:
     grants = Grants(3)
     assert grants.window("a") == 3
-    grants.held("a")
+    grants.stored("a")
     assert grants.window("a") == 2
     grants.accepted("a")
     assert grants.window("a") == 3
@@ -37,7 +37,7 @@ def test_room_is_shared_out_and_never_given_twice() -> None:
     for actor in ("a", "b", "c"):
         grants.joined(actor)
     assert [grants.window(actor, 10) for actor in ("a", "b", "c")] == [4, 4, 2]
-    grants.held("a")  # it may go on with three, and nobody gets the one that is held
+    grants.stored("a")  # it may go on with three, and nobody gets the one that is held
     assert [grants.window(actor, 10) for actor in ("a", "b", "c")] == [3, 4, 2]
     grants.left("b")
     assert grants.window("c", 10) == 5, "half of what is free"
@@ -61,7 +61,7 @@ def test_grants_never_exceed_the_room_whatever_happens() -> None:
         elif kind == 1 and running[actor]:
             running[actor] -= 1
             waiting += 1
-            grants.held(actor)
+            grants.stored(actor)
             windows[actor] = grants.window(actor, room)
         elif kind == 2 and grants.waiting(actor):
             waiting -= 1

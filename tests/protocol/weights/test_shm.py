@@ -79,7 +79,7 @@ def test_a_slot_is_written_again_only_after_it_was_released(run_id: str, sender:
     sender.wait_free(0.01)
     third = sender.publish(2, tensors(3).items(), CANARY, ["a"])
     assert third.slot == first.slot
-    with pytest.raises(WeightsError, match="slot 0 holds version 2"):
+    with pytest.raises(WeightsError, match="slot 0 has version 2"):
         receiver.read(first)
 
 
@@ -119,7 +119,7 @@ def test_manifests_that_point_elsewhere_are_refused(run_id: str, sender: ShmSend
         ({"slot": 1}, "being written"),
         ({"transport": "folder"}, "not shm"),
         ({"nbytes": 2**40}, "there is room for"),
-        ({"version": 7}, "holds version 0"),
+        ({"version": 7}, "has version 0"),
     ):
         with pytest.raises(WeightsError, match=says):
             receiver.read(msgspec.structs.replace(good, **change))

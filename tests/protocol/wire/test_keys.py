@@ -44,7 +44,7 @@ def test_keys_are_made_once_and_for_their_owner_only(tmp_path: Path) -> None:
         "learner.key_secret",
     ]
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
-    with pytest.raises(ValueError, match=r"already holds learner\.key"):
+    with pytest.raises(ValueError, match=r"already has learner\.key"):
         make_keys(tmp_path / "keys")
 
 

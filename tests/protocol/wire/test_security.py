@@ -146,7 +146,7 @@ def test_a_replay_of_an_old_epoch_is_not_taken_in(learner: LearnerChannel) -> No
         return peer
 
     first = send(recorded)
-    assert until(lambda: learner.held == 1)
+    assert until(lambda: learner.stored == 1)
     second = send([seal(encode(Hello("tiny", 32, 2, (Backlog(9, 1),))), 9)])
     assert until(lambda: [peer.epoch for peer in learner.peers()] == [9])
     replay = send(recorded)
@@ -154,7 +154,7 @@ def test_a_replay_of_an_old_epoch_is_not_taken_in(learner: LearnerChannel) -> No
     # And from within the new connection.
     second.send(recorded[1])
     assert until(lambda: learner.refusals.counts["old_epoch"] >= 2)
-    assert learner.held == 1
+    assert learner.stored == 1
     for peer in (first, second, replay):
         peer.close(0)
     context.term()
