@@ -140,4 +140,4 @@ def test_keys_are_made_once(capsys, tmp_path):
     assert len(out.splitlines()) == 4
     code, _, err = run(capsys, "keys", str(tmp_path / "keys"))
     assert code == 2
-    assert "already holds" in err
+    assert "already has" in err
