@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from protocol.run.json_files import read_json
 from protocol.run.metrics import Tail
@@ -62,11 +62,26 @@ def smooth(values: Iterable[float], weight: float = 0.8) -> list[float]:
     return out
 
 
-def evaluations(run_dir: Path) -> dict[str, float]:
-    """`before` / `after` -> adherence after an edit on held-out tasks, where it was measured."""
+class HeldOut(NamedTuple):
+    """Adherence after an edit on held-out tasks."""
+
+    mean: float
+    half: float | None
+    """Half the width of its 95 % interval."""
+    edits: int | None
+
+    def __str__(self) -> str:
+        sure = "" if self.half is None else f" ± {self.half:.2f}"
+        return f"{self.mean:.2f}{sure}" + ("" if self.edits is None else f" ({self.edits} edits)")
+
+
+def evaluations(run_dir: Path) -> dict[str, HeldOut]:
+    """`before` / `after` -> what was measured, where it was."""
     found = {}
     for name in ("before", "after"):
-        value = read_json(run_dir / "evaluation" / f"{name}.json").get("adherence_after_edit")
+        one = read_json(run_dir / "evaluation" / f"{name}.json")
+        value = one.get("adherence_after_edit")
         if isinstance(value, int | float):
-            found[name] = float(value)
+            half, edits = one.get("adherence_after_edit_half"), one.get("edits_judged")
+            found[name] = HeldOut(float(value), half, edits)
     return found

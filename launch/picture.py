@@ -39,11 +39,20 @@ def draw(run_dir: Path) -> Path | None:
     for name, x, side in (("before", zero, "right"), ("after", end, "left")):
         if name in held_out:
             x -= zero
-            value = held_out[name]
-            top.plot([x], [value], "o", color=_RED, markersize=8, zorder=4, clip_on=False)
+            one = held_out[name]
+            top.errorbar(
+                [x],
+                [one.mean],
+                yerr=[one.half or 0.0],
+                fmt="o",
+                color=_RED,
+                markersize=8,
+                zorder=4,
+                clip_on=False,
+            )
             top.annotate(
-                f"{name}: {value:.2f}",
-                (x, value),
+                f"{name}: {one}",
+                (x, one.mean),
                 xytext=(9 if side == "right" else -9, -15),
                 textcoords="offset points",
                 ha="left" if side == "right" else "right",

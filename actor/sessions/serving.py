@@ -89,7 +89,7 @@ class Served:
     """The request's name in the engine's cache log."""
     heads: tuple[Head, ...] = ()
     continued: bool = False
-    """Whether it may have gone on under later weights."""
+    """Whether it may have continued under later weights."""
 
 
 class _Stream:

@@ -26,7 +26,7 @@ class Followed:
     """Share of the units that hold."""
     latency: int | None
     """Characters from the text's beginning to the first unit of the first compliant sentence;
-    None where there is none. A sentence that was under way counts with its part in this text."""
+    None where there is none. A sentence that began before counts with its part in this text."""
 
 
 def follow(wanted: Requirement, text: str, *, before: str = "", after: str = "") -> Followed:

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from actor.offline.config import EvalConfig
-from actor.offline.eval import Sample, markdown, over_seeds, summary
+from actor.offline.eval_report import markdown
+from actor.offline.eval_summary import Sample, over_seeds, summary
 from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
 from dynatok_online.adherence.judging import Judged, judge
@@ -125,7 +126,7 @@ def test_fluency_is_the_nll_of_a_plain_forward(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from actor.offline.eval import nll_under
+    from actor.offline.eval_summary import nll_under
     from dynatok_online.tiny import model_path
     from dynatok_online.tiny.sampling import encode as tiny_encode
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks import adherence
 from benchmarks._adherence_arms import ARMS, insertions, removed_corrections, without_edits
 from benchmarks._adherence_measures import gold
-from benchmarks._adherence_report import spikes, time_to_level, write_report
+from benchmarks._adherence_report import write_report
+from benchmarks._adherence_tables import spikes, time_to_level
 from dynatok_online import attention
 from dynatok_online.tiny import model_path, world
 from dynatok_online.tiny.sampling import decode

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from launch import panel, picture, result
-from launch.history import History, smooth
+from launch.history import HeldOut, History, evaluations, smooth
 from protocol.run.metrics import Metrics
 
 
@@ -130,3 +130,8 @@ def test_the_result_merges_both_sides(run_dir):
 def test_a_torn_file_counts_as_missing(tmp_path):
     (tmp_path / "actor.json").write_text('{"edits": ')
     assert result.collect(tmp_path, "failed", 1.0)["edits"] is None
+
+
+def test_what_was_measured_on_held_out_tasks_says_how_sure_it_is(run_dir):
+    assert str(evaluations(run_dir)["after"]) == "0.90 ± 0.10 (27 edits)"
+    assert str(HeldOut(0.5, None, None)) == "0.50"

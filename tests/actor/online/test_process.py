@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -44,24 +45,14 @@ def actor(model: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
 
 def children(pid: int) -> set[int]:
     """All descendants of a process."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                if stat[0] != "Z":
-                    parents[int(entry.name)] = int(stat[1])
-    found: set[int] = set()
-    while more := {p for p, parent in parents.items() if parent in found | {pid}} - found:
-        found |= more
-    return found
+    return alive({one.pid for one in psutil.Process(pid).children(recursive=True)})
 
 
 def alive(pids: set[int]) -> set[int]:
     out = set()
     for pid in pids:
-        with suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 out.add(pid)
     return out
 

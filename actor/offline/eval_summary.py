@@ -1,0 +1,138 @@
+"""The measures of `dynatok eval`: of one seed, and over seeds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from actor.sessions.live_session import Finished
+from dynatok_online.adherence.judging import Judged
+from dynatok_online.adherence.measures import interval, repetition
+from dynatok_online.adherence.summary import share
+from dynatok_online.trajectory import Trajectory
+
+MEASURES = {
+    "adherence_after_edit": "adherence after an edit",
+    "adherence_static": "adherence before the first edit",
+    "latency": "tokens from an edit to the first compliant sentence",
+    "never": "share of edits that are never followed",
+    "repetition": "share of runs of four words that stood before",
+    "nll_under_base": "NLL per token under the base model",
+    "computed_per_token": "tokens computed per generated token",
+}
+"""What is measured, in the order of the report."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response, and what came of it."""
+
+    finished: Finished
+    text: str
+    judged: Sequence[Judged]
+
+
+def summary(samples: Sequence[Sample], base_model: str = "") -> dict[str, Any]:
+    """The measures of one seed, in all and per requirement; None where there is no evidence."""
+    by_name: dict[str, list[Judged]] = defaultdict(list)
+    for sample in samples:
+        for one in sample.judged:
+            by_name[one.requirement].append(one)
+    counts = [sample.finished.counts for sample in samples]
+    generated = sum(one.generated_tokens for one in counts)
+    everything: dict[str, float | None] = {
+        **_adherence([one for sample in samples for one in sample.judged]),
+        "repetition": _mean([repetition(sample.text) for sample in samples]),
+        "computed_per_token": sum(one.computed_tokens for one in counts) / max(1, generated),
+    }
+    if base_model:
+        everything["nll_under_base"] = nll_under(
+            base_model, [sample.finished.trajectory for sample in samples]
+        )
+    return {
+        "all": everything,
+        "responses": len(samples),
+        "edits": sum(one.edits for one in counts),
+        "by_requirement": {name: _adherence(units) for name, units in sorted(by_name.items())},
+    }
+
+
+def _adherence(judged: Sequence[Judged]) -> dict[str, float | None]:
+    edited = [one for one in judged if one.edited]
+    static = [one for one in judged if one.static]
+    after, before = (share([one.score for one in part]) for part in (edited, static))
+    return {
+        "adherence_after_edit": after["mean"],
+        "adherence_after_edit_half": after["half"],
+        "edits_judged": after["count"],
+        "adherence_static": before["mean"],
+        "adherence_static_half": before["half"],
+        # An edit that is never followed counts with the length of the text that follows it.
+        "latency": _mean([one.tokens if one.latency is None else one.latency for one in edited]),
+        "never": _mean([float(one.latency is None) for one in edited]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def over_seeds(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same measures as intervals over seeds; a seed without evidence is left out."""
+    names = sorted({name for one in seeds for name in one["by_requirement"]})
+    return {
+        "all": _intervals([one["all"] for one in seeds]),
+        "by_requirement": {
+            name: _intervals([one["by_requirement"].get(name, {}) for one in seeds])
+            for name in names
+        },
+        "edits_judged": {
+            "all": sum(one["all"]["edits_judged"] for one in seeds),
+            "by_requirement": {
+                name: sum(
+                    one["by_requirement"].get(name, {}).get("edits_judged", 0) for one in seeds
+                )
+                for name in names
+            },
+        },
+    }
+
+
+def _intervals(seeds: Sequence[dict[str, float | None]]) -> dict[str, dict[str, float]]:
+    out = {}
+    for name in MEASURES:
+        values = [value for one in seeds if (value := one.get(name)) is not None]
+        if values:
+            one = interval(values)
+            if len(seeds) == 1 and (half := seeds[0].get(f"{name}_half")) is not None:
+                one = replace(one, half=half)  # over its edits: there are no other seeds
+            out[name] = msgspec.to_builtins(one)
+    return out
+
+
+def nll_under(model: str, trajectories: Sequence[Trajectory]) -> float:
+    """Mean negative log-likelihood per response token, each under its pass's own prompt."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from dynatok_online import attention, tiny
+    from dynatok_online.rows.plan import plan_rows
+
+    logging.disable_progress_bar()
+    judge_model = AutoModelForCausalLM.from_pretrained(tiny.resolve(model)).eval()
+    attention.prepare(judge_model, "concat")
+    total, count = 0.0, 0
+    longest = max((t.kv_length(k) for t in trajectories for k in range(len(t.passes))), default=0)
+    with torch.no_grad():
+        for row in plan_rows(trajectories, max_tokens=max(4096, longest), strategy="truncated"):
+            logits = judge_model(**attention.inputs(row, "cpu"), use_cache=False).logits[0]
+            targets = torch.as_tensor(row.targets, dtype=torch.long)
+            nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+            total, count = total + float(nll), count + len(targets)
+    return total / max(1, count)
