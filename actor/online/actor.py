@@ -139,7 +139,11 @@ class Actor:
 
     def send_trajectory(self, trajectory: Trajectory, tasks: tuple[int, ...]) -> None:
         """Send a finished trajectory: into the journal, as soon as the disk has room for it."""
-        trace = f"{self._config.name}.{self._outbox.epoch}.{tasks[0]}"
+        self._send(trajectory, str(tasks[0]), tasks)
+
+    def _send(self, trajectory: Trajectory, name: str, tasks: tuple[int, ...] = ()) -> None:
+        """`name`: what tells it from all others of this process, for its trace."""
+        trace = f"{self._config.name}.{self._outbox.epoch}.{name}"
         trajectory = msgspec.structs.replace(trajectory, info={**trajectory.info, KEY: trace})
         stored = partial(
             self._traces.write,
@@ -203,7 +207,7 @@ class Actor:
 
         async def send(trajectory: Trajectory) -> None:
             await self._channel.acquire()
-            self._channel.send(TrajectoryMessage(trajectory))
+            self._send(trajectory, trajectory.trajectory_id)
             say(f"sent the visitor's trajectory {trajectory.trajectory_id}")
 
         page = partial(visits, self._run_dir, name, model, self._serving, self._tokenizer)

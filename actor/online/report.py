@@ -136,6 +136,7 @@ class Report:
             "weights_rejected": self._rejected,
             "lost_cache_batches": self._lost_batches(),
             "dropped": dict(collector.dropped),
+            "refused_messages": dict(self._channel.refusals.counts),
         }
         # What a process of this name counted before it was killed stays counted.
         return _added(self._before, now) | {

@@ -37,7 +37,8 @@ def report(folder: Path) -> Report:
     )
     engine = SimpleNamespace(cache_log=SimpleNamespace(lost_batches=3))
     serving = SimpleNamespace(version=2, engine=engine)
-    channel = SimpleNamespace(paused=None, free_credits=4)
+    refusals = SimpleNamespace(counts={"checksum": 2})
+    channel = SimpleNamespace(paused=None, free_credits=4, refusals=refusals)
     return Report(config, *cast(Any, (collector, serving, channel)))
 
 
@@ -67,6 +68,7 @@ def test_a_second_life_goes_on_counting(tmp_path: Path) -> None:
     assert first["weights_rejected"] == 1
     assert first["seconds_weights"] == 0.5
     assert first["dropped"] == {"empty": 1}
+    assert first["refused_messages"] == {"checksum": 2}
 
     second = run(tmp_path)
     assert second["trajectories"] == 6
