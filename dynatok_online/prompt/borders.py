@@ -8,6 +8,7 @@ of a set of usual states stands in the slot, the tokens outside are the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from dynatok_online.prompt.encoder import Encoder, after
@@ -18,6 +19,8 @@ ENDS: Final = ("upper", "TWO", "12", "a.", "a)", 'a"', "é", "中", "a ")
 """How it may end."""
 WINDOW: Final = 48
 """Characters of the text beside a slot that are looked at."""
+REMEMBERED: Final = 20_000
+"""Borders of one tokenizer that are kept in memory."""
 REACH: Final = 16
 """Most characters of it that go to the slot."""
 
@@ -35,21 +38,22 @@ def before_slot(encoder: Encoder, text: str) -> Border:
     """The border between `text` and what follows it."""
     if not encoder.joins:
         return Border(0, True)
-    text = text[-WINDOW:]
-    found = encoder.memo.get(("before", text))
-    if found is None:
-        found = encoder.memo["before", text] = _before_slot(encoder, text)
-    return found
+    return _remembered(encoder, _before_slot, text[-WINDOW:])
 
 
 def after_slot(encoder: Encoder, text: str) -> Border:
     """The border between a slot and `text`, which follows it."""
     if not encoder.joins:
         return Border(0, True)
-    text = text[:WINDOW]
-    found = encoder.memo.get(("after", text))
+    return _remembered(encoder, _after_slot, text[:WINDOW])
+
+
+def _remembered(encoder: Encoder, find: Callable[[Encoder, str], Border], text: str) -> Border:
+    found: Border | None = encoder.memo.get((find, text))
     if found is None:
-        found = encoder.memo["after", text] = _after_slot(encoder, text)
+        if len(encoder.memo) >= REMEMBERED:
+            encoder.memo.clear()
+        found = encoder.memo[find, text] = find(encoder, text)
     return found
 
 

@@ -24,6 +24,8 @@ Encode = Callable[[str], list[int]]
 _MARK: Final = "\U0010fffd"
 _WORDS: Final = ("a", ".", "1")
 _REMEMBERED: Final = 8192
+"""Texts whose ids are kept, as long as they have no more than so many characters:"""
+_LONG: Final = 1024
 
 
 class Encoder:
@@ -126,12 +128,14 @@ class Encoder:
     def _ids(self, text: str, behind: bool) -> tuple[int, ...]:
         if not text:
             return ()
+        encode = self._encode_behind if behind else self._encode
+        if len(text) > _LONG:
+            return tuple(encode(text))
         found = self._known.get((text, behind))
         if found is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            found = tuple((self._encode_behind if behind else self._encode)(text))
-            self._known[text, behind] = found
+            found = self._known[text, behind] = tuple(encode(text))
         return found
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 
-from dynatok_online.prompt import Encoder
+from dynatok_online.prompt import Encoder, Placement
 from dynatok_online.requirements import family
 from dynatok_online.tasks.rendering import ROOM, border_notes, renderer_of
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
-from dynatok_online.tiny import world
+from dynatok_online.tiny import sampling, tokenizer, world
 from tests.prompt.tokenizers import build
 
 TASK = Task("t", "style: {{s}}\nText:\n", {"s": SlotState("lower case", "lower")})
@@ -82,3 +84,23 @@ def test_borders_that_do_not_agree_are_told_in_every_state_of_the_task() -> None
         "{{s}} and {{t}} touch: cut between them",
         "' up' | 'per': cut here, where the tokenizer would join",
     ]
+
+
+@pytest.mark.parametrize("placement", ["head", "late"])
+@pytest.mark.parametrize("fixed_width", [False, True])
+def test_the_tiny_models_prompts_are_what_they_always_were(
+    placement: Placement, fixed_width: bool
+) -> None:
+    """Its tokenizer and a plain function say the same: one character, one token."""
+    own = Encoder.of(tokenizer.build())
+    for task in islice(world.tasks(seed=3), 5):
+        made = []
+        for encode in (own, sampling.encode):
+            renderer = renderer_of(task, encode, placement=placement, fixed_width=fixed_width)
+            for at in (0, *(edit.index for edit in task.edits)):
+                states = {name: state.text for name, state in task.states_at(at).items()}
+                layout = renderer.layout(states)
+                made.append([[] if i < 0 else renderer.pieces[i].tolist() for i in layout])
+                text = "".join(sampling.decode(one) for one in made[-1])
+                assert placement == "late" or text == task.render(task.states_at(at))
+        assert made[: len(made) // 2] == made[len(made) // 2 :]
