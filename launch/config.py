@@ -27,6 +27,10 @@ from protocol.run.run_folder import make_run_folder
 FILLED = ("run_dir", "run_id", "model", "seed", "endpoint", "protocol")
 """Fields of a process's section that come from the run."""
 
+MAX_ROW_TOKENS = 16384
+"""What `learner.training.max_row_tokens` is where nothing is written; asking the trainer for it
+would import torch."""
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -78,6 +82,14 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"learner.trajectories_per_step is {per_step}, but protocol.credits ({credits}) "
                 f"lets {self.actors} actors have only {self.actors * credits} trajectories that "
                 f"are not trained on; write protocol.credits {-(-per_step // self.actors)} or more"
+            )
+        longest = self.actor.engine.get("max_model_len", 0)
+        row = self.learner.training.get("max_row_tokens", MAX_ROW_TOKENS)
+        if isinstance(longest, int) and isinstance(row, int) and longest > row:
+            raise ValueError(
+                f"actor.engine.max_model_len is {longest}, but a row of the learner holds {row} "
+                f"tokens, and a pass must fit into one; write learner.training.max_row_tokens "
+                f"{longest}, or a smaller max_model_len"
             )
         for section, journal_bytes in (
             ("actor", self.actor.journal_bytes),

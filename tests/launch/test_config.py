@@ -15,6 +15,7 @@ from actor.demo.config import DemoConfig
 from actor.offline.config import CollectConfig, EvalConfig
 from launch import config as launch_config
 from launch.config import (
+    MAX_ROW_TOKENS,
     RunConfig,
     check_port,
     list_fields,
@@ -73,6 +74,18 @@ def write(tmp_path, text):
 def test_what_the_sections_allow_together_is_checked_at_the_start(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says):
         load_run(write(tmp_path, text))
+
+
+def test_a_row_must_hold_what_the_engine_can_write(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("actor: {engine: {max_model_len: 20000}}\n")
+    with pytest.raises(ConfigError, match=r"a row of the learner holds 16384 tokens.*20000, or"):
+        load_run(path)
+    path.write_text(path.read_text() + "learner: {training: {max_row_tokens: 20000}}\n")
+    load_run(path)
+    from dynatok_online.training.config import DynamicSFTConfig
+
+    assert DynamicSFTConfig.max_row_tokens == MAX_ROW_TOKENS
 
 
 def test_enough_credits_for_a_step_are_enough(tmp_path):
