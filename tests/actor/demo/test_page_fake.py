@@ -182,10 +182,10 @@ def test_control_tokens_are_marked(fake_demo: FakeDemo, open_page: OpenPage) -> 
     engine = fake_demo.backend.engine
     engine.next_token = lambda whole: CONTROL if len(whole) % 10 == 0 else ord("x")
     page = open_page(fake_demo.address)
-    start(page, "exact", max_tokens="40")
+    start(page, "exact", max_tokens="400")
     ended(page)
     marked = page.locator(".token.control")
-    assert marked.count() == 4
+    assert marked.count() == 40
     assert marked.first.inner_text() == "<|end|>"
     marked.first.hover()
     assert page.locator(".detail").inner_text().startswith("control token ")
@@ -226,7 +226,7 @@ def test_tokens_that_were_taken_back_and_sampled_anew_within_one_frame(
 def test_a_proxy_with_a_path_of_its_own(fake_demo: FakeDemo, open_page: OpenPage) -> None:
     page = open_page(fake_demo.proxied)
     assert "/user/anna/proxy/" in page.url
-    start(page, "exact", max_tokens="20")
+    start(page, "exact", max_tokens="400")
     ended(page)
     with page.expect_download() as download:
         page.click("#save-trajectory")
@@ -285,7 +285,7 @@ def test_a_send_says_how_far_it_is(fake_demo: FakeDemo, open_page: OpenPage) -> 
 
     fake_demo.backend.send = send  # type: ignore[method-assign]
     page = open_page(fake_demo.address)
-    start(page, "exact", max_tokens="10")
+    start(page, "exact", max_tokens="400")
     ended(page)
     button = page.locator("#send")
     button.click()
