@@ -20,6 +20,7 @@ FROM_ACTOR = (
     "generated_tokens",
     "computed_tokens",
     "reused_tokens",
+    "lost_cache_batches",
 )
 FROM_LEARNER = ("learner_steps", "logprob_gap", "policy_lag_max", "dropped_stale", "loss")
 

@@ -286,6 +286,38 @@ def test_the_canary_catches_wrong_weights(vllm, serving, reference, ring, fault:
     assert serving.version == 12
 
 
+def test_a_stream_goes_on_while_weights_are_on_trial(vllm, reference, ring) -> None:
+    """What a stream has handed over counts, whether they are taken or refused."""
+    gate = Serving(vllm.engine, "trial", "continue")
+    weights = WeightUpdater(vllm.engine, gate, ShmReceiver(vllm.run_id), timeout=30)
+    first, wrong = nudged(reference, 7), nudged(reference, 8)
+    seen: list[int] = []
+    live = session(gate, task("trial", max_tokens=300), on_tokens=seen.extend)
+
+    async def until(tokens: int) -> None:
+        while len(seen) < tokens:
+            await asyncio.sleep(0.005)
+
+    async def updates() -> tuple[Finished, list[Any]]:
+        answers = [await weights.update(ring(30, first))]
+        running = asyncio.create_task(live.run())
+        await until(20)
+        answers.append(await weights.update(ring(31, wrong, canary_of=reference)))
+        await until(60)
+        answers.append(await weights.update(ring(32, reference)))
+        return await running, answers
+
+    finished, (good, bad, last) = vllm.run(updates())
+    vllm.run(vllm.engine.set_weight_label("default"))
+    assert isinstance(good, WeightsApplied)
+    assert isinstance(bad, WeightsRejected)
+    assert isinstance(last, WeightsApplied)
+    assert finished.problems == ()
+    assert seen == finished.trajectory.response.tolist()
+    assert len(seen) == 300
+    assert set(finished.trajectory.versions().tolist()) == {30, 32}
+
+
 def test_a_payload_that_fails_half_way_is_rolled_back(vllm, serving, reference, ring) -> None:
     """A manifest that passes every hash but lacks a tensor: the worker refuses, and recovers."""
     import msgspec
