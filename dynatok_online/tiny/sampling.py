@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynatok_online.requirements import requirement
 from dynatok_online.tasks.scripted import Script
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.tiny import tokenizer
@@ -33,23 +32,10 @@ class SampledPass:
     """The text sampled under one set of slot states; `start` is its index in the response."""
 
     states: dict[str, SlotState]
-    edited: frozenset[str]
     prompt: str
     before: str
     text: str
     after: str
-
-    def scores(self) -> dict[str, float]:
-        """Slot -> verifier score of this pass, for the slots with evidence."""
-        scores = {}
-        for slot, state in self.states.items():
-            if state.requirement is not None:
-                verdict = requirement(state.requirement).verify(
-                    self.text, before=self.before, after=self.after
-                )
-                if verdict.score is not None:
-                    scores[slot] = verdict.score
-        return scores
 
 
 def sample(
@@ -161,7 +147,6 @@ def passes_of(task: Task, response: str) -> list[SampledPass]:
     return [
         SampledPass(
             states=task.states_at(start),
-            edited=frozenset(edit.slot for edit in task.edits if edit.index == start),
             prompt=task.render(task.states_at(start)),
             before=response[:start],
             text=response[start:stop],
