@@ -1,8 +1,8 @@
 """Prompts with slots, and their token ids: templates, chat messages, borders between pieces.
 
 `template` reads text with `{{places}}`, `chat` writes messages as such a text, `encoder` is a
-model's tokenizer as prompts use it, `renderer` gives the token ids of a prompt in changing states.
-Read `template.py` first, then `renderer.py`.
+model's tokenizer as prompts use it, `borders` and `cuts` say where pieces are cut, `renderer` gives
+the token ids of a prompt in changing states. Read `template.py` first, then `renderer.py`.
 """
 
 from dynatok_online.prompt.chat import ChatTemplate, chat_of, from_chat
