@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,20 @@ def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
     return code, out, err
 
 
-@pytest.mark.parametrize("verb", ["collect", "train", "eval"])
-def test_help_is_quick_light_and_has_an_example(verb: str) -> None:
+def test_fields_are_listed_without_anything_heavy() -> None:
     code = (
         "import sys\n"
         "from launch import cli\n"
-        "try:\n"
-        f"    cli.main([{verb!r}, '--help'])\n"
-        "except SystemExit as end:\n"
-        "    assert not end.code\n"
-        f"cli.main([{verb!r}, {str(CONFIGS / f'tiny-{verb}.yaml')!r}, '--fields'])\n"
+        "for verb in ('collect', 'train', 'eval'):\n"
+        f"    path = {str(CONFIGS)!r} + f'/tiny-{{verb}}.yaml'\n"
+        "    print(f'{verb}:', flush=True)\n"
+        "    cli.main([verb, path, '--fields'])\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not heavy, heavy\n"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert f"example:\n  dynatok {verb} launch/configs/tiny-{verb}.yaml" in done.stdout
-    assert "--seed" in done.stdout
-    assert time.perf_counter() - started < 3
+    assert done.stdout.count("\n--seed") == 3  # --seeds for eval
 
 
 def test_shipped_configurations_are_read() -> None:
