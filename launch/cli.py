@@ -7,6 +7,7 @@ run failed, 2 what was asked for cannot be run (one line says why), 130 stopped 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import os
 import sys
@@ -164,10 +165,11 @@ def _parser() -> argparse.ArgumentParser:
             _bench,
             "measure one part of the system",
             f"dynatok bench {names[0]}",
-            f"benchmarks: {', '.join(names)}\n"
             f"Arguments are passed to the benchmark: dynatok bench {names[0]} --help",
         )
-        bench.add_argument("benchmark", nargs="?", choices=names, help="what to measure")
+        bench.add_argument(
+            "benchmark", nargs="?", choices=names, metavar="BENCHMARK", help="what to measure"
+        )
         bench.set_defaults(parser=bench)
 
     keys = _verb(
@@ -311,6 +313,10 @@ def _expect_file(path: Path) -> None:
 def _bench(known: argparse.Namespace, rest: list[str]) -> int:
     if known.benchmark is None:
         known.parser.print_help()
+        print("\nbenchmarks:")
+        for path in sorted(_BENCHMARKS.glob("[a-z]*.py")):
+            what = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            print(f"  {path.stem:<10} {what.splitlines()[0]}")
         return 0 if rest in (["-h"], ["--help"]) else 2
     module = importlib.import_module(f"benchmarks.{known.benchmark}")
     code: int | None = module.main(rest)
