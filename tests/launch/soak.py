@@ -4,7 +4,7 @@
 
 In the first part of the time faults come at random: kill -9, SIGSTOP for 20 s and SIGCONT, a full
 disk (the run folder lies on a small tmpfs; needs root), a slow disk, lost cache events, weights
-whose bytes were changed on the way. In the last 40 % there are none that kill, so that what grows
+that are read wrongly. In the last 40 % there are none that kill, so that what grows
 can be seen. At the end: every trajectory that was sent was trained on, dropped for a reason, or
 waits in the learner's journal; none was trained on twice; and memory, descriptors and threads of
 the processes, and /dev/shm, did not grow.
@@ -31,7 +31,6 @@ from typing import NamedTuple
 import psutil
 
 from protocol.run.trace import Account, account
-from protocol.weights.shm import segment_path
 from tests.launch.running import gone, launched, process_of, wait_for_step
 from tests.launch.test_chaos import waiting
 
@@ -133,16 +132,10 @@ class Soak:
         with self._switched("drop-events"):
             self.pause(10)
 
-    def changed_weights(self) -> None:
-        """Bytes in the ring are changed while it is written to and read, for 4 s."""
-        end = time.monotonic() + 4
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError), segment_path(self.run.name).open("r+b") as ring:
-                size = ring.seek(0, os.SEEK_END)
-                for at in range(2**16, size, 2**18):
-                    ring.seek(at)
-                    ring.write(self.draw.randbytes(16))
-            time.sleep(0.02)
+    def refused_weights(self) -> None:
+        """Actors read new weights wrongly, for 4 s."""
+        with self._switched("refuse-weights"):
+            self.pause(4)
 
     @contextlib.contextmanager
     def _switched(self, name: str) -> Iterator[None]:
@@ -154,7 +147,7 @@ class Soak:
 
     def go(self, minutes: float) -> None:
         """Run for so long; the run folder is `run` then."""
-        gentle: list[Callable[[], None]] = [self.slow_disk, self.lost_events, self.changed_weights]
+        gentle: list[Callable[[], None]] = [self.slow_disk, self.lost_events, self.refused_weights]
         rough = [*gentle, self.kill, self.kill, self.stop]
         if self.on_tmpfs:
             rough.append(self.full_disk)

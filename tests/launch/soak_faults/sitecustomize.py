@@ -1,7 +1,8 @@
 """Faults inside the processes of a soak, switched on and off by files in `$SOAK_FAULTS`.
 
 Python imports this module by its name when it starts. `slow-disk`: every fsync takes 0.3 s
-longer. `drop-events`: an actor's socket loses a third of vLLM's cache events.
+longer. `drop-events`: an actor's socket loses a third of vLLM's cache events. `refuse-weights`: an
+actor reads every new version wrongly the first time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import random
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 FOLDER = os.environ.get("SOAK_FAULTS", "")
 
@@ -46,13 +47,42 @@ class _Lossy:
         return getattr(self._socket, name)
 
 
+def _lose_events(module: Any) -> None:
+    begin = module.KvEvents.__init__
+
+    def __init__(self: Any, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        self._socket = _Lossy(self._socket)
+
+    module.KvEvents.__init__ = __init__
+
+
+def _refuse_weights(module: Any) -> None:
+    read = module.ShmReceiver.read
+    seen: set[int] = set()  # to go back to an older version must work
+
+    def read_or_refuse(self: Any, manifest: Any, **named: Any) -> Any:
+        new = manifest.version not in seen
+        seen.add(manifest.version)
+        if new and _on("refuse-weights"):
+            raise module.WeightsError(f"weights {manifest.version}: a soak refuses them")
+        return read(self, manifest, **named)
+
+    module.ShmReceiver.read = read_or_refuse
+
+
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Has the cache events of an actor come through a lossy socket."""
+    """Changes modules of ours as soon as they are imported."""
+
+    changes: ClassVar[dict[str, Any]] = {
+        "actor.engine.kv_events": _lose_events,
+        "protocol.weights.shm": _refuse_weights,
+    }
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "actor.engine.kv_events":
+        change = self.changes.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         assert spec is not None
         assert spec.loader is not None
@@ -60,13 +90,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            begin = module.KvEvents.__init__
-
-            def __init__(self: Any, *arguments: Any, **named: Any) -> None:
-                begin(self, *arguments, **named)
-                self._socket = _Lossy(self._socket)
-
-            module.KvEvents.__init__ = __init__
+            change(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
