@@ -12,6 +12,7 @@ from benchmarks._gpu_report import Report, short
 from launch.cli import main as dynatok
 
 
+@pytest.mark.engine
 def test_a_part_writes_its_lines(tmp_path: Path) -> None:
     assert gpu.main([str(tmp_path), "--part", "exactness"]) == 0
     text = (tmp_path / "report.md").read_text()
@@ -21,6 +22,7 @@ def test_a_part_writes_its_lines(tmp_path: Path) -> None:
     assert text.count("| yes |") == 2
 
 
+@pytest.mark.engine
 def test_packing_is_a_part(tmp_path: Path) -> None:
     assert gpu.main([str(tmp_path), "--part", "pack"]) == 0
     assert "exact_by_pass" in (tmp_path / "report.md").read_text()

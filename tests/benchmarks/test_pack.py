@@ -26,6 +26,7 @@ def test_tokens_are_the_theory() -> None:
         assert sum(row.tokens for row in plan_rows([one])) == wanted
 
 
+@pytest.mark.engine
 def test_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(12, 2, 8, 2, rounds=1, planning=False)
     lines = capsys.readouterr().out.splitlines()

@@ -315,6 +315,7 @@ def test_what_is_there_is_not_run_again() -> None:
         stale.units(stale.FULL, ["stiky"], (0,), lines)
 
 
+@pytest.mark.engine
 def test_bench_from_a_folder_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     plain().save_pretrained(folder)
@@ -353,6 +354,7 @@ def test_bench_from_a_folder_to_a_report(tmp_path: Path, monkeypatch: pytest.Mon
         stale.main(["--report-only", "--raw", str(tmp_path / "none"), "--report", str(report)])
 
 
+@pytest.mark.engine
 def test_no_engine_and_no_trainer_is_imported() -> None:
     script = (
         "import sys; from benchmarks import stale, _stale_training, _stale_report, _stale_check;"
