@@ -17,7 +17,7 @@ import msgspec
 
 from actor.config import SamplingConfig
 from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky
-from actor.engine.environment import check_plugin, prepare_environment
+from actor.engine.environment import check_plugin, prepare_environment, socket_parent
 from actor.engine.kv_events import KvEvents
 from actor.engine.names import STICKY
 from actor.engine.requests import (
@@ -75,7 +75,7 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         merged = engine_arguments(model, seed, given)
-        sockets = Path(tempfile.mkdtemp(prefix="dynatok-kv-"))
+        sockets = Path(tempfile.mkdtemp(prefix="dynatok-kv-", dir=socket_parent()))
         endpoint, replay_endpoint = _endpoints(sockets)
         merged["kv_events_config"] = {
             "enable_kv_cache_events": True,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from actor.engine.names import BY_ACTOR, PLUGIN
-from protocol.run.threads import threads
+from protocol.run.threads import NAMES, threads
 
 
 def check_plugin() -> None:
@@ -19,12 +20,27 @@ def check_plugin() -> None:
         )
 
 
+def socket_parent() -> str:
+    """A folder for unix sockets, whose whole path may have no more than 107 characters.
+
+    That for temporary files, unless its own path (`TMPDIR`) takes most of them.
+    """
+    for folder in (tempfile.gettempdir(), "/tmp", "/dev/shm"):
+        if len(os.fsencode(folder)) <= 60 and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ValueError(
+        f"no folder for unix sockets: the path of {tempfile.gettempdir()} is too long for them; "
+        "set TMPDIR to a short path"
+    )
+
+
 def prepare_environment(extra: Mapping[str, str], *, eager: bool) -> None:
     """Set what vLLM reads from the environment; what is set already, or in `extra`, wins."""
     defaults = {
         BY_ACTOR: "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_RPC_BASE_PATH": socket_parent(),
     }
     if is_cpu_build():
         defaults |= {
@@ -43,6 +59,8 @@ def prepare_environment(extra: Mapping[str, str], *, eager: bool) -> None:
             defaults["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if NAMES[0] in extra:  # for all libraries, whatever the launcher has set
+        os.environ.update(threads(1, extra))
     os.environ.update(extra)
 
 
