@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from pathlib import Path
@@ -40,8 +41,7 @@ async def _attach(config: DemoConfig, run_dir: Path) -> int:
             say(f"no actor of {run_dir} answers; is the run still running?")
             return 0 if address else 1
         reader, writer = connection
-        writer.write(msgspec.json.encode(visit) + b"\n")
-        answer = msgspec.json.decode(await reader.readline() or b"{}", type=Answer)
+        answer = await _ask(visit, reader, writer)
         if answer.error:
             say(answer.error)
             return 2
@@ -53,9 +53,22 @@ async def _attach(config: DemoConfig, run_dir: Path) -> int:
             )
             print(f"dynatok: the page is at {address}", flush=True)
             say("Ctrl-C closes it; the run continues")
-        await reader.read()  # until the actor ends
+        with contextlib.suppress(OSError):
+            await reader.read()  # until the actor ends
         writer.close()
         say("the actor has ended; waiting until it is started again")
+
+
+async def _ask(visit: Visit, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
+    """What the actor answers; nothing, where it has ended meanwhile."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            writer.write(msgspec.json.encode(visit) + b"\n")
+            return msgspec.json.decode(await reader.readline() or b"{}", type=Answer)
+    except TimeoutError:
+        return Answer(error=f"the actor has not answered for {PATIENCE:.0f} s")
+    except OSError:
+        return Answer()
 
 
 async def _connect(

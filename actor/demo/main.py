@@ -65,8 +65,9 @@ async def _run(config: DemoConfig) -> int:
     stop = asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait({keeping, serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if keeping.done():
-            keeping.result()
+        for task in (keeping, serving):
+            if task.done():
+                task.result()
         return 0
     finally:
         server.stop()

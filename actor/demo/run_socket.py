@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SUFFIX = ".door"
 """Of the socket's name in the run folder."""
 _LIMIT = 256 * 1024
+_PATIENCE = 10.0
+"""Seconds for a visitor's line."""
 _LOOK = 0.25
 """Seconds between two looks at the weight version."""
 
@@ -57,7 +59,7 @@ class Answer(msgspec.Struct):
 
 
 class RunBackend:
-    """What a control needs of an actor that collects for a learner."""
+    """What the page needs of an actor that collects for a learner."""
 
     sends = True
     pausable = None
@@ -179,7 +181,8 @@ async def _receive(
         await writer.drain()
 
     try:
-        visit = msgspec.json.decode(await reader.readline(), type=Visit)
+        async with asyncio.timeout(_PATIENCE):
+            visit = msgspec.json.decode(await reader.readline(), type=Visit)
         from actor.demo.control import Control
         from actor.demo.server import PageServer
 
@@ -187,19 +190,25 @@ async def _receive(
         await control.chat(visit.config.placement)
         server = PageServer(control, visit.config.port, visit.token)
     except (ValueError, ImportError, OSError) as error:
-        await answer(Answer(error=f"{error}"))
+        await answer(Answer(error=f"{error}" or "you said nothing"))
         return
     control.engine_is("ready", f"beside the run {run}")
-    tasks = [asyncio.create_task(server.run()), asyncio.create_task(_follow(control, backend))]
+    serving = asyncio.create_task(server.run())
+    others = [asyncio.create_task(_follow(control, backend)), asyncio.create_task(reader.read())]
     try:
         await answer(Answer(address=server.address))
-        await reader.read()  # until the visitor leaves
+        # Until the visitor leaves, or one of these fails.
+        await asyncio.wait({serving, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (serving, *others):
+            if task.done():
+                task.result()
     finally:
         writer.close()
         server.stop()
         await control.close()
-        tasks[1].cancel()
-        await asyncio.wait(tasks, timeout=3)
+        for task in others:
+            task.cancel()
+        await asyncio.wait({serving, *others}, timeout=3)
 
 
 async def _follow(control: Control, backend: RunBackend) -> None:

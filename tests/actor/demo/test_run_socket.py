@@ -16,6 +16,7 @@ from actor.demo import attach
 from actor.demo.control import Control
 from actor.demo.messages import Send, Start
 from actor.demo.run_socket import SUFFIX, Answer, RunBackend, Visit, connect, run_socket
+from actor.demo.server import PageServer
 from actor.sessions.serving import Serving
 from dynatok_online.trajectory import Trajectory
 from tests.actor.demo.backend import CONFIG, FakeBackend, SlowEngine
@@ -118,6 +119,36 @@ def test_what_is_wrong_is_answered(tmp_path):
             writer.close()
 
     asyncio.run(scenario())
+
+
+def test_an_actor_that_says_nothing_is_given_up(tmp_path, monkeypatch, capsys):
+    (tmp_path / "actor.yaml").write_text("model: tiny\n")
+    monkeypatch.setattr(attach, "PATIENCE", 0.1)
+
+    async def scenario() -> int:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with await asyncio.start_unix_server(silent, tmp_path / f"actor{SUFFIX}"):
+            return await attach._attach(VISIT.config, tmp_path)
+
+    assert asyncio.run(scenario()) == 2
+    assert "the actor has not answered" in capsys.readouterr().err
+
+
+def test_a_page_that_fails_is_said_and_the_actor_lives_on(tmp_path, monkeypatch, capsys):
+    async def broken(self: PageServer) -> None:
+        raise RuntimeError("no more files")
+
+    monkeypatch.setattr(PageServer, "run", broken)
+
+    async def scenario() -> None:
+        async with answering(tmp_path, FakeBackend(SlowEngine())):
+            _, reader, _ = await knock(tmp_path / f"actor{SUFFIX}", msgspec.json.encode(VISIT))
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+
+    asyncio.run(scenario())
+    assert "has failed (RuntimeError: no more files)" in capsys.readouterr().err
 
 
 def test_sessions_beside_a_run_follow_its_weights_and_reach_the_learner():
