@@ -1,0 +1,254 @@
+"""Sample tasks under edits with a plain loop and a real KV cache: any causal model, no engine.
+
+The rows of a batch step together, one token at a time; a row's KV lies at the column that is its
+position. An edit computes the positions that `scripted.Script` names and puts their keys and
+values into the row's columns, so what is left there is what an engine with this reuse policy would
+hold: log-probabilities are those of the trajectory's spans. Rows that are edited at one index are
+computed together.
+
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    sample_trajectories(model, tasks, encode, stop={tokenizer.eos_token_id}, reuse="sticky")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+
+from dynatok_online.scripted import Script
+from dynatok_online.tasks import Task
+from dynatok_online.trajectory import TokenIds, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHECK_EVERY = 8
+"""Tokens between two looks at whether every row has ended: a look waits for the device."""
+
+
+def sample_trajectories(
+    model: PreTrainedModel,
+    tasks: Sequence[Task],
+    encode: Callable[[str], list[int]],
+    *,
+    stop: Collection[int] = (),
+    reuse: str = "exact",
+    block_size: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+    forced: Sequence[Mapping[int, Sequence[int]]] = (),
+    say: Callable[[int, int], None] = lambda index, length: None,
+) -> list[Trajectory]:
+    """One response per task, in one batch, with what each pass reused and computed.
+
+    A response ends with the first token of `stop` (which it keeps), or after `task.max_tokens`;
+    edits that lie behind its end are left out. Log-probabilities are the model's own, whatever the
+    temperature. `forced`: for each task, response index -> token ids that stand there instead of
+    sampled ones. `say` is told every index. Raises ValueError for a model whose layers have
+    sliding windows shorter than the texts.
+    """
+    scripts = [Script(task, encode, reuse=reuse, block_size=block_size) for task in tasks]
+    length = max(task.max_tokens for task in tasks)
+    prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]
+    columns = max(_room(task, encode) for task in tasks) + length
+    loop = _Loop(model, len(tasks), columns)
+    device = loop.device
+    given = torch.full((len(tasks), length), -1)
+    for row, texts in enumerate(forced):
+        for index, tokens in texts.items():
+            given[row, index : index + len(tokens)] = torch.as_tensor(tokens)[: length - index]
+    given = given.to(device)
+    edits: dict[int, list[int]] = {}
+    for row, task in enumerate(tasks):
+        for at in {edit.index for edit in task.edits}:
+            edits.setdefault(at, []).append(row)
+    limits = torch.tensor([task.max_tokens for task in tasks], device=device)
+    stops = torch.tensor(sorted(stop), device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    response = torch.zeros((len(tasks), length), dtype=torch.long, device=device)
+    logprobs = torch.zeros((len(tasks), length), device=device)
+    lengths = limits.clone()
+
+    with torch.inference_mode():
+        everything = list(range(len(tasks)))
+        loop.compute(everything, prompts, [[(0, len(prompt))] for prompt in prompts])
+        for index in range(length):
+            if index % CHECK_EVERY == 0 and bool((lengths <= index).all()):
+                break
+            if rows := edits.get(index, []):
+                ended = (lengths[rows] <= index).tolist()
+                if rows := [row for row, over in zip(rows, ended, strict=True) if not over]:
+                    written = response[rows, :index].cpu().numpy().astype(np.int32)
+                    begun = [scripts[r].begin(w) for r, w in zip(rows, written, strict=True)]
+                    loop.compute(rows, [fed for fed, _ in begun], [runs for _, runs in begun])
+            logits = loop.logits.float()
+            drawn = torch.multinomial(
+                (logits / temperature).softmax(-1), 1, generator=generator
+            ).squeeze(1)
+            drawn = torch.where(given[:, index] >= 0, given[:, index], drawn)
+            logprobs[:, index] = logits.log_softmax(-1).gather(1, drawn[:, None]).squeeze(1)
+            response[:, index] = drawn
+            ends = torch.isin(drawn, stops) & (lengths > index)
+            lengths = torch.where(ends, torch.full_like(lengths, index + 1), lengths)
+            loop.step(drawn)
+            say(index, length)
+    return [
+        _finished(script, tokens[:n], scores[:n], stop)
+        for script, tokens, scores, n in zip(
+            scripts, response.tolist(), logprobs.tolist(), lengths.tolist(), strict=True
+        )
+    ]
+
+
+def _room(task: Task, encode: Callable[[str], list[int]]) -> int:
+    """Tokens of the longest prompt that the task can have: every slot in its longest state."""
+    longest: dict[str, str] = {}
+    for slot, state in task.all_states():
+        if len(encode(state.text)) >= len(encode(longest.get(slot, ""))):
+            longest[slot] = state.text
+    script = Script(
+        msgspec.structs.replace(
+            task,
+            states={
+                slot: msgspec.structs.replace(task.states[slot], text=text)
+                for slot, text in longest.items()
+            },
+            edits=(),
+            rules=(),
+        ),
+        encode,
+    )
+    return len(script.begin(np.zeros(0, np.int32))[0])
+
+
+def _finished(
+    script: Script, tokens: list[int], logprobs: list[float], stop: Collection[int]
+) -> Trajectory:
+    one = script.finish(tokens, logprobs)
+    if tokens[-1] not in stop:
+        return one
+    last = msgspec.structs.replace(one.passes[-1], finish_reason="stop")
+    return msgspec.structs.replace(one, passes=(*one.passes[:-1], last))
+
+
+class _Loop:
+    """The cache of a batch of rows, and the logits of the token that each row samples next."""
+
+    def __init__(self, model: PreTrainedModel, rows: int, columns: int) -> None:
+        _refuse_windows(model, columns)
+        self._model = model
+        self.device = model.device
+        self._cache = _columns(model, rows, columns)
+        self._dump = columns
+        self._at = torch.zeros(rows, dtype=torch.long, device=self.device)
+        """[rows] the column of the next token."""
+        self.logits = torch.zeros(
+            (rows, model.config.vocab_size), dtype=model.dtype, device=self.device
+        )
+
+    def compute(
+        self,
+        rows: Sequence[int],
+        fed: Sequence[TokenIds],
+        runs: Sequence[Sequence[tuple[int, int]]],
+    ) -> None:
+        """Compute these positions of what each row was fed; the last one gives its logits."""
+        which = [np.concatenate([np.arange(*run) for run in one]) for one in runs]
+        width = max(map(len, which))
+        ids = np.zeros((len(rows), width), np.int64)
+        columns = np.full((len(rows), width), self._dump, np.int64)
+        for i, (tokens, at) in enumerate(zip(fed, which, strict=True)):
+            ids[i, : len(at)], columns[i, : len(at)] = tokens[at], at
+        chosen = torch.tensor(rows, device=self.device)
+        last = torch.tensor([len(at) - 1 for at in which], device=self.device)
+        self.logits[chosen] = self._forward(
+            torch.from_numpy(ids).to(self.device),
+            torch.from_numpy(columns).to(self.device),
+            None if len(rows) == len(self._at) else chosen,
+            last,
+        )
+        self._at[chosen] = torch.tensor([len(tokens) for tokens in fed], device=self.device)
+
+    def step(self, tokens: torch.Tensor) -> None:
+        """Feed one more token to every row."""
+        self.logits = self._forward(tokens[:, None], self._at[:, None], None, None)
+        self._at = (self._at + 1).clamp(max=self._dump)
+
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        columns: torch.Tensor,
+        rows: torch.Tensor | None,
+        last: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """[R, Q] tokens at their columns -> [R, V] logits of query `last` of each row.
+
+        A query sees its row's columns up to its own. Filling goes to the dump column, which no
+        token sees.
+        """
+        stop = self._dump + 1
+        self._cache.rows, self._cache.columns = rows, columns
+        seen = torch.arange(stop, device=self.device) <= columns[:, :, None]
+        hidden = self._model.base_model(
+            input_ids=ids,
+            attention_mask=seen[:, None],
+            position_ids=columns,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        if last is None:
+            hidden = hidden[:, -1]
+        else:
+            hidden = hidden[torch.arange(len(hidden), device=self.device), last]
+        head: Any = self._model.get_output_embeddings()
+        logits: torch.Tensor = head(hidden)
+        return logits
+
+
+def _columns(model: PreTrainedModel, rows: int, columns: int) -> Any:
+    """A cache whose writes go to `columns` of `rows` (all rows for None), and whose reads give
+    these rows' columns, all of them."""
+    from transformers import DynamicCache
+
+    class Columns(DynamicCache):  # type: ignore[misc]
+        rows: torch.Tensor | None
+        columns: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+            self._all = torch.arange(rows, device=model.device)
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return 0
+
+        def update(
+            self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if layer not in self._held:
+                # One column more than positions: the dump.
+                shape = (rows, columns + 1, key.shape[1], key.shape[3])
+                self._held[layer] = (key.new_zeros(shape), value.new_zeros(shape))
+            which = self._all if self.rows is None else self.rows
+            out = []
+            for held, new in zip(self._held[layer], (key, value), strict=True):
+                held[which[:, None], self.columns] = new.transpose(1, 2)
+                out.append((held if self.rows is None else held[which]).transpose(1, 2))
+            return out[0], out[1]
+
+    return Columns()
+
+
+def _refuse_windows(model: PreTrainedModel, columns: int) -> None:
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or ()
+    if window and window < columns and (not layers or "sliding_attention" in layers):
+        raise ValueError(
+            f"{type(model).__name__} has windows of {window} tokens, but the texts have up to "
+            f"{columns}; sample shorter texts, or use the engine"
+        )
