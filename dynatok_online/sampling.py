@@ -12,6 +12,7 @@ computed together.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def sample_trajectories(
     encode: Callable[[str], list[int]],
     *,
     stop: Collection[int] = (),
-    reuse: str = "exact",
+    reuse: str | Sequence[str] = "exact",
     block_size: int = 1,
     temperature: float = 1.0,
     seed: int = 0,
@@ -47,11 +48,15 @@ def sample_trajectories(
 
     A response ends with the first token of `stop` (which it keeps), or after `task.max_tokens`;
     edits that lie behind its end are left out. Log-probabilities are the model's own, whatever the
-    temperature. `forced`: for each task, response index -> token ids that stand there instead of
+    temperature. `reuse`: one for all, or one for each task. `forced`: for each task, response index -> token ids that stand there instead of
     sampled ones. `say` is told every index. Raises ValueError for a model whose layers have
     sliding windows shorter than the texts.
     """
-    scripts = [Script(task, encode, reuse=reuse, block_size=block_size) for task in tasks]
+    each = [reuse] * len(tasks) if isinstance(reuse, str) else reuse
+    scripts = [
+        Script(task, encode, reuse=one, block_size=block_size)
+        for task, one in zip(tasks, each, strict=True)
+    ]
     length = max(task.max_tokens for task in tasks)
     prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]
     columns = max(_room(task, encode) for task in tasks) + length
@@ -144,6 +149,7 @@ class _Loop:
         self.device = model.device
         self._cache = _columns(model, rows, columns)
         self._dump = columns
+        self._recorded: Any = None
         self._at = torch.zeros(rows, dtype=torch.long, device=self.device)
         """[rows] the column of the next token."""
         self.logits = torch.zeros(
@@ -175,8 +181,41 @@ class _Loop:
 
     def step(self, tokens: torch.Tensor) -> None:
         """Feed one more token to every row."""
-        self.logits = self._forward(tokens[:, None], self._at[:, None], None, None)
+        if self._recorded is None:
+            self.logits = self._forward(tokens[:, None], self._at[:, None], None, None)
+            self._recorded = self._record(tokens) if self.device.type == "cuda" else False
+        elif self._recorded is False:
+            self.logits = self._forward(tokens[:, None], self._at[:, None], None, None)
+        else:
+            graph, ids, at, out = self._recorded
+            ids.copy_(tokens[:, None])
+            at.copy_(self._at[:, None])
+            graph.replay()
+            self.logits = out.clone()
         self._at = (self._at + 1).clamp(max=self._dump)
+
+    def _record(self, tokens: torch.Tensor) -> Any:
+        """The step that was just made as a CUDA graph (with its inputs and its output), which
+        launches hundreds of kernels at once; False where that gives other logits, or an error."""
+        ids, at = tokens[:, None].clone(), self._at[:, None].clone()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._forward(ids, at, None, None)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                out = self._forward(ids, at, None, None)
+            graph.replay()
+            apart = float((out.float() - self.logits.float()).abs().max())
+        except RuntimeError as error:
+            warnings.warn(f"no CUDA graph, step by step instead: {error}", stacklevel=2)
+            return False
+        if not apart <= 0.05 * float(self.logits.float().abs().max()):
+            warnings.warn(f"a CUDA graph gave other logits, {apart} apart", stacklevel=2)
+            return False
+        return graph, ids, at, out
 
     def _forward(
         self,

@@ -1,0 +1,274 @@
+"""Does it work on a real language model? Adherence after an edit, by arm and by way of generation.
+
+    dynatok bench real                            run what is missing, then write the report
+    dynatok bench real --minutes 10               the most important first, as far as time allows
+    dynatok bench real --report-only              write the report from the raw lines
+
+A chat model, held-out topics, nine requirements of style, one or two slots. Gold texts are the
+model's own, rewritten under random edits. One raw line for each (arm, seed); what is there is not
+run again, so the experiment can be spread over several sittings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment, and write the report."""
+    parser = argparse.ArgumentParser(
+        prog="dynatok bench real",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="smollm2", help="smollm2, or a chat model's folder")
+    add("--raw", type=Path, default=DOCS / "real.jsonl", help="raw results")
+    add("--gold", type=Path, default=None, help="gold texts (default: beside the raw results)")
+    add("--report", type=Path, default=DOCS / "real.md", help="report")
+    add("--report-only", action="store_true", help="train nothing")
+    add("--minutes", type=float, default=None, help="begin nothing that would end later")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--arms", nargs="+", default=None, help="default: all, the most important first")
+    add("--steps", type=int, default=150, help="optimizer steps of an arm")
+    add("--batch", type=int, default=8, help="texts of a step")
+    add("--learning-rate", type=float, default=2e-4)
+    add("--tasks", type=int, default=240, help="held-out tasks of a measurement")
+    add("--texts", type=int, default=1200, help="gold texts to train on")
+    add("--max-tokens", type=int, default=160, help="tokens of a measured response, at most")
+    args = parser.parse_args(arguments)
+    if args.gold is None:
+        args.gold = args.raw.with_name("real-gold.jsonl")
+    left = [] if args.report_only else run(args)
+    from benchmarks._real_report import write_report
+
+    results = read_results(args.raw)
+    write_report(results, args.report)
+    print(json.dumps({"report": str(args.report), "results": len(results), "left": left}))
+    return 0
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The raw results; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def planned(arms: Sequence[str] | None, seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """What to run, the most important first: both packed arms, the base, then the others.
+
+    SystemExit for an arm that there is not.
+    """
+    from benchmarks._real_arms import ARMS
+
+    names = ["packed_exact", "packed_sticky", "base", *list(ARMS)[2:]]
+    for name in arms or ():
+        if name not in names:
+            raise SystemExit(f"there is no arm {name!r}; use {', '.join(names)}")
+    chosen = [name for name in names if arms is None or name in arms]
+    first = [name for name in chosen if name.startswith("packed")]
+    rest = [name for name in chosen if name not in first]
+    return [
+        *((name, seed) for seed in seeds for name in first),
+        *((name, seed) for name in rest for seed in seeds),
+    ]
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Every (arm, seed) that the raw results lack; returns those that time did not allow."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    began = time.monotonic()
+    done = {(one["arm"], one["seed"]) for one in read_results(args.raw)}
+    todo = [one for one in planned(args.arms, args.seeds) if one not in done]
+    if not todo:
+        return []
+    args.raw.parent.mkdir(parents=True, exist_ok=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    took: dict[bool, float] = {}
+    left = []
+    with Progress(*columns, refresh_per_second=2) as progress:
+        bar = progress.add_task("the model", total=None)
+        bench = Bench(args, lambda what, at, of: progress.update(
+            bar, description=what, completed=at, total=of
+        ))
+        everything = progress.add_task("arms and seeds", total=len(todo))
+        for name, seed in todo:
+            spent = time.monotonic() - began
+            if args.minutes and spent + took.get(name != "base", 0.0) > 60 * args.minutes:
+                left.append(f"{name}/{seed}")
+                continue
+            at = time.monotonic()
+            line = {"arm": name, "seed": seed, **bench.result(name, seed), **bench.facts()}
+            took[name != "base"] = time.monotonic() - at
+            line["wall_seconds"] = round(took[name != "base"], 1)
+            with args.raw.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            progress.advance(everything)
+            progress.console.print(f"{name}, seed {seed}: {summary(line)}")
+    return left
+
+
+def summary(line: dict[str, Any]) -> str:
+    """One raw line in a few words."""
+    from benchmarks._real_report import macro
+
+    parts = [f"{line['wall_seconds']} s"]
+    for mode, one in line["modes"].items():
+        passes = sum(map(len, one["after"].values()))
+        parts.append(
+            f"{mode} {macro(one['after']):.3f} after edits ({passes} passes), "
+            f"NLL {one['nll_under_base']:.2f}, gap {one.get('logprob_gap', {}).get('mean', 0):.1e}"
+        )
+    if "training" in line:
+        nll, steps = line["training"]["nll"], line["training"]["steps"]
+        parts.append(f"loss {nll[0]:.2f} to {nll[-1]:.2f} in {steps} steps, ")
+        parts.append(f"{line['training']['seconds']:.0f} s of training")
+    return "; ".join(parts)
+
+
+class Bench:
+    """The model and the data that all arms share."""
+
+    def __init__(self, args: argparse.Namespace, say: Any) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        from benchmarks._real_arms import working_attention
+        from benchmarks._real_data import Speech, gold_of, heldout_tasks, read_gold, write_gold
+        from dynatok_online.models import resolve
+
+        logging.disable_progress_bar()
+        self.args, self.say = args, say
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        folder = resolve(args.model)
+        say("loading the model", 0, None)
+        self.speech = Speech(AutoTokenizer.from_pretrained(folder))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.base = loaded.to(self.device).eval()
+        self.tasks = heldout_tasks(self.speech, args.tasks, max_tokens=args.max_tokens)
+        if not args.gold.exists():
+            writer = self.model()
+            train, counts = gold_of(
+                writer,
+                self.speech,
+                "train",
+                args.texts,
+                seed=1,
+                max_tokens=args.max_tokens,
+                progress=lambda at, of: say("gold texts", at, of),
+            )
+            args.gold.parent.mkdir(parents=True, exist_ok=True)
+            write_gold(args.gold, train)
+            print(f"gold: {counts}")
+        if not self._heldout_gold.exists():
+            kept, counts = gold_of(
+                self.model(),
+                self.speech,
+                "heldout",
+                args.tasks,
+                seed=2,
+                max_tokens=args.max_tokens,
+                progress=lambda at, of: say("held-out gold", at, of),
+            )
+            write_gold(self._heldout_gold, kept)
+            print(f"held-out gold: {counts}")
+        self.golds = read_gold(args.gold)
+        self.heldout_golds = read_gold(self._heldout_gold)
+        self.kernel, found = working_attention(self.model(), self.golds, self.speech)
+        print(found)
+
+    @property
+    def _heldout_gold(self) -> Path:
+        path: Path = self.args.gold
+        return path.with_name(f"{path.stem}-heldout{path.suffix}")
+
+    def model(self) -> Any:
+        """A fresh copy of the untrained model."""
+        import copy
+
+        fresh = copy.deepcopy(self.base).to(self.dtype)
+        fresh.set_attn_implementation("sdpa")
+        return fresh
+
+    def result(self, name: str, seed: int) -> dict[str, Any]:
+        """What came of one arm and seed."""
+        from benchmarks._real_arms import ARMS, train
+        from benchmarks._real_measures import fluency, judge, measure, modes_of
+
+        model = self.model()
+        asked: dict[str, Any] = {"seed": seed, "kernel": self.kernel}
+        if name == "base":
+            self.say("base model", 0, None)
+            tasks = [one.task for one in self.heldout_golds]
+            texts = [one.tokens for one in self.heldout_golds]
+            gold = {
+                **judge(self.speech, tasks, texts),
+                **fluency(self.base, self.speech, tasks, texts),
+            }
+            modes = measure(
+                model, self.base, self.speech, self.tasks, ("exact", "sticky"), **asked
+            )
+            return {"modes": {**modes, "gold": gold}}
+        arm = ARMS[name]
+        trained = train(
+            model,
+            arm,
+            self.golds,
+            self.speech,
+            steps=self.args.steps,
+            batch=self.args.batch,
+            learning_rate=self.args.learning_rate,
+            progress=lambda step, nll: self.say(
+                f"{name}, seed {seed}, loss {nll:.2f}", step, self.args.steps
+            ),
+            **asked,
+        )
+        self.say(f"{name}, seed {seed}, measured", 0, None)
+        modes = measure(model, self.base, self.speech, self.tasks, modes_of(arm), **asked)
+        return {"modes": modes, "training": trained}
+
+    def facts(self) -> dict[str, Any]:
+        """What it ran with."""
+        import torch
+        import transformers
+
+        device = (
+            torch.cuda.get_device_name(0)
+            if self.device == "cuda"
+            else platform.processor() or platform.machine()
+        )
+        names = ("model", "steps", "batch", "learning_rate", "tasks", "max_tokens")
+        return {
+            "settings": {
+                **{key: getattr(self.args, key) for key in names},
+                "texts": len(self.golds),
+                "attention": self.kernel,
+                "dtype": str(self.dtype).removeprefix("torch."),
+            },
+            "machine": {
+                "device": device,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "date": datetime.now(UTC).date().isoformat(),
+            },
+        }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""Short texts on everyday topics, under requirements of style that change: tasks for a chat model.
+
+In a config, `tasks: dynatok_online.writing:ROWS`. Topics of held-out tasks are in no other task.
+A slot's state begins with a blank, so that the tokens of the pieces are those of the whole text;
+all states are two tokens long in SmolLM2's tokenizer, so nothing has to be filled up.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+
+STATES: dict[str, tuple[SlotState, ...]] = {
+    "case": (
+        SlotState(" upper case", "upper"),
+        SlotState(" lower case", "lower"),
+        SlotState(" title case", "title"),
+    ),
+    "form": (
+        SlotState(" with !", "exclaim"),
+        SlotState(" with ?", "ask"),
+        SlotState(" no commas", "no_comma"),
+        SlotState(" in brackets", "brackets"),
+        SlotState(" short sentences", "short_sentences:8"),
+        SlotState(" without the", "forbid:the"),
+    ),
+}
+"""Slot -> its states."""
+
+LINES = {"case": "Letters:{{case}}", "form": "Style:{{form}}"}
+SLOTS: tuple[tuple[str, ...], ...] = (("case",), ("form",), ("case", "form"), ("case", "form"))
+"""Which slots a task has; both as often as one."""
+
+HELDOUT_TOPICS = (
+    "a lighthouse",
+    "the moon",
+    "a ferry",
+    "honey bees",
+    "a chess game",
+    "a lost umbrella",
+    "the first snow",
+    "a street musician",
+    "tomato soup",
+    "a quiet library",
+    "a mountain hut",
+    "paper boats",
+    "a wooden clock",
+    "the harbor at dawn",
+    "a stray cat",
+    "pottery",
+    "a long bus ride",
+    "wild berries",
+    "a village school",
+    "the desert wind",
+    "a broken violin",
+    "night fishing",
+    "a laundry line",
+    "the smell of rain",
+)
+
+TRAIN_TOPICS = (
+    "autumn leaves",
+    "a night train",
+    "bread",
+    "the sea",
+    "a forest path",
+    "morning coffee",
+    "a small town",
+    "the market",
+    "an apple tree",
+    "a red bicycle",
+    "snow",
+    "a river",
+    "a birthday party",
+    "the stars",
+    "a farm",
+    "a garden",
+    "an old house",
+    "a letter",
+    "a summer storm",
+    "the city at night",
+    "a football match",
+    "a good friend",
+    "a grandmother",
+    "the kitchen",
+    "a fisherman",
+    "a painter",
+    "a teacher",
+    "the baker",
+    "a doctor",
+    "a dog",
+    "horses",
+    "birds in spring",
+    "whales",
+    "an elephant",
+    "a spider",
+    "butterflies",
+    "frogs",
+    "a fox",
+    "the owl",
+    "ants",
+    "volcanoes",
+    "glaciers",
+    "a waterfall",
+    "islands",
+    "caves",
+    "clouds",
+    "rainbows",
+    "thunder",
+    "the sunrise",
+    "a winter evening",
+    "trains",
+    "airplanes",
+    "sailing ships",
+    "a hot air balloon",
+    "bridges",
+    "windmills",
+    "castles",
+    "museums",
+    "the theater",
+    "a circus",
+    "music",
+    "dancing",
+    "drums",
+    "a guitar",
+    "painting",
+    "photography",
+    "cooking",
+    "chocolate",
+    "cheese",
+    "oranges",
+    "tea",
+    "rice",
+    "pancakes",
+    "ice cream",
+    "gardening",
+    "camping",
+    "swimming",
+    "running",
+    "climbing",
+    "skating",
+    "reading",
+    "writing",
+    "a diary",
+    "dreams",
+    "a journey",
+    "a secret door",
+    "a treasure map",
+    "robots",
+    "computers",
+    "telescopes",
+    "time",
+    "silence",
+    "friendship",
+    "courage",
+    "patience",
+    "kindness",
+    "a new job",
+    "moving house",
+    "a holiday",
+    "the weekend",
+)
+
+
+def messages(topic: str, slots: tuple[str, ...] = ()) -> list[dict[str, str]]:
+    """The chat messages that ask for a text; without slots, for a plain one."""
+    asked = f"Write about {topic} in short, simple sentences."
+    return [{"role": "user", "content": "\n".join([asked, *(LINES[slot] for slot in slots)])}]
+
+
+def drawn_states(rng: random.Random, slots: tuple[str, ...]) -> dict[str, SlotState]:
+    """A state for each of these slots."""
+    return {slot: rng.choice(STATES[slot]) for slot in slots}
+
+
+def drawn_change(rng: random.Random, live: dict[str, SlotState]) -> tuple[str, SlotState]:
+    """An edit of one of the slots: which, and its new state."""
+    slot = rng.choice(sorted(live))
+    return slot, rng.choice([state for state in STATES[slot] if state != live[slot]])
+
+
+def drawn_task(
+    rng: random.Random,
+    task_id: str,
+    templates: dict[tuple[str, ...], str],
+    *,
+    max_tokens: int = 160,
+    gap: int = 24,
+    step: int = 8,
+) -> Task:
+    """A task with one or two edits, at least `gap` tokens apart and well inside the response.
+
+    `templates`: slots -> the template of the topic's chat messages. Edits fall on multiples of
+    `step`, so that tasks that are sampled together are edited together.
+    """
+    slots = rng.choice(SLOTS)
+    states = live = drawn_states(rng, slots)
+    edits = []
+    number = rng.choice((1, 2))
+    room = max(1, max_tokens * 3 // 4 - gap * number)
+    offsets = sorted(rng.randrange(0, room) for _ in range(number))
+    for i, offset in enumerate(offsets):
+        slot, state = drawn_change(rng, live)
+        live = live | {slot: state}
+        edits.append(ScheduledEdit((gap * (i + 1) + offset) // step * step, slot, state))
+    return Task(
+        task_id=task_id,
+        template=templates[slots],
+        states=states,
+        edits=tuple(edits),
+        max_tokens=max_tokens,
+        seed=rng.randrange(2**31),
+    )
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "task_id": f"{split}-{number}-{'-'.join(slots)}",
+            "messages": messages(topic, slots),
+            "slots": {
+                slot: [{"text": one.text, "requirement": one.requirement} for one in STATES[slot]]
+                for slot in slots
+            },
+            "schedule": {"rule": "random", "edits": [1, 2], "gap": 24},
+            "max_tokens": 160,
+            "split": split,
+        }
+        for split, topics in (("train", TRAIN_TOPICS), ("heldout", HELDOUT_TOPICS))
+        for number, topic in enumerate(topics)
+        for slots in SLOTS[:3]
+    ]
+
+
+ROWS = _rows()
+"""Rows as in a task file: every topic with every choice of slots."""
