@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -148,12 +148,8 @@ def write_gold(path: Path, golds: Sequence[Gold]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def read_gold(path: Path) -> list[Gold]:
-    """What `write_gold` wrote."""
-    return list(_read(path))
-
-
-def _read(path: Path) -> Iterator[Gold]:
-    for line in path.read_text().splitlines():
-        raw = json.loads(line)
-        yield Gold(msgspec.convert(raw["task"], Task), raw["tokens"])
+def read_gold(path: Path, split: str) -> list[Gold]:
+    """The texts of one split that `write_gold` wrote."""
+    rows = map(json.loads, path.read_text().splitlines())
+    golds = [Gold(msgspec.convert(row["task"], Task), row["tokens"]) for row in rows]
+    return [one for one in golds if one.task.task_id.startswith(f"{split}-")]

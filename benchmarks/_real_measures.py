@@ -27,6 +27,8 @@ from dynatok_online.trajectory import Trajectory
 
 PROBES = 8
 """Trajectories whose recorded log-probabilities are computed again from their spans."""
+SHOWN = 6
+"""Responses whose text is kept."""
 MOST_JUDGED = 4096
 """Tokens of a row under the base model."""
 
@@ -80,6 +82,7 @@ def measure(
             **fluency(base, speech, tasks, responses),
             "computed_per_token": sum(map(computed_tokens, group)) / sampled,
             "logprob_gap": gap(model, group[:PROBES], kernel),
+            "samples": samples(speech, tasks, responses),
         }
     return out
 
@@ -148,6 +151,25 @@ def judge(
         "length": fmean(map(len, responses)),
         "stopped": fmean(bool(len(one)) and one[-1] == speech.stop for one in responses),
     }
+
+
+def samples(
+    speech: Speech, tasks: Sequence[Task], responses: Sequence[Sequence[int]]
+) -> list[list[list[str]]]:
+    """The first responses, for people: the slots of each pass and what was written under them."""
+    out = []
+    for task, tokens in list(zip(tasks, responses, strict=True))[:SHOWN]:
+        starts = [0, *sorted({one.index for one in task.edits if one.index < len(tokens)})]
+        out.append(
+            [
+                [
+                    "".join(state.text for state in task.states_at(a).values()).strip(),
+                    speech.decode(tokens[a:b]),
+                ]
+                for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)
+            ]
+        )
+    return out
 
 
 def tokens_before(speech: Speech, tokens: Sequence[int], characters: int) -> int:

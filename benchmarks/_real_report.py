@@ -151,6 +151,13 @@ def _page(
         "",
         "A spike is a step whose mean loss is above 1.5 times the median of the ten before it.",
         "",
+        "## What it reads like",
+        "",
+        "The first held-out task of the first seed; the prompt's slots stand in front of what was "
+        "written under them.",
+        "",
+        *_samples(by_arm),
+        "",
         "## Is what was sampled what is trained on?",
         "",
         "Distance of the log-probabilities recorded while sampling from those of a packed forward "
@@ -276,6 +283,16 @@ def _gaps(found: Found) -> list[str]:
         if gaps:
             mean, most = fmean(one["mean"] for one in gaps), max(one["most"] for one in gaps)
             lines.append(f"| {label} | {mean:.1e} | {most:.1e} |")
+    return lines
+
+
+def _samples(by_arm: dict[str, list[Result]]) -> list[str]:
+    lines = []
+    for arm, mode in SHOWN:
+        for one in by_arm.get(arm, [])[:1]:
+            for text in one["modes"].get(mode, {}).get("samples", [])[:1]:
+                written = " ".join(f"**[{state}]** {part.strip()}" for state, part in text)
+                lines += [f"- {LABELS[arm]}; generated {_how(mode)}: {written}"]
     return lines
 
 

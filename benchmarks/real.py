@@ -17,6 +17,7 @@ import platform
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,40 +164,25 @@ class Bench:
         self.base = loaded.to(self.device).eval()
         self.tasks = heldout_tasks(self.speech, args.tasks, max_tokens=args.max_tokens)
         if not args.gold.exists():
-            writer = self.model()
-            train, counts = gold_of(
-                writer,
-                self.speech,
-                "train",
-                args.texts,
-                seed=1,
-                max_tokens=args.max_tokens,
-                progress=lambda at, of: say("gold texts", at, of),
-            )
+            golds = []
+            for split, count, start in (("train", args.texts, 1), ("heldout", args.tasks, 2)):
+                kept, counts = gold_of(
+                    self.model(),
+                    self.speech,
+                    split,
+                    count,
+                    seed=start,
+                    max_tokens=args.max_tokens,
+                    progress=partial(say, f"gold texts, {split}"),
+                )
+                print(f"gold texts, {split}: {counts}", flush=True)
+                golds += kept
             args.gold.parent.mkdir(parents=True, exist_ok=True)
-            write_gold(args.gold, train)
-            print(f"gold: {counts}")
-        if not self._heldout_gold.exists():
-            kept, counts = gold_of(
-                self.model(),
-                self.speech,
-                "heldout",
-                args.tasks,
-                seed=2,
-                max_tokens=args.max_tokens,
-                progress=lambda at, of: say("held-out gold", at, of),
-            )
-            write_gold(self._heldout_gold, kept)
-            print(f"held-out gold: {counts}")
-        self.golds = read_gold(args.gold)
-        self.heldout_golds = read_gold(self._heldout_gold)
+            write_gold(args.gold, golds)
+        self.golds = read_gold(args.gold, "train")
+        self.heldout_golds = read_gold(args.gold, "heldout")
         self.kernel, found = working_attention(self.model(), self.golds, self.speech)
-        print(found)
-
-    @property
-    def _heldout_gold(self) -> Path:
-        path: Path = self.args.gold
-        return path.with_name(f"{path.stem}-heldout{path.suffix}")
+        print(found, flush=True)
 
     def model(self) -> Any:
         """A fresh copy of the untrained model."""
