@@ -1,0 +1,39 @@
+"""The writing tasks: topics apart, states that fit each other, rows that the task reader takes."""
+
+from __future__ import annotations
+
+import random
+
+from dynatok_online import writing
+from dynatok_online.requirements.rewrites import can_rewrite
+from dynatok_online.task_files import make_task, read_row, split_of
+
+
+def test_there_are_enough_topics_and_held_out_ones_are_apart() -> None:
+    train, heldout = set(writing.TRAIN_TOPICS), set(writing.HELDOUT_TOPICS)
+    assert len(train) >= 80 and len(heldout) >= 20 and not train & heldout
+
+
+def test_at_least_eight_requirements_that_a_program_can_rewrite_for() -> None:
+    names = [str(one.requirement) for states in writing.STATES.values() for one in states]
+    assert len(set(names)) >= 8 and all(map(can_rewrite, names))
+
+
+def test_rows_become_tasks_of_their_split() -> None:
+    def chat(messages: list[dict[str, str]]) -> str:
+        return messages[0]["content"] + "\n"
+
+    for raw in writing.ROWS:
+        row = read_row(raw)
+        one = make_task(row, seed=1, chat=chat)
+        assert one.edits and split_of(row) == row.split
+        assert all(state.text.startswith(" ") for _, state in one.all_states())
+
+
+def test_drawn_edits_lie_inside_the_response_on_common_steps() -> None:
+    templates = {slots: "".join(map(writing.LINES.get, slots)) for slots in writing.SLOTS}  # type: ignore[arg-type]
+    for seed in range(200):
+        one = writing.drawn_task(random.Random(seed), "t", templates)
+        indices = [edit.index for edit in one.edits]
+        assert len(set(indices)) == len(indices) and all(at % 8 == 0 for at in indices)
+        assert 24 <= min(indices) and max(indices) <= one.max_tokens * 3 // 4
