@@ -29,7 +29,7 @@ PROBES = 8
 """Trajectories whose recorded log-probabilities are computed again from their spans."""
 SHOWN = 6
 """Responses whose text is kept."""
-MOST_JUDGED = 4096
+MOST_JUDGED = 2048
 """Tokens of a row under the base model."""
 
 Scores = dict[str, list[float]]

@@ -160,8 +160,9 @@ def _page(
         "",
         "## Is what was sampled what is trained on?",
         "",
-        "Distance of the log-probabilities recorded while sampling from those of a packed forward "
-        "of the same trajectories, mean and largest; in bfloat16 rounding alone is some hundredths.",
+        "Distance of the log-probabilities recorded while sampling from those of a packed "
+        "forward of the same trajectories, mean and largest; in bfloat16, rounding alone is some "
+        "hundredths.",
         "",
         *_gaps(found),
     ]

@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import time
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -75,12 +76,11 @@ def planned(arms: Sequence[str] | None, seeds: Sequence[int]) -> list[tuple[str,
         if name not in names:
             raise SystemExit(f"there is no arm {name!r}; use {', '.join(names)}")
     chosen = [name for name in names if arms is None or name in arms]
-    first = [name for name in chosen if name.startswith("packed")]
-    rest = [name for name in chosen if name not in first]
-    return [
-        *((name, seed) for seed in seeds for name in first),
-        *((name, seed) for name in rest for seed in seeds),
-    ]
+    # One seed of each, then the packed arms' other seeds, then everybody's.
+    head = [(name, seed) for seed in seeds[:1] for name in chosen if name in names[:3]]
+    packed = [(name, seed) for seed in seeds for name in chosen if name in names[:2]]
+    rest = [(name, seed) for name in chosen for seed in seeds]
+    return list(dict.fromkeys([*head, *packed, *rest]))
 
 
 def run(args: argparse.Namespace) -> list[str]:
@@ -103,9 +103,10 @@ def run(args: argparse.Namespace) -> list[str]:
     left = []
     with Progress(*columns, refresh_per_second=2) as progress:
         bar = progress.add_task("the model", total=None)
-        bench = Bench(args, lambda what, at, of: progress.update(
-            bar, description=what, completed=at, total=of
-        ))
+        bench = Bench(
+            args,
+            lambda what, at, of: progress.update(bar, description=what, completed=at, total=of),
+        )
         everything = progress.add_task("arms and seeds", total=len(todo))
         for name, seed in todo:
             spent = time.monotonic() - began
@@ -113,7 +114,12 @@ def run(args: argparse.Namespace) -> list[str]:
                 left.append(f"{name}/{seed}")
                 continue
             at = time.monotonic()
-            line = {"arm": name, "seed": seed, **bench.result(name, seed), **bench.facts()}
+            try:
+                line = {"arm": name, "seed": seed, **bench.result(name, seed), **bench.facts()}
+            except RuntimeError:  # an arm that does not fit this device costs no other arm
+                progress.console.print(f"{name}, seed {seed} failed:\n{traceback.format_exc()}")
+                left.append(f"{name}/{seed} (failed)")
+                continue
             took[name != "base"] = time.monotonic() - at
             line["wall_seconds"] = round(took[name != "base"], 1)
             with args.raw.open("a") as file:
@@ -136,7 +142,7 @@ def summary(line: dict[str, Any]) -> str:
         )
     if "training" in line:
         nll, steps = line["training"]["nll"], line["training"]["steps"]
-        parts.append(f"loss {nll[0]:.2f} to {nll[-1]:.2f} in {steps} steps, ")
+        parts.append(f"loss {nll[0]:.2f} to {nll[-1]:.2f} in {steps} steps")
         parts.append(f"{line['training']['seconds']:.0f} s of training")
     return "; ".join(parts)
 
@@ -188,7 +194,10 @@ class Bench:
         """A fresh copy of the untrained model."""
         import copy
 
-        fresh = copy.deepcopy(self.base).to(self.dtype)
+        fresh = copy.deepcopy(self.base)
+        # Weights alone: `.to` would round the rotary frequencies too, and with them positions.
+        for weight in fresh.parameters():
+            weight.data = weight.data.to(self.dtype)
         fresh.set_attn_implementation("sdpa")
         return fresh
 
@@ -207,9 +216,7 @@ class Bench:
                 **judge(self.speech, tasks, texts),
                 **fluency(self.base, self.speech, tasks, texts),
             }
-            modes = measure(
-                model, self.base, self.speech, self.tasks, ("exact", "sticky"), **asked
-            )
+            modes = measure(model, self.base, self.speech, self.tasks, ("exact", "sticky"), **asked)
             return {"modes": {**modes, "gold": gold}}
         arm = ARMS[name]
         trained = train(

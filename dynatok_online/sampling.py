@@ -48,9 +48,9 @@ def sample_trajectories(
 
     A response ends with the first token of `stop` (which it keeps), or after `task.max_tokens`;
     edits that lie behind its end are left out. Log-probabilities are the model's own, whatever the
-    temperature. `reuse`: one for all, or one for each task. `forced`: for each task, response index -> token ids that stand there instead of
-    sampled ones. `say` is told every index. Raises ValueError for a model whose layers have
-    sliding windows shorter than the texts.
+    temperature. `reuse`: one for all, or one for each task. `forced`: for each task, response index
+    -> token ids that stand there instead of sampled ones. `say` is told every index. Raises
+    ValueError for a model whose layers have sliding windows shorter than the texts.
     """
     each = [reuse] * len(tasks) if isinstance(reuse, str) else reuse
     scripts = [

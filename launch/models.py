@@ -85,9 +85,7 @@ def from_hub(made: Path, say: Say) -> bool:
     except Exception as error:  # which one depends on the HTTP library that the hub's client uses
         say(f"the hub cannot be reached ({type(error).__name__})")
         return False
-    snapshot_download(
-        REPOSITORY, revision=REVISION, local_dir=made, allow_patterns=list(HUB_FILES)
-    )
+    snapshot_download(REPOSITORY, revision=REVISION, local_dir=made, allow_patterns=list(HUB_FILES))
     shutil.rmtree(made / ".cache", ignore_errors=True)
     check_hash(made / "model.safetensors", HUB_SHA256)
     return True
@@ -174,5 +172,3 @@ def _tokenizer(gguf: Path, made: Path) -> None:
     )
     tokenizer.model_max_length = 8192
     tokenizer.save_pretrained(made)
-
-

@@ -35,7 +35,9 @@ def test_every_segment_satisfies_the_states_it_was_written_under(slots: tuple[st
         rng = random.Random(seed)
         change = partial(writing.drawn_change, rng)
         gold = make_gold(TEXT, task(*slots, rng=rng), change, rng, encode, stop=STOP, edits=2)
-        assert gold is not None and gold.tokens[-1] == STOP and gold.tokens.count(STOP) == 1
+        assert gold is not None
+        assert gold.tokens[-1] == STOP
+        assert gold.tokens.count(STOP) == 1
         text = "".join(map(chr, gold.tokens[:-1]))
         starts = [0, *(edit.index for edit in gold.task.edits)]
         assert len(starts) == 3

@@ -96,10 +96,11 @@ def test_both_ways_of_reuse_in_one_batch(model: LlamaForCausalLM) -> None:
 def test_a_response_ends_with_a_stop_token_and_later_edits_are_left_out(
     model: LlamaForCausalLM,
 ) -> None:
-    words = {0: encode("ab") + [STOP]}
+    words = {0: [*encode("ab"), STOP]}
     one, *_ = sample_trajectories(model, tasks()[:1], encode, stop={STOP}, forced=[words])
     assert one.response.tolist() == [*encode("ab"), STOP]
-    assert [part.finish_reason for part in one.passes] == ["stop"] and not one.edits
+    assert [part.finish_reason for part in one.passes] == ["stop"]
+    assert not one.edits
 
 
 def test_forced_tokens_stand_where_they_should_and_are_scored(model: LlamaForCausalLM) -> None:

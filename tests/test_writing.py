@@ -11,12 +11,15 @@ from dynatok_online.task_files import make_task, read_row, split_of
 
 def test_there_are_enough_topics_and_held_out_ones_are_apart() -> None:
     train, heldout = set(writing.TRAIN_TOPICS), set(writing.HELDOUT_TOPICS)
-    assert len(train) >= 80 and len(heldout) >= 20 and not train & heldout
+    assert len(train) >= 80
+    assert len(heldout) >= 20
+    assert not train & heldout
 
 
 def test_at_least_eight_requirements_that_a_program_can_rewrite_for() -> None:
     names = [str(one.requirement) for states in writing.STATES.values() for one in states]
-    assert len(set(names)) >= 8 and all(map(can_rewrite, names))
+    assert len(set(names)) >= 8
+    assert all(map(can_rewrite, names))
 
 
 def test_rows_become_tasks_of_their_split() -> None:
@@ -26,7 +29,8 @@ def test_rows_become_tasks_of_their_split() -> None:
     for raw in writing.ROWS:
         row = read_row(raw)
         one = make_task(row, seed=1, chat=chat)
-        assert one.edits and split_of(row) == row.split
+        assert one.edits
+        assert split_of(row) == row.split
         assert all(state.text.startswith(" ") for _, state in one.all_states())
 
 
@@ -35,5 +39,7 @@ def test_drawn_edits_lie_inside_the_response_on_common_steps() -> None:
     for seed in range(200):
         one = writing.drawn_task(random.Random(seed), "t", templates)
         indices = [edit.index for edit in one.edits]
-        assert len(set(indices)) == len(indices) and all(at % 8 == 0 for at in indices)
-        assert 24 <= min(indices) and max(indices) <= one.max_tokens * 3 // 4
+        assert len(set(indices)) == len(indices)
+        assert all(at % 8 == 0 for at in indices)
+        assert min(indices) >= 24
+        assert max(indices) <= one.max_tokens * 3 // 4

@@ -18,7 +18,7 @@ from dynatok_online.requirements.registry import requirement
 _MARKS = re.compile(r"[.!?]+(?=[\"')\]]*(?:\s|$))")
 _COUNTED = re.compile(r"\w+")
 _JOINING = frozenset(
-    "and but or so as when where while which that because with if until after before".split()
+    ("and", "but", "or", "so", "as", "when", "where", "while", "which", "that", "because", "with")
 )
 _LEAST = 3
 """Words of a shortened sentence, if it can be cut later."""
@@ -114,8 +114,7 @@ def _shortened(sentence: str, most: int) -> str:
         cuts = [
             at
             for at in range(min(_LEAST, fits), fits + 1)
-            if at < len(chunks)
-            and (chunks[at - 1][-1] in ",;:" or chunks[at].lower() in _JOINING)
+            if at < len(chunks) and (chunks[at - 1][-1] in ",;:" or chunks[at].lower() in _JOINING)
         ]
         at = max(cuts, default=fits)
         head = " ".join(chunks[:at]).rstrip(",;:-")
