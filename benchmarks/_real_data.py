@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from dynatok_online import writing
-from dynatok_online.gold import Gold, make_gold, tidy
+from dynatok_online.gold import LEAST_WORDS, Gold, make_gold, tidy
 from dynatok_online.prompt import from_chat
 from dynatok_online.sampling import sample_trajectories
 from dynatok_online.scripted import Script
@@ -105,7 +105,7 @@ def gold_of(
     topics = writing.TRAIN_TOPICS if split == "train" else writing.HELDOUT_TOPICS
     prompts = {topic: speech.templates(topic) for topic in topics}
     golds: list[Gold] = []
-    counts = {"sampled": 0, "unfit": 0, "long": 0}
+    counts = {"sampled": 0, "short": 0, "unfit": 0, "long": 0}
     while len(golds) < count and counts["sampled"] < 4 * count + BATCH:
         number = min(BATCH, count + 16)
         asked = [
@@ -129,7 +129,9 @@ def gold_of(
             edits = rng.choice((1, 2, 2))
             change = partial(writing.drawn_change, rng)
             gold = make_gold(text, task, change, rng, speech.encode, stop=speech.stop, edits=edits)
-            if gold is None:
+            if gold is None and len(text.split()) < LEAST_WORDS * (edits + 1):
+                counts["short"] += 1
+            elif gold is None:
                 counts["unfit"] += 1
             elif len(gold.tokens) > MOST_TOKENS:
                 counts["long"] += 1

@@ -21,6 +21,9 @@ from dynatok_online.tasks import ScheduledEdit, SlotState, Task
 _BORDER = re.compile(r"(?<=\S) (?=\S)")
 _SENTENCE_BORDER = re.compile(r"(?<=[.!?]) (?=\S)")
 
+LEAST_WORDS = 12
+"""Words of a segment, at least."""
+
 Change = Callable[[dict[str, SlotState]], tuple[str, SlotState]]
 
 
@@ -51,7 +54,7 @@ def make_gold(
     *,
     stop: int,
     edits: int,
-    least_words: int = 12,
+    least_words: int = LEAST_WORDS,
 ) -> Gold | None:
     """The gold of one plain text under `edits` random edits; `task` gives template and states.
 
