@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks._adherence_arms import Arm
-from benchmarks._real_data import Speech
+from benchmarks._real_data import Gold, Speech
 from dynatok_online import attention
-from dynatok_online.gold import Gold
-from dynatok_online.row import Row
-from dynatok_online.scripted import scripted_trajectory
-from dynatok_online.tasks import ScheduledEdit, Task
+from dynatok_online.rows.row import Row
+from dynatok_online.tasks.scripted import scripted_trajectory
+from dynatok_online.tasks.task import ScheduledEdit, Task
 from dynatok_online.trajectory import Pass, Trajectory
 
 BLOCK_SIZE = 16
@@ -77,14 +76,14 @@ class Master:
 
 def correction(edit: ScheduledEdit) -> str:
     """What stands in the text where the prompt cannot be edited."""
-    return f" ({edit.slot}:{edit.state.text})"
+    return f" ({edit.slot}: {edit.state.text})"
 
 
 def insertions(task: Task, speech: Speech) -> dict[int, list[int]]:
     """Index of the longer response -> the tokens of the correction that stands there."""
     out, shift = {}, 0
     for edit in task.edits:
-        tokens = speech.encode(correction(edit))
+        tokens = speech.encode.within(correction(edit))
         out[edit.index + shift] = tokens
         shift += len(tokens)
     return out

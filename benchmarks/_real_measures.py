@@ -16,13 +16,13 @@ import torch
 from benchmarks._adherence_arms import Arm
 from benchmarks._real_arms import BLOCK_SIZE, insertions, without_corrections, without_edits
 from benchmarks._real_data import TEMPERATURE, Speech
+from benchmarks._sampling import sample_trajectories
 from dynatok_online import attention
-from dynatok_online.adherence import follow, repetition
-from dynatok_online.plan import plan_rows
+from dynatok_online.adherence.measures import follow, repetition
 from dynatok_online.requirements import requirement
-from dynatok_online.sampling import sample_trajectories
-from dynatok_online.scripted import computed_tokens, scripted_trajectory
-from dynatok_online.tasks import Task
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.tasks.scripted import computed_tokens, scripted_trajectory
+from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import Trajectory
 
 PROBES = 8

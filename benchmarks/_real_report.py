@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks._adherence_report import spikes
-from dynatok_online.adherence import interval
+from dynatok_online.adherence.measures import interval
 
 Result = dict[str, Any]
 Scores = dict[str, list[float]]
@@ -99,7 +99,7 @@ def _page(
         f"{settings['learning_rate']:g}. Held-out: {settings['tasks']} tasks on topics that no "
         "gold text is about, one or two slots, one or two edits each, at most "
         f"{settings['max_tokens']} tokens, sampled at temperature 0.8 with a real KV cache "
-        "(`dynatok_online.sampling`; no engine is involved). "
+        "(`benchmarks._sampling`; no engine is involved). "
         f"{machine['device']}, {settings['dtype']}, attention {settings['attention']}, torch "
         f"{machine['torch']}, transformers {machine['transformers']}; {machine['date']}. Seeds "
         f"{', '.join(map(str, seeds))}: mean ± 95 % interval over seeds (Student's t).",
@@ -319,6 +319,7 @@ def draw(by_arm: dict[str, list[Result]], path: Path) -> list[str]:
     left.set_xlabel("adherence after an edit")
     names = _requirements(found)
     drawn = [one for one in found if one[0].startswith((LABELS["base"], "packed"))]
+    shown = set[str]()
     for i, (label, measured) in enumerate(drawn):
         for at, name in enumerate(names):
             scores = [score for one in measured for score in one["after"].get(name, [])]
@@ -332,11 +333,13 @@ def draw(by_arm: dict[str, list[Result]], path: Path) -> list[str]:
                     color=("#9ca3af", "#6b7280", "#2563eb", "#60a5fa", "#dc2626", "#f59e0b")[i % 6],
                     markersize=4,
                     linewidth=1,
-                    label=label if at == 0 else None,
+                    label=label if label not in shown else None,
                 )
+                shown.add(label)
     right.set_xticks(range(len(names)), names, fontsize=7, rotation=20)
     right.set_ylim(0, 1.02)
-    right.legend(frameon=False, fontsize=6.5, loc="lower right")
+    if shown:
+        right.legend(frameon=False, fontsize=6.5, loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

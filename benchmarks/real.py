@@ -185,8 +185,8 @@ class Bench:
                 golds += kept
             args.gold.parent.mkdir(parents=True, exist_ok=True)
             write_gold(args.gold, golds)
-        self.golds = read_gold(args.gold, "train")
-        self.heldout_golds = read_gold(args.gold, "heldout")
+        self.golds = read_gold(args.gold, "train", self.speech)
+        self.heldout_golds = read_gold(args.gold, "heldout", self.speech)
         self.kernel, found = working_attention(self.model(), self.golds, self.speech)
         print(found, flush=True)
 

@@ -6,8 +6,8 @@ values into the row's columns, so what is left there is what an engine with this
 hold: log-probabilities are those of the trajectory's spans. Rows that are edited at one index are
 computed together.
 
-    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
-    sample_trajectories(model, tasks, encode, stop={tokenizer.eos_token_id}, reuse="sticky")
+    encode = Encoder.of(tokenizer)
+    sample_trajectories(model, tasks, encode, stop={encode.turn_stop}, reuse="sticky")
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 import torch
 
-from dynatok_online.scripted import Script
-from dynatok_online.tasks import Task
-from dynatok_online.trajectory import TokenIds, Trajectory
+from dynatok_online.tasks.rendering import renderer_of
+from dynatok_online.tasks.scripted import Script
+from dynatok_online.tasks.task import Task
+from dynatok_online.trajectory import RESPONSE, TokenIds, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +59,7 @@ def sample_trajectories(
     ]
     length = max(task.max_tokens for task in tasks)
     prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]
-    columns = max(_room(task, encode) for task in tasks) + length
+    columns = max(_room(*one, encode) for one in zip(tasks, each, strict=True)) + length
     loop = _Loop(model, len(tasks), columns)
     device = loop.device
     given = torch.full((len(tasks), length), -1)
@@ -102,42 +102,23 @@ def sample_trajectories(
             loop.step(drawn)
             say(index, length)
     return [
-        _finished(script, tokens[:n], scores[:n], stop)
+        script.finish(tokens[:n], scores[:n], stopped=tokens[n - 1] in stop)
         for script, tokens, scores, n in zip(
             scripts, response.tolist(), logprobs.tolist(), lengths.tolist(), strict=True
         )
     ]
 
 
-def _room(task: Task, encode: Callable[[str], list[int]]) -> int:
+def _room(task: Task, reuse: str, encode: Callable[[str], list[int]]) -> int:
     """Tokens of the longest prompt that the task can have: every slot in its longest state."""
+    renderer = renderer_of(task, encode, fixed_width=reuse == "sticky")
     longest: dict[str, str] = {}
     for slot, state in task.all_states():
-        if len(encode(state.text)) >= len(encode(longest.get(slot, ""))):
+        if slot not in longest or renderer.length(slot, state.text) > renderer.length(
+            slot, longest[slot]
+        ):
             longest[slot] = state.text
-    script = Script(
-        msgspec.structs.replace(
-            task,
-            states={
-                slot: msgspec.structs.replace(task.states[slot], text=text)
-                for slot, text in longest.items()
-            },
-            edits=(),
-            rules=(),
-        ),
-        encode,
-    )
-    return len(script.begin(np.zeros(0, np.int32))[0])
-
-
-def _finished(
-    script: Script, tokens: list[int], logprobs: list[float], stop: Collection[int]
-) -> Trajectory:
-    one = script.finish(tokens, logprobs)
-    if tokens[-1] not in stop:
-        return one
-    last = msgspec.structs.replace(one.passes[-1], finish_reason="stop")
-    return msgspec.structs.replace(one, passes=(*one.passes[:-1], last))
+    return sum(len(renderer.pieces[i]) for i in renderer.layout(longest) if i != RESPONSE)
 
 
 class _Loop:
@@ -253,7 +234,7 @@ def _columns(model: PreTrainedModel, rows: int, columns: int) -> Any:
     these rows' columns, all of them."""
     from transformers import DynamicCache
 
-    class Columns(DynamicCache):  # type: ignore[misc]
+    class Columns(DynamicCache):
         rows: torch.Tensor | None
         columns: torch.Tensor
 

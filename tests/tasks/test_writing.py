@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from dynatok_online import writing
 from dynatok_online.requirements.rewrites import can_rewrite
-from dynatok_online.task_files import make_task, read_row, split_of
+from dynatok_online.tasks import writing
+from dynatok_online.tasks.files import make_task, read_row, split_of
 
 
 def test_there_are_enough_topics_and_held_out_ones_are_apart() -> None:
@@ -31,7 +31,7 @@ def test_rows_become_tasks_of_their_split() -> None:
         one = make_task(row, seed=1, chat=chat)
         assert one.edits
         assert split_of(row) == row.split
-        assert all(state.text.startswith(" ") for _, state in one.all_states())
+        assert set(one.widths.values()) == {writing.WIDTH}
 
 
 def test_drawn_edits_lie_inside_the_response_on_common_steps() -> None:

@@ -1,35 +1,40 @@
 """Short texts on everyday topics, under requirements of style that change: tasks for a chat model.
 
-In a config, `tasks: dynatok_online.writing:ROWS`. Topics of held-out tasks are in no other task.
-A slot's state begins with a blank, so that the tokens of the pieces are those of the whole text;
-all states are two tokens long in SmolLM2's tokenizer, so nothing has to be filled up.
+In a config, `tasks: dynatok_online.tasks.writing:ROWS`. Topics of held-out tasks are nobody else's.
+All states are two tokens long in SmolLM2's tokenizer, so a slot needs no filling up.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
-from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+import msgspec
+
+from dynatok_online.tasks.files import Segment
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 
 STATES: dict[str, tuple[SlotState, ...]] = {
     "case": (
-        SlotState(" upper case", "upper"),
-        SlotState(" lower case", "lower"),
-        SlotState(" title case", "title"),
+        SlotState("upper case", "upper"),
+        SlotState("lower case", "lower"),
+        SlotState("title case", "title"),
     ),
     "form": (
-        SlotState(" with !", "exclaim"),
-        SlotState(" with ?", "ask"),
-        SlotState(" no commas", "no_comma"),
-        SlotState(" in brackets", "brackets"),
-        SlotState(" short sentences", "short_sentences:8"),
-        SlotState(" without the", "forbid:the"),
+        SlotState("with !", "exclaim"),
+        SlotState("with ?", "ask"),
+        SlotState("no commas", "no_comma"),
+        SlotState("in brackets", "brackets"),
+        SlotState("short sentences", "short_sentences:8"),
+        SlotState("without the", "forbid:the"),
     ),
 }
 """Slot -> its states."""
 
-LINES = {"case": "Letters:{{case}}", "form": "Style:{{form}}"}
+LINES = {"case": "Letters: {{case}}", "form": "Style: {{form}}"}
+WIDTH = 2
+"""Tokens of a state."""
 SLOTS: tuple[tuple[str, ...], ...] = (("case",), ("form",), ("case", "form"), ("case", "form"))
 """Which slots a task has; both as often as one."""
 
@@ -170,6 +175,18 @@ def messages(topic: str, slots: tuple[str, ...] = ()) -> list[dict[str, str]]:
     return [{"role": "user", "content": "\n".join([asked, *(LINES[slot] for slot in slots)])}]
 
 
+def gold_row(
+    task_id: str, topic: str, slots: tuple[str, ...], segments: Sequence[Segment]
+) -> dict[str, Any]:
+    """A row of a task file with its gold response."""
+    return {
+        "task_id": task_id,
+        "messages": messages(topic, slots),
+        "response": [msgspec.to_builtins(one) for one in segments],
+        "widths": dict.fromkeys(slots, WIDTH),
+    }
+
+
 def drawn_states(rng: random.Random, slots: tuple[str, ...]) -> dict[str, SlotState]:
     """A state for each of these slots."""
     return {slot: rng.choice(STATES[slot]) for slot in slots}
@@ -212,6 +229,8 @@ def drawn_task(
         edits=tuple(edits),
         max_tokens=max_tokens,
         seed=rng.randrange(2**31),
+        widths=dict.fromkeys(slots, WIDTH),
+        control_tokens=True,
     )
 
 
@@ -226,6 +245,7 @@ def _rows() -> list[dict[str, Any]]:
             },
             "schedule": {"rule": "random", "edits": [1, 2], "gap": 24},
             "max_tokens": 160,
+            "widths": dict.fromkeys(slots, WIDTH),
             "split": split,
         }
         for split, topics in (("train", TRAIN_TOPICS), ("heldout", HELDOUT_TOPICS))

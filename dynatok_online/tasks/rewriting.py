@@ -1,22 +1,22 @@
-"""Gold trajectories without anybody writing them: plain texts, rewritten under random edits.
+"""Gold responses without anybody writing them: a plain text, rewritten under random edits.
 
 A text that a model wrote to a plain prompt is cut at places where edits come, and each segment is
-rewritten so that it satisfies the states that were in force for it. Every segment is checked by
-the requirement's own verifier. Segments are tokenised one by one, so an edit falls exactly on its
-border, and the whole ends with the stop token.
+rewritten so that it satisfies the states in force for it. Every segment is checked by the
+requirement's own verifier. The segments are a task row's `response` (see `gold`), so an edit falls
+exactly on the border of two of them.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from dynatok_online.requirements import requirement
 from dynatok_online.requirements.rewrites import rewrite
-from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+from dynatok_online.tasks.files import Segment
+from dynatok_online.tasks.task import SlotState
 
 _BORDER = re.compile(r"(?<=\S) (?=\S)")
 _SENTENCE_BORDER = re.compile(r"(?<=[.!?]) (?=\S)")
@@ -25,14 +25,7 @@ LEAST_WORDS = 12
 """Words of a segment, at least."""
 
 Change = Callable[[dict[str, SlotState]], tuple[str, SlotState]]
-
-
-@dataclass(frozen=True)
-class Gold:
-    """A task whose edits come where the text was cut, and the text's tokens."""
-
-    task: Task
-    tokens: list[int]
+"""The slots as they are -> which one is edited, and its new state."""
 
 
 def tidy(text: str, most_words: int) -> str:
@@ -45,18 +38,16 @@ def tidy(text: str, most_words: int) -> str:
     return text[: ends[-1]] if ends else ""
 
 
-def make_gold(
+def rewritten(
     text: str,
-    task: Task,
+    states: Mapping[str, SlotState],
     change: Change,
     rng: random.Random,
-    encode: Callable[[str], list[int]],
     *,
-    stop: int,
     edits: int,
     least_words: int = LEAST_WORDS,
-) -> Gold | None:
-    """The gold of one plain text under `edits` random edits; `task` gives template and states.
+) -> list[Segment] | None:
+    """The text in segments, each rewritten for the states that it names, edits between them.
 
     Half of the edits fall on the ends of sentences, as far as there are any; segments have at
     least so many words. None where the text is too short for that, or where a segment could not
@@ -65,34 +56,19 @@ def make_gold(
     cuts = _cuts(text, edits, least_words, rng)
     if cuts is None:
         return None
-    live = dict(task.states)
-    tokens: list[int] = []
-    made: list[ScheduledEdit] = []
-    segments: list[tuple[str, dict[str, SlotState]]] = []
-    for start, stop_at in pairwise([0, *cuts, len(text)]):
+    live = dict(states)
+    changed = live
+    segments: list[Segment] = []
+    written: list[tuple[str, dict[str, SlotState]]] = []
+    for start, stop in pairwise([0, *cuts, len(text)]):
         if start:
             slot, state = change(live)
-            live = live | {slot: state}
-            made.append(ScheduledEdit(len(tokens), slot, state))
+            live, changed = live | {slot: state}, {slot: state}
         names = [state.requirement for state in live.values() if state.requirement]
-        segment = rewrite("+".join(names), text[start:stop_at]) if names else text[start:stop_at]
-        segments.append((segment, live))
-        tokens += encode(segment)
-    if not _holds(segments):
-        return None
-    tokens.append(stop)
-    # Not `replace`: what the task asked for is checked again with its edits.
-    return Gold(
-        Task(
-            task_id=task.task_id,
-            template=task.template,
-            states=task.states,
-            edits=tuple(made),
-            max_tokens=len(tokens),
-            seed=task.seed,
-        ),
-        tokens,
-    )
+        segment = rewrite("+".join(names), text[start:stop]) if names else text[start:stop]
+        segments.append(Segment(segment, dict(changed)))
+        written.append((segment, live))
+    return segments if _holds(written) else None
 
 
 def _cuts(text: str, edits: int, least_words: int, rng: random.Random) -> list[int] | None:

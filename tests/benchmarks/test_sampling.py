@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks._sampling import sample_trajectories
 from dynatok_online import attention
-from dynatok_online.audit import audit
-from dynatok_online.plan import plan_rows
-from dynatok_online.sampling import sample_trajectories
-from dynatok_online.tasks import ScheduledEdit, SlotState, Task
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.spans.audit import audit
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.trajectory import Trajectory
 
 STOP = 0

@@ -1,0 +1,103 @@
+"""The experiment on a real model, on a chat model of two layers: arms, resumption, report."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import _real_data, real
+from dynatok_online.tasks import writing
+from dynatok_online.tasks.rewriting import rewritten
+from tests.prompt.tokenizers import build
+from tests.tasks.test_rewriting import TEXT
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model of random weights."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = build("gpt2")
+    tokenizer.chat_template = CHAT
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+        )
+    ).save_pretrained(path)
+    return path
+
+
+def gold_rows(split: str, count: int) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(count):
+        rng = random.Random(i)
+        slots = rng.choice(writing.SLOTS)
+        states = writing.drawn_states(rng, slots)
+        segments = rewritten(TEXT, states, partial(writing.drawn_change, rng), rng, edits=2)
+        assert segments is not None
+        row = writing.gold_row(f"{split}-{i}", "the sea", slots, segments)
+        rows.append(row | {"split": split})
+    return rows
+
+
+@pytest.mark.engine
+def test_it_trains_measures_resumes_and_reports(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gold = tmp_path / "real-gold.jsonl"
+    _real_data.write_gold(gold, [*gold_rows("train", 6), *gold_rows("heldout", 2)])
+    asked = [
+        *("--model", str(folder), "--raw", str(tmp_path / "real.jsonl")),
+        *("--report", str(tmp_path / "real.md"), "--seeds", "0", "--steps", "2", "--batch", "2"),
+        *("--tasks", "3", "--max-tokens", "64"),
+    ]
+    arms = ["base", "packed_sticky", "appended"]
+    assert real.main([*asked, "--arms", *arms]) == 0
+    lines = real.read_results(tmp_path / "real.jsonl")
+    assert sorted(one["arm"] for one in lines) == sorted(arms)
+    for one in lines:
+        if one["arm"] != "base":
+            assert len(one["training"]["nll"]) == 2
+        for measured in one["modes"].values():
+            assert measured.get("logprob_gap", {"most": 0.0})["most"] < 1e-3
+    modes = {one["arm"]: set(one["modes"]) for one in lines}
+    assert modes["packed_sticky"] == {"exact", "sticky"}
+    assert modes["appended"] == {"appended"}
+    text = (tmp_path / "real.md").read_text()
+    assert "| packed spans, sticky; generated sticky | 1 |" in text
+    capsys.readouterr()
+    assert real.main([*asked, "--arms", *arms]) == 0  # everything is there: nothing runs again
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == 3
+    assert len(real.read_results(tmp_path / "real.jsonl")) == 3
+
+
+def test_an_unknown_arm_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(SystemExit, match="no arm 'packd'; use packed_exact"):
+        real.planned(["packd"], [0])
+
+
+def test_the_most_important_run_first() -> None:
+    found = real.planned(None, [0, 1])
+    assert found[:3] == [("packed_exact", 0), ("packed_sticky", 0), ("base", 0)]
+    assert set(found[3:5]) == {("packed_exact", 1), ("packed_sticky", 1)}
+    assert len(found) == len(set(found)) == 14
