@@ -71,8 +71,10 @@ def wilson(held: int, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def write_report(results: Sequence[Result], path: Path) -> None:
-    """The page and its figure, beside each other."""
+def write_report(
+    results: Sequence[Result], path: Path, missing: Sequence[tuple[str, int]] = ()
+) -> None:
+    """The page and its figure, beside each other; `missing`: (arm, seed) not run yet."""
     if not results:
         path.write_text("# Adherence on a real language model\n\nNothing was run yet.\n")
         return
@@ -80,11 +82,14 @@ def write_report(results: Sequence[Result], path: Path) -> None:
     for one in results:
         by_arm.setdefault(one["arm"], []).append(one)
     figures = draw(by_arm, path)
-    path.write_text("\n".join(_page(results, by_arm, figures)) + "\n")
+    path.write_text("\n".join(_page(results, by_arm, figures, missing)) + "\n")
 
 
 def _page(
-    results: Sequence[Result], by_arm: dict[str, list[Result]], figures: Sequence[str]
+    results: Sequence[Result],
+    by_arm: dict[str, list[Result]],
+    figures: Sequence[str],
+    missing: Sequence[tuple[str, int]],
 ) -> list[str]:
     settings, machine = results[0]["settings"], results[0]["machine"]
     seeds = sorted({one["seed"] for one in results})
@@ -104,6 +109,13 @@ def _page(
         f"{machine['torch']}, transformers {machine['transformers']}; {machine['date']}. Seeds "
         f"{', '.join(map(str, seeds))}: mean ± 95 % interval over seeds (Student's t).",
         "",
+        *_missing(missing),
+        *(
+            line
+            for note in dict.fromkeys(one.get("note") for one in results)
+            if note
+            for line in (note, "")
+        ),
         *(f"![{name}]({name})" for name in figures),
         "",
         "## What is written after an edit",
@@ -143,6 +155,12 @@ def _page(
         "",
         "## Edits that say nothing",
         "",
+        "An edit is measured where the response goes on after it and something written under it "
+        "can be judged. Edits come at tokens drawn before anything is written, well inside the "
+        "longest response; a model that ends sooner leaves many of them unmeasured, and those "
+        "that remain stand in its longest responses. Adherence of a row with few passes is "
+        "uncertain, and the mean over requirements more so, as some may have one or two passes.",
+        "",
         *_silent(found),
         "",
         "## Training",
@@ -161,10 +179,26 @@ def _page(
         "## Is what was sampled what is trained on?",
         "",
         "Distance of the log-probabilities recorded while sampling from those of a packed "
-        "forward of the same trajectories, mean and largest; in bfloat16, rounding alone is some "
-        "hundredths.",
+        "forward of the same trajectories, mean and largest. In bfloat16 the two sum in another "
+        "order and round to eight bits, which alone makes some hundredths, about the same for the "
+        "untrained model and for every reuse.",
         "",
         *_gaps(found),
+    ]
+
+
+def _missing(missing: Sequence[tuple[str, int]]) -> list[str]:
+    """What was not run yet, and how it is."""
+    if not missing:
+        return []
+    seeds: dict[str, list[str]] = {}
+    for arm, seed in missing:
+        seeds.setdefault(arm, []).append(str(seed))
+    listed = "; ".join(f"{LABELS[arm]} (seeds {', '.join(some)})" for arm, some in seeds.items())
+    return [
+        f"**Not run yet**: {listed}. `dynatok bench real` runs what is missing and writes this "
+        "page anew; what is here is not run again.",
+        "",
     ]
 
 

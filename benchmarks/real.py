@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--learning-rate", type=float, default=2e-4)
     add("--tasks", type=int, default=240, help="held-out tasks of a measurement")
     add("--texts", type=int, default=1200, help="gold texts to train on")
+    add("--note", default="", help="what is to be known of these runs; the report says it")
     add("--max-tokens", type=int, default=160, help="tokens of a measured response, at most")
     args = parser.parse_args(arguments)
     if args.gold is None:
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks._real_report import write_report
 
     results = read_results(args.raw)
-    write_report(results, args.report)
+    done = {(one["arm"], one["seed"]) for one in results}
+    missing = [one for one in planned(None, args.seeds) if one not in done]
+    write_report(results, args.report, missing)
     print(json.dumps({"report": str(args.report), "results": len(results), "left": left}))
     return 0
 
@@ -122,6 +125,8 @@ def run(args: argparse.Namespace) -> list[str]:
                 continue
             took[name != "base"] = time.monotonic() - at
             line["wall_seconds"] = round(took[name != "base"], 1)
+            if args.note:
+                line["note"] = args.note
             with args.raw.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             progress.advance(everything)

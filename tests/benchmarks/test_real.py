@@ -60,7 +60,6 @@ def gold_rows(split: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.engine
 def test_it_trains_measures_resumes_and_reports(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,7 +68,7 @@ def test_it_trains_measures_resumes_and_reports(
     asked = [
         *("--model", str(folder), "--raw", str(tmp_path / "real.jsonl")),
         *("--report", str(tmp_path / "real.md"), "--seeds", "0", "--steps", "2", "--batch", "2"),
-        *("--tasks", "3", "--max-tokens", "64"),
+        *("--tasks", "3", "--max-tokens", "64", "--note", "On two cores."),
     ]
     arms = ["base", "packed_sticky", "appended"]
     assert real.main([*asked, "--arms", *arms]) == 0
@@ -84,7 +83,9 @@ def test_it_trains_measures_resumes_and_reports(
     assert modes["packed_sticky"] == {"exact", "sticky"}
     assert modes["appended"] == {"appended"}
     text = (tmp_path / "real.md").read_text()
-    assert "| packed spans, sticky; generated sticky | 1 |" in text
+    assert "| packed spans, sticky; generated stickily | 1 |" in text
+    assert "**Not run yet**: packed spans, exact (seeds 0); one truncated pass" in text
+    assert text.count("On two cores.") == 1
     capsys.readouterr()
     assert real.main([*asked, "--arms", *arms]) == 0  # everything is there: nothing runs again
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == 3
