@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks._adherence_report import spikes
+from benchmarks._adherence_tables import spikes
 from dynatok_online.adherence.measures import interval
 
 Result = dict[str, Any]
