@@ -108,7 +108,8 @@ def late(prompt: Prompt) -> Prompt:
 
     The lines from the first slot's to the last one's move as they are, after a line break; where
     no line break stands before the first slot (after the last), they begin (end) with the slot
-    itself. A prompt without slots, or with one behind the response already, stays as it is.
+    itself, unless it stands in the first of several lines. A prompt without slots, or with one
+    behind the response already, stays as it is.
 
         "Rules:\\nstyle: {{s}}\\nText:\\n{{response}}"
         "Rules:\\nText:\\n{{response}}\\nstyle: {{s}}\\n"
@@ -124,6 +125,8 @@ def late(prompt: Prompt) -> Prompt:
         cut = text.text.rindex("\n") + 1
         before[-1:] = _texts(text.text[:cut], text.control)
         rules[:0] = _texts(text.text[cut:], text.control)
+    elif after and isinstance(text := after[0], Text) and "\n" in text.text:
+        before, rules = [], [*before, *rules]  # its line begins where the prompt does
     if after and isinstance(text := after[0], Text) and "\n" in text.text:
         cut = text.text.index("\n") + 1
         after[:1] = _texts(text.text[cut:], text.control)

@@ -83,6 +83,8 @@ def test_states_must_fit_the_slots():
             "Rules:\nText:\n{{response}}\na {{a}}\nand b {{b}}!\n",
         ),
         ("{{a}}\n{{response}} end", "{{response}}\n{{a}}\n end"),
+        ("style: {{s}}\nText:\n", "Text:\n{{response}}\nstyle: {{s}}\n"),
+        ("in {{a}} and {{b}}.\nText:\n", "Text:\n{{response}}\nin {{a}} and {{b}}.\n"),
         ("in one line {{s}}: ", "in one line : {{response}}{{s}}"),
         ("no slots", "no slots{{response}}"),
         ("late {{response}} already {{s}}", "late {{response}} already {{s}}"),

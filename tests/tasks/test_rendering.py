@@ -74,8 +74,7 @@ def test_borders_that_do_not_agree_are_told_in_every_state_of_the_task() -> None
     assert border_notes(TASK, ENCODER) == []
     joining = Encoder.of(build("llama3"))
     assert border_notes(TASK, joining) == []
-    lines = Task("t", "Rules:\n" + TASK.template, TASK.states)
-    assert border_notes(lines, joining, "late") == [
+    assert border_notes(TASK, joining, "late") == [
         "{{response}} before '\\nstyle: ': cut where the response ends"
     ]
     edits = (ScheduledEdit(3, "t", SlotState("per")),)
