@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import launch
 from launch import cli
@@ -125,6 +126,24 @@ def test_dry_run_writes_the_folder_and_stops(tmp_path, capsys):
     ]
     assert "seed: 7" in (run_dir / "actor.yaml").read_text()
     assert "seed: 7" in (run_dir / "learner.yaml").read_text()
+
+
+def test_odd_places_and_locales(tmp_path):
+    """No home, the C locale, a long path with blanks and umlauts."""
+    folder = tmp_path / "Läufe mit Leerzeichen" / ("x" * 100)
+    command = [sys.executable, "-m", "launch.cli", "launch", TINY, "--dir", str(folder)]
+    done = subprocess.run(
+        [*command, "--dry-run"],
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    run_dir = Path(json.loads(done.stdout.splitlines()[-1])["run_dir"])
+    assert run_dir.parent == folder
+    written = (run_dir / "learner.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(written)["run_dir"] == str(run_dir)
 
 
 def test_fields_lists_flags(capsys):

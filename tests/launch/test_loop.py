@@ -32,9 +32,14 @@ RESULT_FIELDS = {
 }
 
 
-def test_actor_and_learner_train_for_a_few_steps(tmp_path: Path) -> None:
+def test_actor_and_learner_train_for_a_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a long path with blanks and umlauts, without a home, in the C locale."""
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("LC_ALL", "C")
     with launched(
-        tmp_path,
+        tmp_path / "Läufe mit Leerzeichen" / ("x" * 100),
         *("--learner.training.max_steps", "6", "--learner.publish_every", "1"),
         *("--actor.evaluation.tasks", "6"),
     ) as process:
