@@ -1,4 +1,5 @@
 """`dynatok train`: the same trainer and loss as online, on data that lies still.
 
-`train` is one rank, `config` its settings. Read `train.py` first.
+`config` holds its settings, `ranks` starts its processes, `train` is what each of them does. Read
+`train.py` first.
 """
