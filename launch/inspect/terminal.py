@@ -72,7 +72,7 @@ def _passes(trajectory: Trajectory, states: Sequence[int]) -> Table:
     return table
 
 
-def _strip(trajectory: Trajectory) -> Table:
+def _strip(trajectory: Trajectory) -> Group:
     """A row for each pass: its blocks in engine order, and what its edit changed."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="dim")
@@ -92,9 +92,9 @@ def _strip(trajectory: Trajectory) -> Table:
     legend = Text()
     for kind in KINDS:
         sign, colour = STYLES[kind]
-        legend.append(f"{sign}\u00a0", colour).append(f"{kind}\u00a0{counts[kind]}  ")
-    table.add_row("", legend, Text(f"{trajectory.block_size} tokens each", "dim"))
-    return table
+        legend.append(f"{sign} ", colour).append(f"{kind}\u00a0{counts[kind]}  ")
+    title = Text(f"blocks of {trajectory.block_size} tokens, a row for each pass", "dim")
+    return Group(title, table, legend)
 
 
 def _response(trajectory: Trajectory, states: Sequence[int], tokens: Detokenizer) -> Text:
