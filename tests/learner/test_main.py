@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -176,6 +177,22 @@ def test_fails_when_no_batch_comes(settings, capfd):
     settings["batch_deadline"] = 0.3
     assert run(LearnerConfig(**settings)) == 3
     assert "no batch of 8 trajectories within 0.3 s" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_journal_that_fills_up_asks_for_checkpoints(settings, fake_actor):
+    """It has room for four steps; without checkpoints nothing is ever deleted from it."""
+    settings["training"]["max_steps"] = 12
+    settings["training"]["save_steps"] = 1000
+    settings["batch_deadline"] = 20.0
+    settings["journal_bytes"] = 30_000
+    code, actor = go(settings, fake_actor)
+    assert actor.error is None
+    assert code == 0
+    result = summary(settings)
+    assert result["learner_steps"] == 12
+    assert result["trajectories"] == 96
+    saved = Path(settings["run_dir"], "checkpoints").glob("checkpoint-*")
+    assert min(int(path.name.split("-")[1]) for path in saved) < 12, "not only at the end"
 
 
 def test_a_signal_stops_it_within_five_seconds(settings, fake_actor):

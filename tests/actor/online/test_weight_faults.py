@@ -6,6 +6,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class Sync:
         config = ProtocolConfig()
         shapes = {n: (t.dtype, t.shape) for n, t in tensors(model).items()}
         self.run_dir = run_dir
-        self.sender: WeightSender = open_sender(transport, config, vllm.run_id, run_dir, shapes)
+        self.open = partial(open_sender, transport, config, vllm.run_id, run_dir, shapes)
+        self.sender: WeightSender = self.open()
         self.transport = FollowingReceiver(config, vllm.run_id, run_dir)
         self.serving = Serving(vllm.engine, f"{vllm.run_id}/faults")
         self.weights = WeightUpdater(vllm.engine, self.serving, self.transport, timeout=30)
@@ -175,6 +177,32 @@ def test_a_bad_set_never_serves(
     assert len(finished.trajectory.response) == 300, "generation went on"
     assert {run.version for one in finished.trajectory.passes for run in one.weight_versions} == {1}
     assert np.abs(np.array(after) - full_forward(right, text)).max() < 1e-4
+
+
+def test_a_learner_that_is_back_with_bad_weights_leaves_the_old_ones_in_service(
+    vllm: Any, sync: Callable[[str], Sync], models: Models
+) -> None:
+    """Its first version is refused: the file of the process before it is still there."""
+    here = sync("folder")
+    right, other = models
+    text = list(range(20, 60))
+
+    async def run() -> tuple[list[Any], Any]:
+        answers = [await here.weights.update(here.publish(1, right))]
+        here.sender = here.open()
+        answers.append(await here.weights.update(swap(here, here.publish(2, other))))
+        after = await vllm.engine.prompt_logprobs(text, cache_salt=here.serving.new_salt(0))
+        here.sender.rejected("actor", 2)
+        answers.append(await here.weights.update(here.publish(3, other)))
+        return answers, after
+
+    (first, refused, last), after = vllm.run(run())
+    assert isinstance(first, WeightsApplied)
+    assert isinstance(refused, WeightsRejected), refused
+    assert refused.serving == 1
+    assert "canary" in refused.reason
+    assert np.abs(np.array(after) - full_forward(right, text)).max() < 1e-4
+    assert isinstance(last, WeightsApplied), last
 
 
 def test_an_update_that_changes_nothing_is_found_out(
