@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from protocol.config import ProtocolConfig
-from protocol.weights.base import Tensor, as_tensor
+from protocol.weights.base import Tensor
+from protocol.weights.payload import as_tensor
 from protocol.weights.transports import TRANSPORTS, FollowingReceiver, open_sender
 from protocol.wire.messages import Canary, WeightsComing, WeightsReady
 

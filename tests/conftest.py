@@ -106,7 +106,7 @@ def reference(vllm: SharedEngine) -> PreTrainedModel:
 @pytest.fixture
 def ring(vllm: SharedEngine, reference: PreTrainedModel) -> Iterator[Callable[..., WeightManifest]]:
     """`publish(version, model, ...)` into the ring that the engine's worker reads."""
-    from protocol.weights.base import as_tensor, payload_bytes
+    from protocol.weights.payload import as_tensor, payload_bytes
     from protocol.weights.shm import ShmSender
     from protocol.wire.messages import Canary
     from tests.actor.models import full_forward

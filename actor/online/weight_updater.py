@@ -17,7 +17,8 @@ import msgspec
 
 from actor.sessions.generation import WeightTarget
 from actor.sessions.serving import Serving
-from protocol.weights.base import Progress, WeightReceiver, WeightsError, check_expected
+from protocol.weights.base import Progress, WeightReceiver, WeightsError
+from protocol.weights.payload import check_expected
 from protocol.wire.messages import (
     Canary,
     PlacedWeights,

@@ -14,7 +14,8 @@ import torch
 
 from learner.online.canary import Texts, canary
 from learner.online.shadow import Shadow
-from protocol.weights.base import NoFreeSlot, Tensor, WeightSender, as_tensor
+from protocol.weights.base import NoFreeSlot, Tensor, WeightSender
+from protocol.weights.payload import as_tensor
 from protocol.wire.messages import WeightManifest, WeightsComing
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

@@ -19,18 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from protocol.weights.base import (
-    DTYPE_BYTES,
-    Progress,
-    Tensor,
-    WeightReceiver,
-    WeightSender,
-    WeightsError,
-    check_layout,
-    nbytes,
-    slice_verified,
-    write_hashed,
-)
+from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightSender, WeightsError
+from protocol.weights.payload import DTYPE_BYTES, check_layout, nbytes, slice_verified, write_hashed
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
 
 _LENGTH: Final = struct.Struct("<Q")

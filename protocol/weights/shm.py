@@ -17,17 +17,10 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from protocol.weights.base import (
-    Progress,
-    Tensor,
-    WeightReceiver,
-    WeightsError,
-    check_layout,
-    slice_verified,
-    write_all,
-)
+from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightsError
 from protocol.weights.hash_ahead import HashAhead
 from protocol.weights.memory import PREFIX, locked_file, memory_folder, remove_leftovers
+from protocol.weights.payload import check_layout, slice_verified, write_all
 from protocol.weights.ring import PAGE, WRITING, Ring, identity, mark, write_header
 from protocol.weights.slots import SlotSender
 from protocol.wire.envelope import check_name
@@ -40,7 +33,7 @@ def segment_path(run_id: str) -> Path:
 
 
 class ShmSender(SlotSender):
-    """The learner's end. `slot_bytes`: `weights.payload_bytes` of the model."""
+    """The learner's end. `slot_bytes`: `weights.payload.payload_bytes` of the model."""
 
     def __init__(self, run_id: str, slot_bytes: int, slots: int = 2) -> None:
         super().__init__(slots)

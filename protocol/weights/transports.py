@@ -17,15 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from protocol.config import ProtocolConfig
-from protocol.weights.base import (
-    Progress,
-    Tensor,
-    WeightReceiver,
-    WeightSender,
-    WeightsError,
-    payload_bytes,
-)
+from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightSender, WeightsError
 from protocol.weights.folder import FolderReceiver, FolderSender
+from protocol.weights.payload import payload_bytes
 from protocol.weights.shm import ShmReceiver, ShmSender
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import WeightManifest, WeightsComing

@@ -25,17 +25,10 @@ from typing import Any, Final
 import zmq
 
 from protocol.config import ProtocolConfig
-from protocol.weights.base import (
-    Progress,
-    Tensor,
-    WeightReceiver,
-    WeightsError,
-    check_layout,
-    slice_verified,
-    write_all,
-)
+from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightsError
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
-from protocol.weights.memory import locked_file, memory_folder, remove_leftovers
+from protocol.weights.memory import MemoryFile, memory_folder, remove_leftovers
+from protocol.weights.payload import check_layout, slice_verified, write_all
 from protocol.weights.slots import SlotSender
 from protocol.wire.keys import Authenticator, secure_client, secure_server
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
@@ -50,7 +43,7 @@ _AHEAD: Final = 4
 
 
 class ZmqSender(SlotSender):
-    """The learner's end. `slot_bytes`: `weights.payload_bytes` of the model."""
+    """The learner's end. `slot_bytes`: `weights.payload.payload_bytes` of the model."""
 
     def __init__(
         self, config: ProtocolConfig, slot_bytes: int, slots: int = 2, full_every: int = 0
@@ -184,30 +177,6 @@ class ZmqSender(SlotSender):
             self._served_at = time.monotonic()
 
 
-class _Local:
-    """A fetched version in a file of this process (see `memory`)."""
-
-    def __init__(self, size: int) -> None:
-        self.nbytes = size
-        self.fd, self.path = locked_file("fetched")
-        try:
-            os.posix_fallocate(self.fd, 0, max(1, size))
-        except OSError as error:
-            self.delete()
-            raise WeightsError(
-                f"no room for {size / 2**20:.0f} MiB of weights in {self.path.parent}: "
-                f"{error.strerror}"
-            ) from error
-
-    def view(self) -> memoryview:
-        size = max(1, self.nbytes)
-        return memoryview(mmap.mmap(self.fd, size, prot=mmap.PROT_READ))
-
-    def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
-        os.close(self.fd)
-
-
 class ZmqReceiver(WeightReceiver):
     """The actor's end. Asks the host of `config.endpoint`, at the manifest's port."""
 
@@ -215,7 +184,7 @@ class ZmqReceiver(WeightReceiver):
         """`deadline_seconds`: without any chunk for so long, a fetch fails."""
         self._config = config
         self._deadline = deadline_seconds
-        self._fetched: dict[int, _Local] = {}
+        self._fetched: dict[int, MemoryFile] = {}
         remove_leftovers()
 
     def read(
@@ -258,7 +227,7 @@ class ZmqReceiver(WeightReceiver):
             local.delete()
         self._fetched = {}
 
-    def _fetch(self, manifest: WeightManifest, progress: Progress) -> _Local:
+    def _fetch(self, manifest: WeightManifest, progress: Progress) -> MemoryFile:
         base = self._fetched.get(manifest.base)
         if base is not None and base.nbytes == manifest.nbytes:
             with contextlib.suppress(WeightsError):  # whole, then
@@ -266,8 +235,8 @@ class ZmqReceiver(WeightReceiver):
         return self._fetch_by(manifest, None, progress)
 
     def _fetch_by(
-        self, manifest: WeightManifest, base: _Local | None, progress: Progress
-    ) -> _Local:
+        self, manifest: WeightManifest, base: MemoryFile | None, progress: Progress
+    ) -> MemoryFile:
         if not 0 < manifest.port < 65536:
             raise WeightsError(f"weights {manifest.version}: port {manifest.port}")
         context: zmq.Context[Any] = zmq.Context()
@@ -275,7 +244,7 @@ class ZmqReceiver(WeightReceiver):
         apply_options(socket, self._config)
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * _CHUNK)
         socket.setsockopt(zmq.LINGER, 0)
-        local = _Local(manifest.nbytes)
+        local = MemoryFile("fetched", manifest.nbytes)
         try:
             if self._config.keys is not None:
                 secure_client(socket, self._config.keys)

@@ -17,8 +17,9 @@ import pytest
 from actor.online.weight_updater import WeightUpdater
 from actor.sessions.serving import Serving
 from protocol.config import ProtocolConfig
-from protocol.weights.base import Tensor, WeightSender, as_tensor
+from protocol.weights.base import Tensor, WeightSender
 from protocol.weights.folder import weights_path
+from protocol.weights.payload import as_tensor
 from protocol.weights.transports import FOLDER, TRANSPORTS, FollowingReceiver, open_sender
 from protocol.wire.messages import Canary, WeightManifest, WeightsApplied, WeightsRejected
 from tests.actor.engine.test_engine import session, task

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from protocol.weights.base import NoFreeSlot, Tensor, WeightsError, as_tensor, payload_bytes
+from protocol.weights.base import NoFreeSlot, Tensor, WeightsError
 from protocol.weights.memory import remove_leftovers
+from protocol.weights.payload import as_tensor, payload_bytes
 from protocol.weights.shm import ShmReceiver, ShmSender, segment_path
 from protocol.wire.messages import Canary, WeightsComing
 

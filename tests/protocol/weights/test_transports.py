@@ -23,10 +23,9 @@ from protocol.weights.base import (
     WeightReceiver,
     WeightSender,
     WeightsError,
-    as_tensor,
-    payload_bytes,
 )
 from protocol.weights.folder import FolderReceiver, FolderSender, versions_in, weights_path
+from protocol.weights.payload import as_tensor, payload_bytes
 from protocol.weights.shm import ShmReceiver, ShmSender
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import Canary

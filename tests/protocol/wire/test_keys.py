@@ -11,7 +11,8 @@ import pytest
 from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel, Disconnected
 from protocol.delivery.learner_channel import LearnerChannel
-from protocol.weights.base import WeightsError, as_tensor
+from protocol.weights.base import WeightsError
+from protocol.weights.payload import as_tensor
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.keys import load, make_keys
 from protocol.wire.messages import Canary, Hello

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from protocol.weights.base import (
-    WeightsError,
+from protocol.weights.base import WeightsError
+from protocol.weights.payload import (
     as_tensor,
     check_expected,
     check_layout,
