@@ -22,47 +22,47 @@ from learner.online.stream import LearnerFailed
 from protocol.run.grace import end_within_grace
 
 if TYPE_CHECKING:
-    from learner.online.session import Session
+    from learner.online.learner import Learner
 
 
 def run(config: LearnerConfig) -> int:
     """Train until `training.max_steps`, a signal, or a failure."""
     set_environment(distributed=bool(config.deepspeed), given_threads=config.threads)
-    session: Session | None = None
+    learner: Learner | None = None
     over = threading.Event()
     code, last_words = 0, ""
     try:
-        from learner.online.session import (
-            Session,  # imports torch: only after the environment is set
+        from learner.online.learner import (
+            Learner,  # imports torch: only after the environment is set
         )
 
-        session = Session(config)
-        _obey_signals(session, over)
-        session.train()
+        learner = Learner(config)
+        _obey_signals(learner, over)
+        learner.train()
     except LearnerFailed as error:
         code, last_words = 3, str(error)
     except ValueError as error:
-        code, last_words = 2 if session is None else 1, str(error)
+        code, last_words = 2 if learner is None else 1, str(error)
     except Exception as error:  # a bug, or a library's: its trace is for the log
         traceback.print_exc()
         code, last_words = 1, f"{type(error).__name__}: {error}"
     finally:
-        if session is not None:
-            session.close(failure=last_words)
+        if learner is not None:
+            learner.close(failure=last_words)
         over.set()
     if last_words:
         print(f"learner: {' '.join(last_words.split())}", file=sys.stderr, flush=True)
     return code
 
 
-def _obey_signals(session: Session, over: threading.Event) -> None:
+def _obey_signals(learner: Learner, over: threading.Event) -> None:
     """End after the current step, or, where that takes too long, at once."""
 
     def close() -> None:
-        session.close(failure="a signal came while it could not be obeyed")
+        learner.close(failure="a signal came while it could not be obeyed")
 
     def stop(number: int, _frame: object) -> None:
-        session.stop(signal.Signals(number).name)
+        learner.stop(signal.Signals(number).name)
         end_within_grace(128 + number, over, close)
 
     signal.signal(signal.SIGTERM, stop)

@@ -23,7 +23,7 @@ _SUMMARY_SECONDS = 5.0
 
 
 class Report:
-    """Asks the parts of a session what they have counted."""
+    """Asks the parts of a learner what they have counted."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import pytest
 
 from learner.config import LearnerConfig
 from learner.main import run
-from learner.online.session import Session
+from learner.online.learner import Learner
 from learner.online.trainer import OnlineTrainer
 from protocol.config import ProtocolConfig
 
@@ -28,22 +28,22 @@ def test_no_token_is_trained_on_beyond_the_bound(
     tmp_path, model_dir, endpoint, fake_actor, handlers, monkeypatch, bound
 ):
     lags: Counter[int] = Counter()
-    sessions: list[Session] = []
-    step, on_batch = OnlineTrainer.training_step, Session._on_batch
+    learners: list[Learner] = []
+    step, on_batch = OnlineTrainer.training_step, Learner._on_batch
 
     def slow(trainer, *arguments, **more):
         time.sleep(0.05)
         return step(trainer, *arguments, **more)
 
-    def watched(session, batch):
-        sessions.append(session)
+    def watched(learner, batch):
+        learners.append(learner)
         for one in batch:
-            newest = session.publisher.version
+            newest = learner.publisher.version
             lags.update(int(newest - version) for version in one.versions())
-        on_batch(session, batch)
+        on_batch(learner, batch)
 
     monkeypatch.setattr(OnlineTrainer, "training_step", slow)
-    monkeypatch.setattr(Session, "_on_batch", watched)
+    monkeypatch.setattr(Learner, "_on_batch", watched)
     config = LearnerConfig(
         run_dir=str(tmp_path),
         run_id=tmp_path.name,
@@ -64,7 +64,7 @@ def test_no_token_is_trained_on_beyond_the_bound(
     assert lags[-1] == 0
     if bound == 0:
         # The two alternate: what one version may sample is sampled, trained on, and no more.
-        counts = sessions[0].stream.counts()
+        counts = learners[0].stream.counts()
         assert counts["dropped_stale"] == 0
         assert actor.sent <= 8 * 4 + 2 * 4
         assert np.all(np.diff(actor.applied) == 1)

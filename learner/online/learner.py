@@ -4,7 +4,7 @@ Order matters: the socket is bound first, so that a busy port is known before a 
 (an actor that is early waits, and is told of the first weights when they are there); and the weight
 sender is kept until the last actor has gone, because it may still be reading.
 
-A session that finds a checkpoint in its run folder resumes from it: trainer, offsets and counters
+A learner that finds a checkpoint in its run folder resumes from it: trainer, offsets and counters
 come from the checkpoint, and what the journal has beyond it is given out again.
 """
 
@@ -53,7 +53,7 @@ from protocol.weights.transports import open_sender
 from protocol.wire.messages import Finish, WeightManifest, WeightsReady
 
 
-class Session:
+class Learner:
     """Built ready to train. `train` runs it, `stop` ends it early, `close` gives all back."""
 
     def __init__(self, config: LearnerConfig) -> None:
