@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unicodedata import normalize
 
 from dynatok_online.requirements.core import (
     UNBOUNDED,
@@ -13,24 +14,43 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
+from dynatok_online.requirements.pieces import APOSTROPHES, TOKEN
 
-# As nltk's tokens: I'M is two words, WELL-KNOWN and P.P.S one each.
-_TOKEN = re.compile(r"[^\W_]+(?:[-.][^\W_]+)*")
+_CONTRACTIONS = frozenset(("t", "s", "d", "m", "ll", "re", "ve"))
+
+
+def _has_case(text: str) -> bool:
+    return any(c.lower() != c.upper() for c in text)
 
 
 def _upper(word: str) -> bool | None:
-    return word.isupper() if any(c.isalpha() for c in word) else None
+    """No letter that has a capital is small; ß may stay as it is."""
+    word = normalize("NFC", word)
+    return all(c == c.upper() or c == "ß" for c in word) if _has_case(word) else None
 
 
 def _lower(word: str) -> bool | None:
-    return word.islower() if any(c.isalpha() for c in word) else None
+    word = normalize("NFC", word)
+    return word == word.lower() if _has_case(word) else None
 
 
 def _title(word: str) -> bool | None:
-    if not word[0].isalpha():
+    """A capital, then small letters; behind an apostrophe either (O’Brien, l’eau, but Can’t)."""
+    first, *others = re.split(f"[{APOSTROPHES}]", normalize("NFC", word))
+    if not _has_case(first[0]):
         return None
-    rest = word[1:]
-    return word[0].isupper() and (rest.islower() or not any(c.isalpha() for c in rest))
+    return _capitalized(first) and all(
+        _lower(one) is not False or (_capitalized(one) and one.lower() not in _CONTRACTIONS)
+        for one in others
+    )
+
+
+def _capitalized(part: str) -> bool:
+    return part[0] == part[0].title() and _lower(part[1:]) is not False
+
+
+def _capitals(word: str) -> bool:
+    return bool(_upper(word)) and any(c.isupper() for c in word)
 
 
 UPPER = Requirement("upper", "case", "UPPER CASE", each(WORD, _upper))
@@ -44,7 +64,7 @@ def min_capital_words(name: str, count: int) -> Requirement:
         name,
         "capitals",
         f"at least {count} words in CAPITALS",
-        at_least(matches(_TOKEN, str.isupper), count),
+        at_least(matches(TOKEN, _capitals), count),
         {"capital words": (count, UNBOUNDED)},
     )
 
@@ -55,6 +75,6 @@ def max_capital_words(name: str, count: int) -> Requirement:
         name,
         "capitals",
         f"at most {count} words in CAPITALS",
-        at_most(matches(_TOKEN, str.isupper), count, matches(_TOKEN)),
+        at_most(matches(TOKEN, _capitals), count, matches(TOKEN)),
         {"capital words": (0, count)},
     )

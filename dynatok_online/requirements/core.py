@@ -9,17 +9,36 @@ exactly     both
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-CHUNK = re.compile(r"\S+")
-LINE = re.compile(r"[^\n]*\S[^\n]*")
-# Ends at . ! ? before a blank or the end, but not after a title or an initial.
-_ABBREVIATIONS = "".join(rf"(?<!\b{short}\.)" for short in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof"))
-SENTENCE = re.compile(rf"\S(?:.*?[.!?]+{_ABBREVIATIONS}[\"')\]]*(?=\s|$)|.*$)", re.DOTALL)
+from dynatok_online.requirements.folding import fold, folded
+from dynatok_online.requirements.pieces import CHUNK, LINE, SENTENCE, WORD, pattern
+
+__all__ = [
+    "CHUNK",
+    "LINE",
+    "SENTENCE",
+    "UNBOUNDED",
+    "WORD",
+    "Counts",
+    "Find",
+    "Locate",
+    "Requirement",
+    "Text",
+    "Unit",
+    "Verdict",
+    "at_least",
+    "at_most",
+    "each",
+    "exactly",
+    "matches",
+    "mentions",
+]
 
 UNBOUNDED = 10**9
+_INSIDE_WORD = pattern(r"(?<=\w\p{M}*)(?<![\p{Han}\p{Hiragana}]\p{M}*)[\w--[\p{Han}\p{Hiragana}]]")
 Counts = Mapping[str, tuple[int, int]]
 
 
@@ -70,6 +89,19 @@ class Text:
             if self.start <= match.start() and match.end() <= self.stop:
                 yield match
 
+    def mentions(self, phrase: str, *, word: bool = False) -> Iterator[tuple[int, int]]:
+        """Where a phrase stands wholly in this text, in any case and canonical form.
+
+        `word`: only where neither end of it is inside a word.
+        """
+        for start, stop in folded(self.whole).find(fold(phrase)):
+            apart = not word or not (self._inside(start) or self._inside(stop))
+            if apart and self.start <= start and stop <= self.stop:
+                yield start, stop
+
+    def _inside(self, at: int) -> bool:
+        return 0 < at < len(self.whole) and _INSIDE_WORD.match(self.whole, at) is not None
+
 
 Locate = Callable[[Text], Iterable[Unit]]
 """The units of a text, at positions of its `whole`."""
@@ -119,6 +151,11 @@ def matches(pattern: re.Pattern[str], wanted: Callable[[str], bool] = bool) -> F
     return lambda text: (m.span() for m in text.pieces(pattern) if wanted(m.group()))
 
 
+def mentions(phrase: str) -> Find:
+    """The places where the phrase stands, as part of a word too."""
+    return lambda text: text.mentions(phrase)
+
+
 def at_least(find: Find, count: int) -> Locate:
     """What is found holds; each one that is missing fails, at the end of the text."""
 
@@ -137,8 +174,10 @@ def at_most(find: Find, count: int, evidence: Find | None = None) -> Locate:
     def locate(text: Text) -> Iterator[Unit]:
         over = list(find(text))[count:]
         yield from (Unit(*place, False) for place in over)
+        ends = [end for _, end in over]
         for start, stop in (evidence or find)(text):
-            if not any(start < end and first < stop for first, end in over):
+            after = bisect_right(ends, start)  # the first of them that ends behind `start`
+            if after == len(over) or over[after][0] >= stop:
                 yield Unit(start, stop, True)
 
     return locate

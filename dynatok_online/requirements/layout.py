@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import NoReturn
 
 from dynatok_online.requirements.core import (
     Requirement,
@@ -14,12 +15,33 @@ from dynatok_online.requirements.core import (
     exactly,
     matches,
 )
+from dynatok_online.requirements.folding import fold, folded
+from dynatok_online.requirements.pieces import pattern
 from dynatok_online.requirements.words import spelled_with
 
-_BULLET = re.compile(r"^\s*(?:\*[^*\n]|-).*$", re.MULTILINE)
+# A row of dashes is a rule, and –5 is a number.
+_BULLET = pattern(
+    r"^[^\S\n]*(?:\*[^*\n]|-(?!(?:[^\S\n]*-){2,}[^\S\n]*$)|[•‣▪◦·・●○]|–[^\S\n]).*$", re.MULTILINE
+)
 _HIGHLIGHT = re.compile(r"\*\*[^\n*]*[^\s*][^\n*]*\*\*|\*[^\n*]*[^\s*][^\n*]*\*")
 _TITLE = re.compile(r"<<[^\n]*[^\s<>][^\n]*>>")
+_QUOTES = {
+    **{'"': '"', "“": "”", "„": "“”", "”": "”", "«": "»", "»": "«»", "‹": "›", "›": "‹›"},
+    **{"「": "」", "『": "』", "〝": "〞〟", "＂": "＂"},
+}
+_CLOSING = frozenset("".join(_QUOTES.values()))
+_LEADING = " \"“„”«»‹›「『〝‘‚'(（¿¡—–*_#"
+_TRAILING = " \"“”«»‹›」』〞〟’‘')）*_"
+_NOT_JSON = re.compile(r'"(?:\\.|[^"\\])*"|(NaN|-?Infinity)')
 _FENCES = ("```json", "```Json", "```JSON", "```")
+
+
+class _NoJson(Exception):
+    """NaN and Infinity are Python's, not JSON's."""
+
+
+def _not_json(name: str) -> NoReturn:
+    raise _NoJson(name)
 
 
 def _locate_json(text: Text) -> Iterator[Unit]:
@@ -31,10 +53,15 @@ def _locate_json(text: Text) -> Iterator[Unit]:
             break
     body = body.removesuffix("```")
     try:
-        json.loads(body.strip())
+        json.loads(body.strip(), parse_constant=_not_json, parse_int=str)
     except json.JSONDecodeError as error:
         blank = len(body) - len(body.lstrip())
         yield Unit(min(at + blank + error.pos, text.stop), text.stop, False)
+    except RecursionError:
+        yield Unit(text.start, text.stop, False)
+    except _NoJson:
+        place = next(m.start(1) for m in _NOT_JSON.finditer(body) if m[1])
+        yield Unit(at + place, text.stop, False)
     else:
         yield Unit(text.start, text.stop, True)
 
@@ -44,8 +71,9 @@ def _locate_quotes(text: Text) -> Iterator[Unit]:
     at = text.start + len(text.here) - len(text.here.lstrip())
     if body:
         end = at + len(body)
-        yield Unit(at, at + 1, body[0] == '"')
-        yield Unit(end - 1, end, body[-1] == '"' and len(body) > 1)
+        closing = _QUOTES.get(body[0], _CLOSING)
+        yield Unit(at, at + 1, body[0] in _QUOTES)
+        yield Unit(end - 1, end, body[-1] in closing and len(body) > 1)
 
 
 JSON = Requirement("json", "envelope", "JSON", _locate_json)
@@ -86,36 +114,50 @@ def min_sections(name: str, count: int) -> Requirement:
 
 def postscript(name: str, marker: str) -> Requirement:
     """A postscript that begins with this marker."""
-    letters = [re.escape(part) for part in marker.lower().split(".") if part.strip()]
-    pattern = r"\.\s?".join(part.strip() for part in letters)
-    pattern += r"\." if marker.endswith(".") else ""
+    letters = [re.escape(part.strip()) for part in marker.lower().split(".") if part.strip()]
+    source = r"(?<!\w)" + r"\.\s?".join(letters)
+    source += r"\." if marker.endswith(".") else r"(?!\w)"
     return Requirement(
         name,
         "format",
         f"a postscript, {marker}",
-        at_least(matches(re.compile(pattern, re.IGNORECASE)), 1),
+        at_least(matches(re.compile(source, re.IGNORECASE)), 1),
     )
 
 
 def starts_with(name: str, phrase: str) -> Requirement:
-    """The text written under it begins with the phrase."""
+    """The text written under it begins with the phrase; quotes and ¿ ¡ * before it do not count."""
+    wanted = fold(phrase)
 
     def locate(text: Text) -> Iterator[Unit]:
-        body = text.here.lstrip()
-        start = text.stop - len(body)
-        ok = body.lower().startswith(phrase.lower())
-        yield Unit(start, min(start + len(phrase), text.stop), ok)
+        body = folded(text.here)
+        blank = len(body.text) - len(body.text.lstrip())
+        bare = len(body.text) - len(body.text.lstrip(_LEADING))
+        for at in (blank, bare):
+            stop = at + len(wanted)
+            if body.text.startswith(wanted, at) and body.whole(at, stop):
+                first, last = body.span(at, stop)
+                yield Unit(text.start + first, text.start + last, True)
+                return
+        start = text.stop - len(text.here.lstrip())
+        yield Unit(start, min(start + len(phrase), text.stop), False)
 
     return Requirement(name, "start", f"begin: {phrase}", locate, spelled_with(phrase))
 
 
 def ends_with(name: str, phrase: str) -> Requirement:
-    """The text written under it ends with the phrase; quotes around the text do not count."""
+    """The text written under it ends with the phrase; quotes and * behind it do not count."""
+    wanted = fold(phrase)
 
     def locate(text: Text) -> Iterator[Unit]:
-        body = text.here.rstrip().rstrip('"')
-        stop = text.start + len(body)
-        ok = body.lower().endswith(phrase.lower())
-        yield Unit(max(stop - len(phrase), text.start), stop, ok)
+        body = folded(text.here)
+        for end in (len(body.text.rstrip()), len(body.text.rstrip(_TRAILING))):
+            at = end - len(wanted)
+            if at >= 0 and body.text.startswith(wanted, at) and body.whole(at, end):
+                first, last = body.span(at, end)
+                yield Unit(text.start + first, text.start + last, True)
+                return
+        stop = text.start + len(text.here.rstrip().rstrip('"'))
+        yield Unit(max(stop - len(phrase), text.start), stop, False)
 
     return Requirement(name, "end", f"end: {phrase}", locate, spelled_with(phrase))

@@ -16,14 +16,14 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
+from dynatok_online.requirements.pieces import COUNTED
 
-_COUNTED = re.compile(r"\w+")
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 
 
 def min_words(name: str, count: int) -> Requirement:
-    """At least so many words (runs of letters, digits and underscores)."""
-    locate = at_least(matches(_COUNTED), count)
+    """At least so many words (runs of letters, digits and underscores; see `pieces`)."""
+    locate = at_least(matches(COUNTED), count)
     return Requirement(
         name, "length", f"at least {count} words", locate, {"words": (count, UNBOUNDED)}
     )
@@ -31,7 +31,7 @@ def min_words(name: str, count: int) -> Requirement:
 
 def max_words(name: str, count: int) -> Requirement:
     """At most so many words."""
-    locate = at_most(matches(_COUNTED), count)
+    locate = at_most(matches(COUNTED), count)
     return Requirement(name, "length", f"at most {count} words", locate, {"words": (0, count)})
 
 
@@ -51,7 +51,7 @@ def max_sentences(name: str, count: int) -> Requirement:
 
 def short_sentences(name: str, count: int) -> Requirement:
     """No sentence has more than so many words."""
-    locate = each(SENTENCE, lambda sentence: len(_COUNTED.findall(sentence)) <= count)
+    locate = each(SENTENCE, lambda sentence: len(COUNTED.findall(sentence)) <= count)
     return Requirement(name, "length", f"at most {count} words a sentence", locate)
 
 

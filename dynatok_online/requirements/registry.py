@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from unicodedata import normalize
 
 from dynatok_online.requirements import case, layout, length, signs, sound, words
 from dynatok_online.requirements.core import Counts, Requirement, Text, Unit
@@ -43,8 +44,16 @@ def _plain(one: Requirement) -> Callable[[str, str], Requirement]:
     return make
 
 
-def _count(make: Callable[[str, int], Requirement]) -> Callable[[str, str], Requirement]:
-    return lambda name, given: make(name, _number(given))
+def _count(
+    make: Callable[[str, int], Requirement], least: int = 0
+) -> Callable[[str, str], Requirement]:
+    def of(name: str, given: str) -> Requirement:
+        count = _number(given)
+        if count < least:
+            raise ValueError(f"write {least} or more where {given!r} stands")
+        return make(name, count)
+
+    return of
 
 
 def _phrase(make: Callable[[str, str], Requirement]) -> Callable[[str, str], Requirement]:
@@ -88,14 +97,27 @@ def _language(name: str, given: str) -> Requirement:
     return language(name, given)
 
 
+MOST = 10_000
+"""Largest number in a requirement: each word or letter that is missing is a unit."""
+LONGEST = 1_000
+"""Most characters of a requirement's name, its parameters and compositions included."""
+
+
 def _number(given: str) -> int:
+    digits = given.strip().lstrip("0") or "0"
     if not given.strip().isdecimal():
         raise ValueError(f"write a whole number where {given!r} stands")
-    return int(given)
+    if len(digits) > len(str(MOST)) or int(digits) > MOST:
+        raise ValueError(f"write a whole number up to {MOST:,} where {_short(given)} stands")
+    return int(digits)
+
+
+def _short(given: str) -> str:
+    return repr(given if len(given) <= 40 else f"{given[:40]}...")
 
 
 def _one_letter(given: str) -> str:
-    given = given.strip().lower()
+    given = normalize("NFC", given.strip().replace("İ", "i").lower())
     if len(given) != 1 or not given.isalpha():
         raise ValueError(f"write one letter where {given!r} stands")
     return given
@@ -130,7 +152,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind("max_keyword:boats=2", _counted(words.max_keyword), "word", "keywords:frequency"),
         Kind("max_repeats:2", _count(words.max_repeats), "word", "words:repeats (IFBench)"),
-        Kind("no_repeated_runs:3", _count(words.no_repeated_runs), "run of words"),
+        Kind("no_repeated_runs:3", _count(words.no_repeated_runs, least=1), "run of words"),
         Kind("digits", _plain(signs.DIGITS), "number"),
         Kind("spelled", _plain(signs.SPELLED), "number"),
         Kind("no_digits", _plain(signs.NO_DIGITS), "chunk between blanks"),
@@ -238,6 +260,10 @@ def requirement(name: str) -> Requirement:
 
     `upper+no_comma` asks for both; ValueError where they contradict each other.
     """
+    if len(name) > LONGEST:
+        raise ValueError(
+            f"requirement {_short(name)} has {len(name):,} characters; write at most {LONGEST:,}"
+        )
     if "+" in name:
         return _both(name, [requirement(part.strip()) for part in name.split("+")])
     if name in REQUIREMENTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from dynatok_online.requirements.core import (
@@ -16,34 +15,26 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
-from dynatok_online.requirements.wordlists import NUMBER_WORDS
+from dynatok_online.requirements.folding import letter as letter_pattern
+from dynatok_online.requirements.numbers import locate_digits, locate_spelled
+from dynatok_online.requirements.pieces import LETTER_RUN, pattern
 
-_BRACKETABLE = re.compile(r"\[?[^\W_]+(?:'[^\W_]+)*\]?")
-
-
-def _is_digits(word: str) -> bool | None:
-    if word.isdecimal():
-        return True
-    return False if word.lower() in NUMBER_WORDS else None
-
-
-def _is_spelled(word: str) -> bool | None:
-    ok = _is_digits(word)
-    return None if ok is None else not ok
+_BRACKETABLE = pattern(rf"\[?{LETTER_RUN}\]?")
+_COMMAS = frozenset(",，、،﹐﹑､")
+# The marks at the end, before what closes a quotation; か before them makes a question.
+_ENDING = pattern(r"(か?[.!?…‽؟।。！？｡]+)[\s\"'”’“‘»«›‹)\]*_」』）】》〉]*$")
 
 
 def _ends_with(marks: str) -> Callable[[str], bool | None]:
     def judge(sentence: str) -> bool | None:
-        bare = sentence.rstrip("\"')]")
-        return bare[-1] in marks if bare[-1:] in (".", "!", "?") else None
+        ending = _ENDING.search(sentence)
+        return None if ending is None else any(mark in marks for mark in ending[1])
 
     return judge
 
 
-DIGITS = Requirement(
-    "digits", "numbers", "as digits", each(WORD, _is_digits), {"digits": (1, UNBOUNDED)}
-)
-SPELLED = Requirement("spelled", "numbers", "in words", each(WORD, _is_spelled))
+DIGITS = Requirement("digits", "numbers", "as digits", locate_digits, {"digits": (1, UNBOUNDED)})
+SPELLED = Requirement("spelled", "numbers", "in words", locate_spelled)
 NO_DIGITS = Requirement(
     "no_digits",
     "digits",
@@ -55,7 +46,7 @@ NO_COMMA = Requirement(
     "no_comma",
     "marks",
     "no commas",
-    each(CHUNK, lambda chunk: "," not in chunk),
+    each(CHUNK, lambda chunk: _COMMAS.isdisjoint(chunk)),
     {"commas": (0, 0)},
 )
 BRACKETS = Requirement(
@@ -64,17 +55,18 @@ BRACKETS = Requirement(
     "[brackets]",
     each(_BRACKETABLE, lambda piece: piece.startswith("[") and piece.endswith("]")),
 )
-EXCLAIM = Requirement("exclaim", "ending", "end with !", each(SENTENCE, _ends_with("!")))
-ASK = Requirement("ask", "ending", "only questions", each(SENTENCE, _ends_with("?")))
+EXCLAIM = Requirement("exclaim", "ending", "end with !", each(SENTENCE, _ends_with("!！‽")))
+ASK = Requirement("ask", "ending", "only questions", each(SENTENCE, _ends_with("?？؟‽か")))
 
 
 def no_letter(name: str, letter: str) -> Requirement:
     """A text without this letter, judged word by word."""
+    stands = letter_pattern(letter).search
     return Requirement(
         name,
         "letters",
         f"no letter {letter}",
-        each(WORD, lambda word: letter not in word.lower()),
+        each(WORD, lambda word: not stands(word)),
         {f"letter {letter}": (0, 0)},
     )
 
@@ -85,7 +77,7 @@ def min_letter(name: str, letter: str, count: int) -> Requirement:
         name,
         "letters",
         f"letter {letter} at least {count} times",
-        at_least(matches(re.compile(re.escape(letter), re.IGNORECASE)), count),
+        at_least(matches(letter_pattern(letter)), count),
         {f"letter {letter}": (count, UNBOUNDED)},
     )
 
@@ -96,7 +88,7 @@ def max_letter(name: str, letter: str, count: int) -> Requirement:
         name,
         "letters",
         f"letter {letter} at most {count} times",
-        at_most(matches(re.compile(re.escape(letter), re.IGNORECASE)), count, matches(WORD)),
+        at_most(matches(letter_pattern(letter)), count, matches(WORD)),
         {f"letter {letter}": (0, count)},
     )
 
@@ -107,5 +99,5 @@ def min_placeholders(name: str, count: int) -> Requirement:
         name,
         "marks",
         f"at least {count} [placeholders]",
-        at_least(matches(re.compile(r"\[.*?\]")), count),
+        at_least(matches(pattern(r"\[.*?\]|［.*?］")), count),
     )

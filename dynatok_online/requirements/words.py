@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from unicodedata import normalize
 
 from dynatok_online.requirements.core import (
     UNBOUNDED,
@@ -17,7 +17,9 @@ from dynatok_online.requirements.core import (
     at_most,
     each,
     matches,
+    mentions,
 )
+from dynatok_online.requirements.folding import fold
 from dynatok_online.requirements.wordlists import WORD_LISTS
 
 
@@ -43,9 +45,9 @@ def spelled_with(*phrases: str) -> Counts:
     """The bounds of a text that holds these phrases: its words, letters and marks."""
     out: dict[str, tuple[int, int]] = {}
     for phrase in phrases:
-        for word in WORD.findall(phrase.lower()):
-            out[f"word {word}"] = (1, UNBOUNDED)
-        for sign in phrase.lower():
+        for word in WORD.findall(phrase):
+            out[f"word {fold(word)}"] = (1, UNBOUNDED)
+        for sign in normalize("NFC", phrase).lower():
             if sign.isalpha():
                 out[f"letter {sign}"] = (1, UNBOUNDED)
             elif sign.isdigit():
@@ -60,46 +62,51 @@ def include(name: str, words: Sequence[str]) -> Requirement:
 
     def locate(text: Text) -> Iterator[Unit]:
         for word in words:
-            found = next(text.pieces(re.compile(re.escape(word), re.IGNORECASE)), None)
-            start, stop = found.span() if found else (text.stop, text.stop)
-            yield Unit(start, stop, found is not None)
+            found = next(text.mentions(word), None)
+            yield Unit(*(found or (text.stop, text.stop)), found is not None)
 
     return Requirement(name, "keywords", f"use: {', '.join(words)}", locate, spelled_with(*words))
 
 
 def forbid(name: str, words: Sequence[str]) -> Requirement:
     """None of these words stands anywhere."""
-    one_of = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in words), re.IGNORECASE)
+
+    def find(text: Text) -> Iterable[tuple[int, int]]:
+        places = {place for word in words for place in text.mentions(word, word=True)}
+        stop = -1
+        for place in sorted(places):
+            if place[0] >= stop:
+                yield place
+                stop = place[1]
+
     return Requirement(
         name,
         "keywords",
         f"avoid: {', '.join(words)}",
-        at_most(matches(one_of), 0, matches(WORD)),
-        {f"word {word.lower()}": (0, 0) for word in words},
+        at_most(find, 0, matches(WORD)),
+        {f"word {fold(word)}": (0, 0) for word in words},
     )
 
 
 def min_keyword(name: str, word: str, count: int) -> Requirement:
     """The word stands at least so often, as part of a word too."""
-    pattern = re.compile(re.escape(word), re.IGNORECASE)
     return Requirement(
         name,
         "keywords",
         f"'{word}' at least {count} times",
-        at_least(matches(pattern), count),
-        {**(spelled_with(word) if count else {}), f"word {word.lower()}": (count, UNBOUNDED)},
+        at_least(mentions(word), count),
+        {**(spelled_with(word) if count else {}), f"word {fold(word)}": (count, UNBOUNDED)},
     )
 
 
 def max_keyword(name: str, word: str, count: int) -> Requirement:
     """The word stands at most so often, as part of a word too."""
-    pattern = re.compile(re.escape(word), re.IGNORECASE)
     return Requirement(
         name,
         "keywords",
         f"'{word}' at most {count} times",
-        at_most(matches(pattern), count, matches(WORD)),
-        {f"word {word.lower()}": (0, count)},
+        at_most(mentions(word), count, matches(WORD)),
+        {f"word {fold(word)}": (0, count)},
     )
 
 
@@ -109,8 +116,9 @@ def max_repeats(name: str, count: int) -> Requirement:
     def locate(text: Text) -> Iterator[Unit]:
         seen: Counter[str] = Counter()
         for match in text.pieces(WORD):
-            seen[match.group().lower()] += 1
-            yield Unit(*match.span(), seen[match.group().lower()] <= count)
+            word = fold(match.group())
+            seen[word] += 1
+            yield Unit(*match.span(), seen[word] <= count)
 
     return Requirement(name, "repetition", f"no word more than {count} times", locate)
 
@@ -122,7 +130,7 @@ def no_repeated_runs(name: str, size: int) -> Requirement:
         words = list(text.pieces(WORD))
         seen = set()
         for i in range(len(words) - size + 1):
-            run = tuple(word.group().lower() for word in words[i : i + size])
+            run = tuple(fold(word.group()) for word in words[i : i + size])
             yield Unit(words[i].start(), words[i + size - 1].end(), run not in seen)
             seen.add(run)
 

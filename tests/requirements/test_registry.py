@@ -24,6 +24,11 @@ def test_unknown_names_are_answered_with_the_nearest_right_one() -> None:
         ("upper:3", "takes no parameter; write 'upper'"),
         ("max_words", "write a whole number where '' stands (as in 'max_words:20')"),
         ("max_words:-3", "write a whole number where '-3' stands"),
+        ("min_words:1000000000", "write a whole number up to 10,000 where '1000000000' stands"),
+        ("min_letter:a=10001", "up to 10,000 where '10001' stands (as in 'min_letter:a=5')"),
+        ("bullets:" + "9" * 900, "up to 10,000 where '9999"),
+        ("include:" + "owl," * 400, "has 1,608 characters; write at most 1,000"),
+        ("no_repeated_runs:0", "write 1 or more where '0' stands"),
         ("include:", "write words after the colon"),
         ("min_keyword:owl", "write a word, =, and a number"),
         ("min_letter:owl=3", "write one letter where 'owl' stands"),
@@ -35,6 +40,11 @@ def test_a_wrong_parameter_is_explained(name: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         requirement(name)
     assert message in str(error.value)
+
+
+def test_a_parameter_may_be_written_in_any_canonical_form() -> None:
+    assert requirement("no_letter:e\u0301").verify("Café").holds is False
+    assert requirement("min_words:007").verify("one two three four five six seven").holds
 
 
 def test_every_example_is_a_requirement_of_its_kind() -> None:
