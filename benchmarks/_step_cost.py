@@ -71,7 +71,7 @@ def forward_backward(model: Any, parts: Sequence[Part]) -> torch.Tensor:
 
     def forward(part: Part, layout: attention.Layout) -> torch.Tensor:
         logits = model(**attention.inputs(part.row, device, layout), use_cache=False).logits[0]
-        targets = torch.as_tensor(part.row.targets, dtype=torch.long, device=device)
+        targets = attention.to_device(part.row.targets, device, torch.long)
         loss = F.cross_entropy(logits.float(), targets, reduction="sum") / count
         total.add_(loss.detach())
         return loss

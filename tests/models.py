@@ -39,6 +39,13 @@ def make(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
             **{"sliding_window": 5, "layer_types": layers, "query_pre_attn_scalar": 8, **settings}
         )
         model = t.Gemma3ForCausalLM(config)
+    elif name == "gpt_oss":
+        layers = ["sliding_attention", "full_attention"]
+        few = {"num_local_experts": 4, "num_experts_per_tok": 2}
+        config = t.GptOssConfig(**{"sliding_window": 5, "layer_types": layers, **few, **settings})
+        model = t.GptOssForCausalLM._from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
     elif name == "gpt2":
         config = t.GPT2Config(
             vocab_size=23,

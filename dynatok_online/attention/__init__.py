@@ -18,19 +18,28 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from dynatok_online.attention import concat, dense, flex
+from dynatok_online.attention.copies import to_device
 from dynatok_online.attention.held import HeldKV
-from dynatok_online.attention.layout import LayerMask, Layout
-from dynatok_online.attention.support import check_call, check_model
+from dynatok_online.attention.layout import LayerMask, Layout, Scoring
+from dynatok_online.attention.support import SOFTCAPPED, check_call, check_model
 from dynatok_online.rows.parts import Part
 from dynatok_online.rows.row import Row
 
-__all__ = ["ATTENTIONS", "Layout", "check_model", "inputs", "prepare", "register", "run_part"]
-
-Kernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, float, Layout, int | None], torch.Tensor
+__all__ = [
+    "ATTENTIONS",
+    "Layout",
+    "check_model",
+    "inputs",
+    "prepare",
+    "register",
+    "run_part",
+    "to_device",
 ]
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout, Scoring], torch.Tensor]
 
 ATTENTIONS: dict[str, Kernel] = {
     "dense": dense.attend,
@@ -55,7 +64,7 @@ def prepare(model: torch.nn.Module, attention: str = "concat") -> None:
     """
     if attention not in ATTENTIONS:
         raise ValueError(f"attention {attention!r} is unknown; use one of {', '.join(ATTENTIONS)}")
-    check_model(model)
+    check_model(model, attention)
     register()
     model.set_attn_implementation(f"dynatok_{attention}")
 
@@ -66,10 +75,10 @@ def inputs(row: Row, device: torch.device | str, layout: Layout | None = None) -
     `layout`: what `run_part` gives, for a row that sees tokens of other forwards.
     """
     return {
-        "input_ids": torch.as_tensor(row.input_ids, dtype=torch.long, device=device)[None],
-        "position_ids": torch.as_tensor(row.position_ids, dtype=torch.long, device=device)[None],
+        "input_ids": to_device(row.input_ids, device, torch.long)[None],
+        "position_ids": to_device(row.position_ids, device, torch.long)[None],
         "attention_mask": layout or Layout(row),
-        "logits_to_keep": torch.as_tensor(row.loss_positions, dtype=torch.long, device=device),
+        "logits_to_keep": to_device(row.loss_positions, device, torch.long),
     }
 
 
@@ -118,6 +127,8 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [1, H, N, D] in, [1, N, H, D] out."""
@@ -127,7 +138,9 @@ def _attention(
             f"{name} builds its own mask instead of asking transformers' mask registry, so spans "
             "cannot reach it; use a model that calls create_causal_mask"
         )
-    check_call(module, query, dropout, kwargs)
+    check_call(module, query, dropout, s_aux, kwargs)
+    if softcap is not None and kernel is not flex.attend:
+        raise ValueError(f"{name} has {SOFTCAPPED}")
     layout, window = attention_mask.layout, attention_mask.window
     if key.shape[2] != layout.tokens or query.shape[2] != layout.tokens:
         raise ValueError(
@@ -137,6 +150,13 @@ def _attention(
     if sliding_window is not None and sliding_window != window:
         raise ValueError(f"{name} has a window of {sliding_window}, but its mask has {window}")
     key, value = layout.keys(module, key, value)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = kernel(query, key, value, scale, layout, layout.window(window))
+    width, value_width = query.shape[-1], value.shape[-1]
+    scale = width**-0.5 if scaling is None else scaling
+    scoring = Scoring(scale, layout.window(window), s_aux, softcap)
+    if width != value_width:
+        # Kernels want one width. Zeros change neither scores nor what there is of a result.
+        query, key, value = (
+            F.pad(one, (0, max(width, value_width) - one.shape[-1])) for one in (query, key, value)
+        )
+    out = kernel(query, key, value, layout, scoring)[..., :value_width]
     return out.transpose(1, 2).contiguous(), None

@@ -4,6 +4,7 @@ Invariant: for a query with partial results `o_p` over disjoint key sets and the
 log-sum-exps `l_p`, the whole result is `sum_p exp(l_p - l) o_p` with `l = log sum_p exp(l_p)`.
 Backward needs no joining: the kernel's backward, given the *whole* result and `l`, returns each
 piece's own share of the gradients. Keys are shared between query heads, never repeated.
+An attention sink is one more partial result: its score, and a value of nothing.
 
 On CPU the kernel is the flash kernel behind `scaled_dot_product_attention`, called directly
 because the public function returns no log-sum-exp. On a GPU see `varlen`.
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from dynatok_online.attention import varlen
-from dynatok_online.attention.layout import Layout
+from dynatok_online.attention.layout import Layout, Scoring
 from dynatok_online.attention.pieces import Piece, cut_pieces
 
 _forward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -36,15 +37,15 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scale: float,
     layout: Layout,
-    window: int | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """query [1, H, N, D], key and value [1, G, A + N, D] -> [1, H, N, D]; H is a multiple of G."""
     if query.device.type != "cpu":
-        return varlen.attend(query, key, value, scale, layout, window)
+        return varlen.attend(query, key, value, layout, scoring)
+    window = scoring.window
     batches = layout.once(("batches", window), lambda: _batch(cut_pieces(layout, window), layout))
-    return _Joined.apply(query, key, value, scale, batches)
+    return _Joined.apply(query, key, value, scoring.sinks, scoring.scale, batches)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class _Joined(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        sinks: torch.Tensor | None,
         scale: float,
         batches: list[_Batch],
     ) -> torch.Tensor:
@@ -162,15 +164,18 @@ class _Joined(torch.autograd.Function):
             kept = out[:, :, at] * (before - joined).exp().unsqueeze(-1)
             out[:, :, at] = kept + part * (part_lse - joined).exp().unsqueeze(-1)
             lse[:, :, at] = joined
-        ctx.save_for_backward(*inputs, out, lse)
+        if sinks is not None:
+            # One more term of the softmax, with a value of nothing.
+            joined = torch.logaddexp(lse, sinks.to(exact).view(-1, 1))
+            out *= (lse - joined).exp().unsqueeze(-1)
+            lse = joined
+        ctx.save_for_backward(*inputs, sinks, out, lse)
         ctx.scale, ctx.batches = scale, batches
         return out.to(asked)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        query, key, value, out, lse = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, sinks, out, lse = ctx.saved_tensors
         asked = query.dtype
         query, key, value, grad = (one.to(out.dtype) for one in (query, key, value, grad))
         grads = [torch.zeros_like(one) for one in (query, key, value)]
@@ -198,8 +203,11 @@ class _Joined(torch.autograd.Function):
                     total[:, :, at] += _flat(part)
                 else:
                     total.index_add_(2, at, _flat(part))
-        query_grad, key_grad, value_grad = (one.to(asked) for one in grads)
-        return query_grad, key_grad, value_grad, None, None
+        sinks_grad = None
+        if sinks is not None:
+            share = (sinks.to(lse.dtype).view(-1, 1) - lse).exp()
+            sinks_grad = -(share * (grad * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
+        return *(one.to(asked) for one in grads), sinks_grad, None, None
 
 
 def _bias(one: _Batch, dtype: torch.dtype) -> torch.Tensor | None:

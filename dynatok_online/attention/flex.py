@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dynatok_online.arrays import Ints
-from dynatok_online.attention.layout import Layout
+from dynatok_online.attention.layout import Layout, Scoring
 
 BLOCK = 128
 
@@ -23,25 +23,39 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scale: float,
     layout: Layout,
-    window: int | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """query [1, H, N, D], key and value [1, G, A + N, D] -> [1, H, N, D]."""
     if query.device.type == "cpu" and (query.requires_grad or key.requires_grad):
         raise ValueError("flex attention has no backward on CPU; use attention: concat there")
+    window, sinks = scoring.window, scoring.sinks
     block_mask = layout.once(
         ("flex", window, query.device), lambda: make_block_mask(layout, window, query.device)
     )
-    out: torch.Tensor = _kernel(query.device.type)(
+    out, lse = _kernel(query.device.type)(
         query,
         key,
         value,
+        score_mod=None if scoring.softcap is None else _cap(scoring.softcap),
         block_mask=block_mask,
-        scale=scale,
+        scale=scoring.scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        return_lse=True,
     )
+    if sinks is not None:
+        out = out * torch.sigmoid(lse - sinks.to(lse.dtype).view(-1, 1)).unsqueeze(-1).to(out.dtype)
     return out
+
+
+@cache
+def _cap(softcap: float) -> Any:
+    """One function for a cap, or every call would be compiled anew."""
+
+    def bend(score: torch.Tensor, b: Any, h: Any, q: Any, k: Any) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return bend
 
 
 @cache

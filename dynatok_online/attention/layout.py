@@ -96,6 +96,10 @@ class Layout:
         """Itself: GPT-2 flattens masks that it did not make."""
         return self
 
+    def reshape(self, *shape: int) -> torch.Tensor:
+        """[N] ones: the balance loss of experts asks which tokens are real, and all are."""
+        return torch.ones(self.tokens)
+
     # What only other mask functions ask for.
 
     def __getitem__(self, index: object) -> NoReturn:
@@ -113,6 +117,20 @@ def _not_prepared() -> NoReturn:
         "a row of spans reached a model that is not prepared for it, which would attend to the "
         "wrong tokens; call attention.prepare(model) first"
     )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer makes weights of scores, beside what a row lets it see."""
+
+    scale: float
+    window: int | None = None
+    """Keys this many positions back, or further, are not seen."""
+    sinks: torch.Tensor | None = None
+    """[H] a score without a key, for every head: it takes its share of the softmax and adds
+    nothing."""
+    softcap: float | None = None
+    """Scores are bent to `softcap * tanh(score / softcap)`."""
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,22 @@ import torch
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 UNKNOWN_TERMS = {
-    "s_aux": "attention sinks",
-    "sinks": "attention sinks",
-    "softcap": "soft-capped attention scores",
+    "sinks": "attention sinks of a kind of its own",
     "position_bias": "a position bias added to attention scores",
     "alibi": "ALiBi",
 }
 """Keywords of an attention call that change its result and that our kernels do not compute."""
 
 
-def check_model(model: torch.nn.Module) -> None:
-    """Raises ValueError where rows of spans would be wrong for `model`."""
+SOFTCAPPED = (
+    "soft-capped attention scores, which of our kernels only FlexAttention computes; use "
+    "attention: flex (on a GPU), or a model without them"
+)
+
+
+def check_model(model: torch.nn.Module, attention: str = "concat") -> None:
+    """Raises ValueError where rows of spans would be wrong for `model`, or for it through
+    `attention`."""
     name = type(model).__name__
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "set_attn_implementation"):
@@ -61,27 +66,27 @@ def check_model(model: torch.nn.Module) -> None:
                 f"{name} mixes neighbouring tokens outside attention, in {path} ({kind}); use a "
                 "model of attention and feed-forward layers only"
             )
-        if getattr(module, "sinks", None) is not None:
-            raise ValueError(
-                f"{name} has attention sinks (in {path}), which kernels for spans do not compute; "
-                "use a model without them"
-            )
     for term in ("attention_dropout", "attn_pdrop"):
         if getattr(config, term, None):
             raise ValueError(
                 f"{name} has {term} = {getattr(config, term)}; set it to 0: kernels for spans drop "
                 "nothing"
             )
-    for term in ("attn_logit_softcapping", "alibi"):
-        if getattr(config, term, None):
-            raise ValueError(
-                f"{name} has {term} = {getattr(config, term)}, which kernels for spans do not "
-                "compute; use a model without it"
-            )
+    if getattr(config, "attn_logit_softcapping", None) and attention != "flex":
+        raise ValueError(f"{name} has {SOFTCAPPED}")
+    if getattr(config, "alibi", None):
+        raise ValueError(
+            f"{name} has {UNKNOWN_TERMS['alibi']}, which kernels for spans do not compute; use a "
+            "model without it"
+        )
 
 
 def check_call(
-    module: torch.nn.Module, query: torch.Tensor, dropout: float, terms: dict[str, Any]
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    dropout: float,
+    sinks: torch.Tensor | None,
+    terms: dict[str, Any],
 ) -> None:
     """Raises ValueError where one attention call asks for what our kernels do not compute."""
     name = type(module).__name__
@@ -93,6 +98,11 @@ def check_call(
                 f"{name} has {meaning}, which kernels for spans do not compute; use a model "
                 "without them"
             )
+    if sinks is None and getattr(module, "sinks", None) is not None:
+        raise ValueError(
+            f"{name} has attention sinks, but does not hand them to the attention function, so "
+            "spans cannot take them into account; use a model without them"
+        )
     if terms.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise ValueError(f"{name} attends both ways; use a causal model")
     if query.shape[0] != 1:

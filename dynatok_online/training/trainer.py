@@ -3,7 +3,9 @@
 The loss of an optimizer step is one sum over all loss tokens of the global batch, weight times
 cross-entropy, divided by their number: over every row, micro step and rank alike. So neither
 gradient accumulation, nor the number of ranks, nor the way trajectories are packed into rows
-changes it.
+changes it. Only the balance loss of a mixture of experts (`router_aux_loss_coef`, by default the
+model's own; 0 turns it off) depends on rows: it is about the tokens that were routed together, all
+of them real, and counts by a row's share of the loss tokens.
 
 A *micro batch* (`per_device_train_batch_size` trajectories) becomes one or more rows of at most
 `max_row_tokens`. Each row runs forward and backward alone, so a row's length bounds the memory;
@@ -51,7 +53,10 @@ __all__ = ["DynamicSFTConfig", "DynamicSFTTrainer"]
 
 Batch = dict[str, Any]
 
-_SUMS = ("loss_tokens", "weight", "drift", "drift_tokens", "tokens", "truncated_tokens", "rows")
+_SUMS = (
+    *("loss_tokens", "weight", "drift", "drift_tokens", "tokens", "truncated_tokens", "rows"),
+    "aux_loss",
+)
 
 
 class DynamicSFTTrainer(SFTTrainer):
@@ -59,7 +64,8 @@ class DynamicSFTTrainer(SFTTrainer):
 
     Logged with the loss: `packing_ratio` (tokens run against one truncated pass per state),
     `logprob_drift` (mean absolute difference to the recorded log-probabilities, over tokens of
-    every weight version), `weight_mean`, `tokens_per_second`, `loss_tokens_per_second`.
+    every weight version), `weight_mean`, `tokens_per_second`, `loss_tokens_per_second`; for a
+    mixture of experts `aux_loss`, its balance loss.
     """
 
     _tag_names = ("trl", "dynatok-online")
@@ -248,15 +254,21 @@ class DynamicSFTTrainer(SFTTrainer):
         """Weighted cross-entropy of one row over `count`, scaled for the average over ranks."""
         device = self.args.device
         # One forward, logits at the M loss positions only: [1, N] -> [1, M, V].
-        logits = model(**attention.inputs(row, device, layout), use_cache=False).logits[0]
-        targets = torch.as_tensor(row.targets, dtype=torch.long, device=device)
-        weights = torch.as_tensor(row.weights, device=device)
+        out = model(**attention.inputs(row, device, layout), use_cache=False)
+        logits = out.logits[0]
+        targets = attention.to_device(row.targets, device, torch.long)
+        weights = attention.to_device(row.weights, device)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         nll = F.cross_entropy(logits, targets, reduction="none")
         if model.training:
             self._watch(nll.detach(), weights, row)
         loss = (nll * weights.to(nll.dtype)).sum()
+        if self.aux_loss_enabled:
+            balance = out.aux_loss * len(row.targets)
+            loss = loss + self.router_aux_loss_coef * balance
+            if model.training:
+                self._sums[_SUMS.index("aux_loss")] += balance.detach()
         loss = loss / torch.as_tensor(count, device=device).clamp(min=1)
         # DDP and DeepSpeed average gradients over ranks; the count is already the global one.
         return loss * self.accelerator.num_processes if globally else loss
@@ -291,9 +303,9 @@ class DynamicSFTTrainer(SFTTrainer):
     # ---- numbers ----
 
     def _watch(self, nll: torch.Tensor, weights: torch.Tensor, row: Row) -> None:
-        recorded = torch.as_tensor(row.logprobs, device=nll.device)
+        recorded = attention.to_device(row.logprobs, nll.device)
         known = recorded.isfinite()
-        drift = (-nll - recorded).abs()[known].sum()
+        drift = (-nll - recorded).abs().where(known, 0).sum()
         add = {"weight": weights.sum(), "drift": drift, "drift_tokens": known.sum()}
         for name, value in add.items():
             self._sums[_SUMS.index(name)] += value
@@ -318,6 +330,8 @@ class DynamicSFTTrainer(SFTTrainer):
             at = dict(zip(_SUMS, sums.tolist(), strict=True))
             logs["packing_ratio"] = at["tokens"] / max(1.0, at["truncated_tokens"])
             logs["weight_mean"] = at["weight"] / max(1.0, at["loss_tokens"])
+            if self.aux_loss_enabled:
+                logs["aux_loss"] = at["aux_loss"] / max(1.0, at["loss_tokens"])
             if at["drift_tokens"]:
                 logs["logprob_drift"] = at["drift"] / at["drift_tokens"]
             logs["tokens_per_second"] = at["tokens"] / seconds

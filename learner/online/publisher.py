@@ -55,8 +55,6 @@ class Publisher:
         """The newest published version; -1: none yet."""
         self.postponed = 0
         """How often every buffer was still being read."""
-        self.obstacle = ""
-        """Why the last one was postponed."""
         self.seconds = 0.0
         """Time spent publishing."""
 
@@ -74,9 +72,8 @@ class Publisher:
                 self._readers(),  # asked when all is written
                 self._coming,
             )
-        except NoFreeSlot as error:
+        except NoFreeSlot:
             self.postponed += 1
-            self.obstacle = str(error)
             return False
         finally:
             self.seconds += time.perf_counter() - began

@@ -26,6 +26,10 @@ TINY: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
         ),
         lambda said: said["results"] == 2,
     ),
+    "models": (
+        ("llama", "gemma2"),
+        lambda said: "exact" in said["llama"] and "soft-capped" in said["gemma2"],
+    ),
     "pack": (
         (
             *("--static", "24", "--slot", "4", "--response", "16"),

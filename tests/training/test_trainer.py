@@ -165,6 +165,35 @@ def test_evaluation_is_a_loss(whole, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(curve(whole)[0], rel=1e-6)
 
 
+def test_experts_are_balanced_over_the_tokens_of_a_row(tmp_path):
+    """As transformers does over the same tokens, which stand in one sequence of its own."""
+    from benchmarks._edited_response import edited_response
+    from benchmarks._small_models import small_model
+
+    data = [edited_response("exact", 13, 3, 12, 1, 60)]
+    losses = {}
+    for coefficient in (0.0, 0.5):
+        trainer = DynamicSFTTrainer(
+            small_model("qwen3_moe").float(),
+            config(
+                tmp_path,
+                objective="sft",
+                max_steps=1,
+                per_device_train_batch_size=1,
+                router_aux_loss_coef=coefficient,
+            ),
+            train_dataset=data,
+        )
+        trainer.train()
+        losses[coefficient] = curve(trainer)[0]
+    ids = torch.as_tensor(data[0].tokens(0)[:-1], dtype=torch.long)[None]
+    plain = small_model("qwen3_moe").float()
+    wanted = plain(ids, output_router_logits=True, use_cache=False).aux_loss.item()
+    assert wanted > 0
+    assert curve(trainer, "aux_loss")[0] == pytest.approx(wanted, rel=1e-5)
+    assert losses[0.5] - losses[0.0] == pytest.approx(0.5 * wanted, rel=1e-4)
+
+
 def test_lora_trains_the_adapters_only(whole, tmp_path):
     from peft import LoraConfig
 
