@@ -26,6 +26,12 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 TOPICS = ("the harbor", "a lost dog", "the first snow", "a night train", "making bread")
 STATES = ("upper", "lower", "no_digits", "no_comma")
+BEHIND = (
+    "Write it as you would tell it to a friend who has never been there, in your own words, "
+    "and let it end where it ends. It is for the last page of a small book that will be read "
+    "aloud in the evening. Thanks!"
+)
+"""More than a block of the cache, which sticky passes keep."""
 TASKS = 40
 MODES = {
     "exact": ("exact", "head"),
@@ -55,7 +61,7 @@ def task(number: int) -> dict[str, Any]:
     return {
         "task_id": f"chat-{number}",
         "messages": [
-            {"role": "user", "content": f"Write a line about {topic}.\nrule: {{{{rule}}}}\nThanks!"}
+            {"role": "user", "content": f"rule: {{{{rule}}}}\nA line about {topic}. {BEHIND}"}
         ],
         "slots": {"rule": [first, *(one for one in STATES if one != first)]},
         "edits": [
@@ -117,7 +123,7 @@ def test_nothing_contradicts_itself(collected: Any) -> None:
     assert not [one for one in trajectories if audit(one)]
     assert sum(len(one.edits) for one in trajectories) >= TASKS
     if mode == "sticky":
-        kept = [p for one in trajectories for p in one.passes if len(p.reuse) > 1]
+        kept = [p for one in trajectories for p in one.passes if p.reuse and p.reuse[-1].start]
         assert kept, "no pass kept anything behind its slot"
 
 
