@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 import launch
 from actor.demo.config import DemoConfig
+from actor.demo.names import unknown_host
 from launch import cli
 from launch.config import load_process
 
@@ -33,6 +36,7 @@ def test_shipped_configurations_load(path):
         (["--lanes", "[stiky]"], "'stiky'"),
         (["--tokens-per-second", "-1"], "write 0 (full speed) or more"),
         (["--template", "{{case}}"], "has a state but no place"),
+        (["--hosts", "[http://node7/]"], "write names as in a browser's address"),
         (["0"], "'0' is no YAML file"),
         (["nothing.yaml"], "nothing.yaml: no such file"),
     ],
@@ -41,6 +45,13 @@ def test_what_is_wrong_is_one_line(flags, message, capsys):
     assert cli.main(["demo", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_what_the_page_says_to_write_is_understood(capsys):
+    said = unknown_host({"host": "node7:8080"}, ())
+    (flag,) = re.findall(r"(--hosts '.*?')", said)
+    assert cli.main(["demo", *shlex.split(flag), "--fields"]) == 0
+    assert "node7:8080" in capsys.readouterr().out
 
 
 def test_fields_are_listed(capsys):
