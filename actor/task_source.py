@@ -56,6 +56,19 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     widths: dict[str, int] = {}
 
 
+def task_rows(source: str, on_bad: OnBad | None = None) -> list[tuple[TaskRow, str]]:
+    """(row, where it stands) of a source. ValueError as `tasks`, and for one that has no rows."""
+    if _TINY.fullmatch(source):
+        raise ValueError(f"tasks: {source!r} gives no rows; name a file, module:name or hub:NAME")
+    made = list(_Asked(source).items()) if _is_python(source) else None
+    if any(isinstance(one, Task) for one in made or ()):
+        raise ValueError(f"tasks: {source} gives Task objects; rows are needed here")
+    rows = list(_rows(source, on_bad, made))
+    if not rows:
+        raise ValueError(f"tasks: {source} holds no usable row")
+    return rows
+
+
 def tasks(
     source: str,
     split: Split,

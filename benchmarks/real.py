@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from dynatok_online.models import resolve
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
 
@@ -51,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.gold is None:
         args.gold = args.raw.with_name("real-gold.jsonl")
+    try:
+        if not args.report_only:
+            resolve(args.model)
+    except ValueError as error:
+        print(f"dynatok: {error}", file=sys.stderr)
+        return 2
     left = [] if args.report_only else run(args)
     from benchmarks._real_report import write_report
 
@@ -162,7 +171,6 @@ class Bench:
 
         from benchmarks._real_arms import working_attention
         from benchmarks._real_data import Speech, gold_of, heldout_tasks, read_gold, write_gold
-        from dynatok_online.models import resolve
 
         logging.disable_progress_bar()
         self.args, self.say = args, say

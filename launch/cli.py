@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
             "collect launch/configs/tiny-collect.yaml --out data/tiny --trajectories 2000",
         ),
         (
+            "gold",
+            "make gold responses under edits of what the model itself writes without them",
+            "gold launch/configs/smollm2-gold.yaml --out data/smollm2-gold.jsonl",
+        ),
+        (
             "train",
             "fine-tune on collected or hand-written trajectories",
             "train launch/configs/tiny-train.yaml --data data/tiny",
@@ -116,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         alone = _verb(
             verbs, name, _alone, what, f"dynatok {example}", "Every field is a flag: --seed 7"
         )
-        alone.add_argument(
-            "config", type=Path, help=f"YAML file, as launch/configs/tiny-{name}.yaml"
-        )
+        alone.add_argument("config", type=Path, help=f"YAML file, as {example.split()[1]}")
         alone.add_argument(
             "--fields", action="store_true", help="list every field with its value, and stop"
         )
@@ -238,6 +241,8 @@ def _launch(known: argparse.Namespace, flags: list[str]) -> int:
     if known.fields:
         print(config.list_fields(loaded))
         return 0
+    if not known.dry_run:  # the run may be another machine's
+        _expect_model(loaded.model)
     return run.launch(loaded, dry_run=known.dry_run)
 
 
@@ -249,12 +254,14 @@ def _process(known: argparse.Namespace, flags: list[str]) -> int:
     name: str = known.process
     into = getattr(importlib.import_module(f"{name}.config"), f"{name.title()}Config")
     loaded = load_process(known.config, into, flags)
+    _expect_model(loaded.model)
     code: int = importlib.import_module(f"{name}.main").run(loaded)
     return code
 
 
 _ALONE = {
     "collect": ("actor.offline.config:CollectConfig", "actor.offline.collect"),
+    "gold": ("actor.offline.config:GoldConfig", "actor.offline.gold"),
     "train": ("learner.offline.config:TrainConfig", "launch.offline"),
     "eval": ("actor.offline.config:EvalConfig", "actor.offline.eval"),
 }
@@ -271,6 +278,8 @@ def _alone(known: argparse.Namespace, flags: list[str]) -> int:
     if known.fields:
         print(list_fields(loaded))
         return 0
+    for model in (loaded.model, getattr(loaded, "base_model", "")):
+        _expect_model(model)
     try:
         code: int = importlib.import_module(runner).run(loaded)
     except ValueError as error:
@@ -295,6 +304,7 @@ def _demo(known: argparse.Namespace, rest: list[str]) -> int:
         from actor.demo.attach import attach
 
         return attach(config, known.run_dir)
+    _expect_model(config.model)
     from actor.demo.main import run
 
     return run(config)
@@ -327,6 +337,16 @@ def _expect_file(path: Path) -> None:
     """`dynatok launch --seed 7 tiny.yaml` would take 7 for the file."""
     if path.suffix not in (".yaml", ".yml") and not path.exists():
         raise ConfigError(f"'{path}' is no YAML file; write the file first, then the flags")
+
+
+def _expect_model(name: str) -> None:
+    """One that must be fetched first is said before anything is started."""
+    from dynatok_online.models import resolve
+
+    try:
+        resolve(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _bench(known: argparse.Namespace, rest: list[str]) -> int:

@@ -69,9 +69,9 @@ def fetch(say: Say = lambda line: None) -> Path:
         made.chmod(0o755)
         try:
             made.rename(folder)
-        except OSError:  # somebody else was faster
+        except OSError as error:  # somebody else was faster
             if not (folder / "config.json").is_file():
-                raise
+                raise ConfigError(f"{folder} is no model; remove it, and try again") from error
     return folder
 
 

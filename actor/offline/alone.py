@@ -20,7 +20,7 @@ from actor.task_groups import first_error
 from actor.task_source import tasks
 from actor.tokenizer import BorderNotice, chat_of, load_tokenizer
 from dynatok_online import tiny
-from dynatok_online.tasks.files import Split
+from dynatok_online.tasks.files import Chat, Split
 from dynatok_online.tasks.task import Task
 
 QUIET = {
@@ -76,6 +76,13 @@ class Bad:
             say(f"left out: {text}")
 
 
+def chat_from(config: AloneConfig) -> Chat:
+    """What turns chat messages into a template. ValueError for a model without a chat template."""
+    return chat_of(
+        config.model, config.placement, config.system_prompt, config.chat_template_kwargs
+    )
+
+
 def load_tasks(
     config: AloneConfig, split: Split, seed: int, bad: Bad | None = None
 ) -> Iterator[Task]:
@@ -84,9 +91,7 @@ def load_tasks(
         config.tasks,
         split,
         seed,
-        chat=lambda: chat_of(
-            config.model, config.placement, config.system_prompt, config.chat_template_kwargs
-        ),
+        chat=lambda: chat_from(config),
         on_bad=bad if config.skip_bad else None,
     )
 

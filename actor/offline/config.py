@@ -65,6 +65,38 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"seed is {self.seed}; write 0 or more")
 
 
+class GoldConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dynatok gold`."""
+
+    out: str = "runs/gold.jsonl"
+    """File for the task rows with their gold responses; one that was begun is resumed."""
+    texts: int = 600
+    """How many to make."""
+    split: Literal["train", "heldout"] = "train"
+    """Which tasks."""
+    seed: int = 0
+    """Chooses states, edits and draws."""
+    words: tuple[int, int] = (50, 80)
+    """Longest text in words, drawn between these; it ends with a whole sentence."""
+    least_words: int = 12
+    """Words between two edits, at least."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("texts", "least_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; write 0 or more")
+        if not 2 * self.least_words <= self.words[0] <= self.words[1]:
+            raise ValueError(
+                f"words is {list(self.words)}; write two numbers in order, the first at least "
+                f"twice least_words ({self.least_words})"
+            )
+        if not self.out.endswith(".jsonl"):
+            raise ValueError(f"out is {self.out!r}; name a .jsonl file")
+
+
 class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`dynatok eval`."""
 

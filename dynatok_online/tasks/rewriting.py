@@ -13,9 +13,12 @@ import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
+import msgspec
+
+from dynatok_online.prompt import parse
 from dynatok_online.requirements import requirement
 from dynatok_online.requirements.rewrites import rewrite
-from dynatok_online.tasks.files import Segment
+from dynatok_online.tasks.files import Segment, TaskRow
 from dynatok_online.tasks.task import SlotState
 
 _BORDER = re.compile(r"(?<=\S) (?=\S)")
@@ -26,6 +29,31 @@ LEAST_WORDS = 12
 
 Change = Callable[[dict[str, SlotState]], tuple[str, SlotState]]
 """The slots as they are -> which one is edited, and its new state."""
+
+
+def plain_row(row: TaskRow) -> TaskRow:
+    """The row without the lines that hold its slots: the same request with no requirement.
+
+    ValueError where nothing is left to ask for.
+    """
+    messages = [{**one, "content": _without_slots(one["content"])} for one in row.messages]
+    prompt = _without_slots(row.prompt)
+    if not (prompt.strip() or any(one["content"].strip() for one in messages)):
+        raise ValueError("nothing is left without the lines that hold slots; give slots their own")
+    return msgspec.structs.replace(
+        row,
+        prompt=prompt,
+        messages=messages,
+        slots={},
+        edits=[],
+        schedule=None,
+        response=None,
+        widths={},
+    )
+
+
+def _without_slots(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not parse(line).slots)
 
 
 def tidy(text: str, most_words: int) -> str:

@@ -243,8 +243,8 @@ def _rows() -> list[dict[str, Any]]:
                 slot: [{"text": one.text, "requirement": one.requirement} for one in STATES[slot]]
                 for slot in slots
             },
-            "schedule": {"rule": "random", "edits": [1, 2], "gap": 24},
-            "max_tokens": 160,
+            "schedule": {"rule": "random", "edits": [1, 2], "gap": 16},
+            "max_tokens": 112,
             "widths": dict.fromkeys(slots, WIDTH),
             "split": split,
         }

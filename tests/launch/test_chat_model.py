@@ -8,7 +8,6 @@ whole text, and whatever says that it has stopped ends with the model's stop tok
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from dynatok_online.data.storage import read_trajectories
+from dynatok_online.models import SMOLLM2, cache_path
 from dynatok_online.requirements import requirement
 from dynatok_online.spans.audit import audit
 from dynatok_online.trajectory import RESPONSE, Trajectory
@@ -43,8 +43,7 @@ MODES = {
 @pytest.fixture(scope="module")
 def model() -> Path:
     """Where `dynatok model smollm2` puts it."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(cache) if cache else Path.home() / ".cache") / "dynatok/models/smollm2"
+    folder = cache_path(SMOLLM2)
     if not (folder / "config.json").is_file():
         pytest.skip(f"SmolLM2 is not at {folder}: run `dynatok model smollm2` to have this tested")
     return folder
