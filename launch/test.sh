@@ -40,6 +40,8 @@ step types mypy
 step "fast tests" python -m pytest -n 2 --dist worksteal -m "not engine and not slow" --durations 5 --durations-min 2
 fast=$SECONDS
 if [ "$engine" = yes ]; then
+  python -m launch.cli model smollm2 ||
+    summary+=("skipped       -  tests on a real model, which cannot be fetched: dynatok model smollm2")
   step "engine tests" python -m pytest -m "engine and not browser and not slow" --timeout 900 --durations 5
   if command -v chromium chromium-browser > /dev/null; then
     step "browser tests" python -m pytest -m "browser and not slow" --durations 5
