@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from dynatok_online.models import resolve
 from launch.config import RunConfig, check_port, load_run
 from launch.decode import ConfigError
 from protocol.run.threads import cores as available_cores
@@ -63,7 +64,7 @@ def examine(config: Path | None = None) -> Iterator[Finding]:
     yield port(run)
     yield from compiler(os.environ.get("PATH", ""))
     yield embedded_model(run)
-    if Path(run.model).is_dir():
+    if run.model != "tiny":
         yield from borders(run)
 
 
@@ -251,16 +252,26 @@ def embedded_model(run: RunConfig) -> Finding:
 
 
 def borders(run: RunConfig) -> Iterator[Finding]:
-    """Where the first task's prompt is cut unlike the model's tokenizer would cut it."""
+    """Where the first task's prompt is cut unlike the model's tokenizer would cut it.
+
+    Of a model that is on this machine: nothing is downloaded here.
+    """
     from actor.task_source import tasks
     from actor.tokenizer import chat_of, load_tokenizer
     from dynatok_online.tasks.rendering import border_notes
 
     actor = run.actor
+    try:
+        model = resolve(run.model)
+    except ValueError as error:
+        yield Finding(False, str(error).partition("; ")[0], f"dynatok model {run.model}")
+        return
+    if not Path(model).is_dir():
+        return
     options = actor.placement, actor.system_prompt, actor.chat_template_kwargs
     try:
-        encoder = load_tokenizer(run.model).encode
-        chat = partial(chat_of, run.model, *options)
+        encoder = load_tokenizer(model).encode
+        chat = partial(chat_of, model, *options)
         task = next(tasks(actor.tasks, "train", run.seed, chat=chat))
         notes = border_notes(task, encoder, actor.placement)
     except (OSError, ValueError) as error:

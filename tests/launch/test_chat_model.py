@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dynatok_online.data.storage import read_trajectories
-from dynatok_online.models import SMOLLM2, cache_path
+from dynatok_online.models import SMOLLM2, resolve
 from dynatok_online.requirements import requirement
 from dynatok_online.spans.audit import audit
 from dynatok_online.trajectory import RESPONSE, Trajectory
@@ -42,11 +42,11 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    """Where `dynatok model smollm2` puts it."""
-    folder = cache_path(SMOLLM2)
-    if not (folder / "config.json").is_file():
-        pytest.skip(f"SmolLM2 is not at {folder}: run `dynatok model smollm2` to have this tested")
-    return folder
+    """Where `dynatok model smollm2` has put it."""
+    try:
+        return Path(resolve(SMOLLM2))
+    except ValueError as error:
+        pytest.skip(str(error))
 
 
 def joined(pieces: list[list[int]]) -> list[int]:
@@ -81,7 +81,7 @@ def collected(
     reuse, placement = MODES[request.param]
     (folder / "tasks.jsonl").write_text("".join(json.dumps(task(i)) + "\n" for i in range(TASKS)))
     settings = {
-        "model": str(model),
+        "model": SMOLLM2,
         "tasks": str(folder / "tasks.jsonl"),
         "out": str(folder / "out"),
         "trajectories": TASKS,

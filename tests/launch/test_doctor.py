@@ -120,7 +120,7 @@ def test_the_verdict_is_the_exit_code(monkeypatch, capsys):
     assert "FAIL  broken\n      fix: mend it\n1 to fix\n" in capsys.readouterr().out
 
 
-def test_borders_of_the_first_prompt_are_checked_with_the_models_tokenizer(tmp_path):
+def test_borders_of_the_first_prompt_are_checked_with_the_models_tokenizer(tmp_path, monkeypatch):
     build("llama3").save_pretrained(tmp_path / "model")
     row = {"prompt": "style: {{s}}\nText:\n", "slots": {"s": ["upper", "lower"]}}
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
@@ -132,6 +132,10 @@ def test_borders_of_the_first_prompt_are_checked_with_the_models_tokenizer(tmp_p
     late = msgspec.structs.replace(tasks, placement="late")
     (found,) = doctor.borders(msgspec.structs.replace(run, actor=late))
     assert "cut where the response ends" in found.what
+    assert list(doctor.borders(msgspec.structs.replace(run, model="some/hub-name"))) == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (found,) = doctor.borders(msgspec.structs.replace(run, model="smollm2"))
+    assert (found.ok, found.fix) == (False, "dynatok model smollm2")
     (tmp_path / "t.jsonl").write_text('{"prompt": "{{s}}"}')
     (found,) = doctor.borders(run)
     assert not found.ok
