@@ -155,7 +155,7 @@ def time_planning(model: Any) -> dict[str, float]:
     import torch
 
     from dynatok_online import attention
-    from dynatok_online.attention.pieces import cut_pieces
+    from dynatok_online.attention.tiles import cut_tiles
 
     vocabulary = model.config.vocab_size
     many = [edited_response("exact", 28, 8, 80, 4, vocabulary, seed) for seed in range(64)]
@@ -163,7 +163,7 @@ def time_planning(model: Any) -> dict[str, float]:
     for _ in range(3):
         began = time.perf_counter()
         (row,) = plan_rows(many, max_tokens=16384)
-        cut_pieces(attention.Layout(row), None)
+        cut_tiles(attention.Layout(row), None)
         planning.append(time.perf_counter() - began)
         began = time.perf_counter()
         with torch.no_grad():

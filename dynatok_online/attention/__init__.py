@@ -5,7 +5,7 @@
     attention.prepare(model, "concat")
     logits = model(**attention.inputs(row, model.device), use_cache=False).logits   # [1, M, V]
 
-`dense` writes the mask out (the oracle), `concat` (default) runs standard kernels on the pieces
+`dense` writes the mask out (the oracle), `concat` (default) runs standard kernels on the tiles
 of the row, `flex` is FlexAttention (GPU). Both the attention and the mask function are
 registered: without the latter transformers takes restarting positions for packed sequences and
 cuts branches off.
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from dynatok_online.attention import concat, dense, flex
 from dynatok_online.attention.copies import to_device
-from dynatok_online.attention.held import HeldKV
 from dynatok_online.attention.layout import LayerMask, Layout, Scoring
+from dynatok_online.attention.stored import StoredKV
 from dynatok_online.attention.support import SOFTCAPPED, check_call, check_model
 from dynatok_online.rows.parts import Part
 from dynatok_online.rows.row import Row
@@ -86,19 +86,19 @@ def run_part(
     part: Part,
     forward: Callable[[Part, Layout], torch.Tensor],
     backward: Callable[[Part, torch.Tensor], None],
-    above: Sequence[HeldKV] = (),
+    above: Sequence[StoredKV] = (),
 ) -> None:
     """Forward and backward of a part of a row and all parts below it (see `parts`).
 
     `forward` runs `part.row` with a layout and returns its loss, which may be of no targets;
     `backward` is called once for each part, after all parts below it.
     """
-    held = HeldKV() if part.below else None
-    loss = forward(part, Layout(part.row, above, held))
-    if held is not None:
+    stored = StoredKV() if part.below else None
+    loss = forward(part, Layout(part.row, above, stored))
+    if stored is not None:
         for one in part.below:
-            run_part(one, forward, backward, (*above, held))
-        loss = held.attach(loss)
+            run_part(one, forward, backward, (*above, stored))
+        loss = stored.attach(loss)
     backward(part, loss)
 
 

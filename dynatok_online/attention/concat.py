@@ -1,9 +1,9 @@
-"""The default attention: standard kernels on pieces of the row, joined exactly.
+"""The default attention: standard kernels on tiles of the row, joined exactly.
 
 Invariant: for a query with partial results `o_p` over disjoint key sets and their
 log-sum-exps `l_p`, the whole result is `sum_p exp(l_p - l) o_p` with `l = log sum_p exp(l_p)`.
 Backward needs no joining: the kernel's backward, given the *whole* result and `l`, returns each
-piece's own share of the gradients. Keys are shared between query heads, never repeated.
+tile's own share of the gradients. Keys are shared between query heads, never repeated.
 An attention sink is one more partial result: its score, and a value of nothing.
 
 On CPU the kernel is the flash kernel behind `scaled_dot_product_attention`, called directly
@@ -21,13 +21,13 @@ import torch
 
 from dynatok_online.attention import varlen
 from dynatok_online.attention.layout import Layout, Scoring
-from dynatok_online.attention.pieces import Piece, cut_pieces
+from dynatok_online.attention.tiles import Tile, cut_tiles
 
 _forward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 SMALL = 128
-"""Pieces with at most this many queries are run several at a time,"""
+"""Tiles with at most this many queries are run several at a time,"""
 
 FEW = 3
 """unless there are so few of them that gathering costs more than calls do."""
@@ -44,70 +44,70 @@ def attend(
     if query.device.type != "cpu":
         return varlen.attend(query, key, value, layout, scoring)
     window = scoring.window
-    batches = layout.once(("batches", window), lambda: _batch(cut_pieces(layout, window), layout))
+    batches = layout.once(("batches", window), lambda: _batch(cut_tiles(layout, window), layout))
     return _Joined.apply(query, key, value, scoring.sinks, scoring.scale, batches)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Pieces of one shape, run in one call."""
+    """Tiles of one shape, run in one call."""
 
     count: int
     queries: slice | torch.Tensor
-    """Indices of queries: a slice for one piece, else [count * queries per piece]."""
+    """Indices of queries: a slice for one tile, else [count * queries per tile]."""
     keys: slice | torch.Tensor
     causal: bool
     bias: torch.Tensor | None
-    """[queries, keys] 0 or -inf (float32), where a window cuts through the piece."""
+    """[queries, keys] 0 or -inf (float32), where a window cuts through the tile."""
     valid: torch.Tensor | None
-    """[count * queries per piece] bool: False where a shorter piece was filled up."""
+    """[count * queries per tile] bool: False where a shorter tile was filled up."""
 
 
-def _batch(pieces: list[Piece], layout: Layout) -> list[_Batch]:
+def _batch(tiles: list[Tile], layout: Layout) -> list[_Batch]:
     """Triangles first: together they write every token once; the others are added to them."""
-    groups: dict[tuple[int, int], list[list[Piece]]] = {}
+    groups: dict[tuple[int, int], list[list[Tile]]] = {}
     out: list[_Batch] = []
-    for piece in sorted(pieces, key=lambda one: (not one.causal, one.q0)):
-        queries = piece.q1 - piece.q0
-        if piece.window is not None or queries > SMALL:
-            out.append(_single(piece, layout))
+    for tile in sorted(tiles, key=lambda one: (not one.causal, one.q0)):
+        queries = tile.q1 - tile.q0
+        if tile.window is not None or queries > SMALL:
+            out.append(_single(tile, layout))
             continue
-        width = 0 if piece.causal else piece.k1 - piece.k0
+        width = 0 if tile.causal else tile.k1 - tile.k0
         same = groups.setdefault((width, (queries - 1) // 16), [])
         # A query may stand in a batch once only: joining reads and writes its result.
         for group in same:
-            if group[-1].q1 <= piece.q0:
-                group.append(piece)
+            if group[-1].q1 <= tile.q0:
+                group.append(tile)
                 break
         else:
-            same.append([piece])
+            same.append([tile])
     for group in (group for same in groups.values() for group in same):
         if len(group) > FEW:
             out.append(_joint(group, layout))
         else:
-            out += [_single(piece, layout) for piece in group]
+            out += [_single(tile, layout) for tile in group]
     return sorted(out, key=lambda one: not one.causal)
 
 
-def _single(piece: Piece, layout: Layout) -> _Batch:
+def _single(tile: Tile, layout: Layout) -> _Batch:
     bias = None
-    if piece.window is not None:
+    if tile.window is not None:
         positions = layout.positions
-        ahead = positions[piece.q0 : piece.q1, None] - positions[None, piece.k0 : piece.k1]
+        ahead = positions[tile.q0 : tile.q1, None] - positions[None, tile.k0 : tile.k1]
         bias = torch.zeros(ahead.shape)
-        bias.masked_fill_(torch.from_numpy(ahead >= piece.window), -torch.inf)
-    queries = slice(piece.q0 - layout.above, piece.q1 - layout.above)
-    keys = slice(piece.k0, piece.k1)
-    return _Batch(1, queries, keys, piece.causal, bias, None)
+        bias.masked_fill_(torch.from_numpy(ahead >= tile.window), -torch.inf)
+    queries = slice(tile.q0 - layout.above, tile.q1 - layout.above)
+    keys = slice(tile.k0, tile.k1)
+    return _Batch(1, queries, keys, tile.causal, bias, None)
 
 
-def _joint(group: list[Piece], layout: Layout) -> _Batch:
-    """Pieces of nearly one shape. Shorter ones repeat their last query, and, in triangles, their
+def _joint(group: list[Tile], layout: Layout) -> _Batch:
+    """Tiles of nearly one shape. Shorter ones repeat their last query, and, in triangles, their
     last key, which no earlier query sees; what repeats is dropped and receives no gradient."""
-    longest = max(piece.q1 - piece.q0 for piece in group)
+    longest = max(tile.q1 - tile.q0 for tile in group)
     step = np.arange(longest)
-    starts = np.array([piece.q0 for piece in group])[:, None]
-    stops = np.array([piece.q1 for piece in group])[:, None]
+    starts = np.array([tile.q0 for tile in group])[:, None]
+    stops = np.array([tile.q1 for tile in group])[:, None]
     queries = torch.from_numpy(np.minimum(starts + step, stops - 1).ravel())
     valid = None if (stops - starts == longest).all() else starts + step < stops
     causal = group[0].causal
@@ -121,7 +121,7 @@ def _joint(group: list[Piece], layout: Layout) -> _Batch:
 
 
 class _Joined(torch.autograd.Function):
-    """Kernels on batches of pieces; results joined by log-sum-exp."""
+    """Kernels on batches of tiles; results joined by log-sum-exp."""
 
     @staticmethod
     def forward(

@@ -14,7 +14,7 @@ import torch
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class HeldKV:
+class StoredKV:
     """Keys and values of one part, layer by layer, and the gradients that come back to them."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class HeldKV:
         self._sums: dict[torch.Tensor, torch.Tensor] = {}
         self._open = True
 
-    def hold(self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
+    def store(self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keep what `layer` made. Gradient checkpointing makes it again, when nobody reads it."""
         if self._open:
             self._made[layer] = key, value

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dynatok_online.arrays import Flags, Ints
-from dynatok_online.attention.held import HeldKV
+from dynatok_online.attention.stored import StoredKV
 from dynatok_online.rows.row import Row
 
 T = TypeVar("T")
@@ -31,14 +31,16 @@ class Layout:
     Keys are the A tokens that were run before (see `parts`), then the row's N; queries the N.
     """
 
-    def __init__(self, row: Row, above: Sequence[HeldKV] = (), holds: HeldKV | None = None) -> None:
+    def __init__(
+        self, row: Row, above: Sequence[StoredKV] = (), stores: StoredKV | None = None
+    ) -> None:
         self.bounds: Ints = np.asarray(row.bounds, np.int64)
         self.visible: Flags = np.asarray(row.visible, bool)
         self.positions: Ints = np.concatenate([row.above, row.position_ids]).astype(np.int64)
         self.above = len(row.above)
         """A"""
         self._read = above
-        self._holds = holds
+        self._stores = stores
         self._derived: dict[Hashable, object] = {}
 
     @property
@@ -55,11 +57,11 @@ class Layout:
         self, layer: torch.nn.Module, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the queries meet in `layer`, given the row's own: [1, G, A + N, D] both."""
-        if self._holds is not None:
-            self._holds.hold(layer, key, value)
+        if self._stores is not None:
+            self._stores.store(layer, key, value)
         if not self._read:
             return key, value
-        pairs = [*(held.read(layer) for held in self._read), (key, value)]
+        pairs = [*(stored.read(layer) for stored in self._read), (key, value)]
         return torch.cat([one for one, _ in pairs], 2), torch.cat([one for _, one in pairs], 2)
 
     def once(self, key: Hashable, derive: Callable[[], T]) -> T:

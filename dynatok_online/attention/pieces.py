@@ -1,9 +1,9 @@
-"""A row's attention as few rectangles: which queries meet which keys, each pair exactly once.
+"""A row's attention as few tiles: which queries meet which keys, each pair exactly once.
 
 Spans that see all spans before them in a stretch form a *triangle* (causal within). What is
 visible outside triangles is covered by *rectangles*: a prefix seen by many branches that lie
-side by side is one rectangle, however many branches there are. Kernels run per piece, and
-partial softmaxes of pieces with the same query are joined by their log-sum-exp, so no pair is
+side by side is one rectangle, however many branches there are. Kernels run per tile, and
+partial softmaxes of tiles with the same query are joined by their log-sum-exp, so no pair is
 computed in vain and nothing is gathered or masked.
 
 With a sliding window, spans are first split so that none is longer than the window. Pairs of
@@ -25,7 +25,7 @@ MIN_PART = 64
 
 
 @dataclass(frozen=True)
-class Piece:
+class Tile:
     """Queries `q0 .. q1` against keys `k0 .. k1` (indices of keys, for queries too)."""
 
     q0: int
@@ -38,8 +38,8 @@ class Piece:
     """Set where some pairs of the rectangle lie outside the window."""
 
 
-def cut_pieces(layout: Layout, window: int | None) -> list[Piece]:
-    """Pieces that cover every visible pair once: triangles (every token in one), then others."""
+def cut_tiles(layout: Layout, window: int | None) -> list[Tile]:
+    """Tiles that cover every visible pair once: triangles (every token in one), then others."""
     bounds, visible = layout.bounds, np.tril(layout.visible)
     if window is None:
         return _cover(bounds, visible, layout.first)
@@ -50,17 +50,17 @@ def cut_pieces(layout: Layout, window: int | None) -> list[Piece]:
     first = layout.positions[bounds[:-1]]
     last = layout.positions[bounds[1:] - 1]
     inside = visible & (last[:, None] - first[None, :] < window)
-    pieces = _cover(bounds, inside, own)
+    tiles = _cover(bounds, inside, own)
     edge = visible & ~inside & (first[:, None] - last[None, :] < window)
     for q, k in np.argwhere(edge).tolist():
         # Positions within a part are consecutive: what sees or is seen is a stretch of each.
         queries = min(int(bounds[q + 1] - bounds[q]), int(last[k] + window - first[q]))
         skipped = max(0, int(first[q] - window + 1 - first[k]))
         low = int(bounds[q])
-        pieces.append(
-            Piece(low, low + queries, int(bounds[k]) + skipped, int(bounds[k + 1]), window=window)
+        tiles.append(
+            Tile(low, low + queries, int(bounds[k]) + skipped, int(bounds[k + 1]), window=window)
         )
-    return pieces
+    return tiles
 
 
 def _split(bounds: Ints, longest: int) -> tuple[Ints, Ints]:
@@ -73,17 +73,17 @@ def _split(bounds: Ints, longest: int) -> tuple[Ints, Ints]:
     return np.concatenate([starts, bounds[-1:]]), owner
 
 
-def _cover(bounds: Ints, visible: Flags, own: int) -> list[Piece]:
+def _cover(bounds: Ints, visible: Flags, own: int) -> list[Tile]:
     """`own`: the first span with queries."""
     rest = visible.copy()
     rest[:own] = False
-    pieces = []
+    tiles = []
     low = own
     for high in range(own + 1, len(visible) + 1):
         if high == len(visible) or not visible[high, low:high].all():
             rest[low:high, low:high] = False
             start, stop = int(bounds[low]), int(bounds[high])
-            pieces.append(Piece(start, stop, start, stop, causal=True))
+            tiles.append(Tile(start, stop, start, stop, causal=True))
             low = high
     tall = _rectangles(rest.T)
     wide = _rectangles(rest)
@@ -92,7 +92,7 @@ def _cover(bounds: Ints, visible: Flags, own: int) -> list[Piece]:
     else:
         found = wide
     edges = bounds.tolist()
-    return pieces + [Piece(edges[a], edges[b], edges[c], edges[d]) for a, b, c, d in found]
+    return tiles + [Tile(edges[a], edges[b], edges[c], edges[d]) for a, b, c, d in found]
 
 
 def _rectangles(matrix: Flags) -> list[tuple[int, int, int, int]]:

@@ -115,12 +115,12 @@ def _pack(
 ) -> list[list[Unit]]:
     """First the bin that already holds most of a unit's spans, then the fullest that has room."""
     bins: list[list[Unit]] = []
-    held = np.zeros((len(units), len(lengths)), bool)
+    present = np.zeros((len(units), len(lengths)), bool)
     tokens = np.zeros(len(units), np.int64)
     spent = np.zeros(len(units))
     for unit in units:
         n = len(bins)
-        new = ~held[:n, unit.spans]
+        new = ~present[:n, unit.spans]
         add_tokens, add_cost = new @ lengths[unit.spans], new @ costs[unit.spans]
         fits = (tokens[:n] + add_tokens <= max_tokens) & (spent[:n] + add_cost <= max_cost)
         if fits.any():
@@ -133,7 +133,7 @@ def _pack(
             tokens[at] = lengths[unit.spans].sum()
             spent[at] = costs[unit.spans].sum()
             bins.append([unit])
-        held[at, unit.spans] = True
+        present[at, unit.spans] = True
     return bins
 
 

@@ -1,4 +1,4 @@
-"""A row in parts that run one after the other, so that few activations are held at a time.
+"""A row in parts that run one after the other, so that few activations are kept at a time.
 
 A part is run forward; then the parts below it, each forward *and* backward, on the part's KV cut
 off from its graph; then the part itself backward, with what they left in the KV's gradient. At
@@ -117,18 +117,18 @@ def _cut(row: Row, branches: Sequence[_Branch], above: Sequence[int], room: int)
             while len(below) == 1:
                 own, below = own + below[0].spans, below[0].below
             left = room - int(lengths[own].sum())
-            parts.append(Part(_piece(row, own, above), _cut(row, below, [*above, *own], left)))
+            parts.append(Part(_part_row(row, own, above), _cut(row, below, [*above, *own], left)))
         elif size + int(lengths[together].sum()) > room:
-            parts.append(Part(_piece(row, together, above)))
+            parts.append(Part(_part_row(row, together, above)))
             together = spans
         else:
             together = together + spans
     if together:
-        parts.append(Part(_piece(row, together, above)))
+        parts.append(Part(_part_row(row, together, above)))
     return parts
 
 
-def _piece(row: Row, own: Sequence[int], above: Sequence[int]) -> Row:
+def _part_row(row: Row, own: Sequence[int], above: Sequence[int]) -> Row:
     """The spans `own` as a row that sees the spans `above`."""
     spans: Ints = np.array([*above, *sorted(own)], np.int64)
     lengths = np.diff(row.bounds)[spans]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dynatok_online.arrays import Ints, ranges, stretches
 from dynatok_online.spans.audit import Mismatch, audit
-from dynatok_online.spans.entries import Held, list_entries
+from dynatok_online.spans.entries import PassEntries, list_entries
 from dynatok_online.spans.merging import Nodes, merge
 from dynatok_online.trajectory import Trajectory
 
@@ -110,7 +110,7 @@ def build_spans(trajectories: Sequence[Trajectory]) -> Spans:
     )
 
 
-def _held_spans(passes: Sequence[Held], nodes: Nodes, span: Ints) -> tuple[Ints, Ints]:
+def _held_spans(passes: Sequence[PassEntries], nodes: Nodes, span: Ints) -> tuple[Ints, Ints]:
     """The spans that each pass holds, by position, and where each pass's begin."""
     head_entries = np.flatnonzero(nodes.begins[nodes.node])
     low = [entry for one in passes for entry in one.entries]
@@ -138,7 +138,7 @@ def _seen(held: Ints, held_bounds: Ints) -> tuple[Ints, Ints]:
 def _targets(
     trajectories: Sequence[Trajectory],
     names: Sequence[tuple[int, int]],
-    passes: Sequence[Held],
+    passes: Sequence[PassEntries],
     readers: Ints,
 ) -> tuple[Ints, Ints, Ints]:
     """[M] entries that predict response tokens, [M] response indices, [P] tokens per reader."""

@@ -18,7 +18,7 @@ from dynatok_online.trajectory import OUTSIDE, Reuse, Trajectory
 
 
 @dataclass
-class Held:
+class PassEntries:
     """The entries that one pass holds, as runs by ascending position."""
 
     entries: list[int]
@@ -31,14 +31,14 @@ class Held:
 
 def list_entries(
     trajectories: Sequence[Trajectory],
-) -> tuple[list[list[Held]], Int32s, Int32s]:
+) -> tuple[list[list[PassEntries]], Int32s, Int32s]:
     """Every computed (pass, position) as an entry, and every pass as runs of entries."""
-    passes: list[list[Held]] = []
+    passes: list[list[PassEntries]] = []
     tokens: list[Int32s] = [np.zeros(0, np.int32)]
     starts, counts = [0], [0]
     total = 0
     for trajectory in trajectories:
-        group: list[Held] = []
+        group: list[PassEntries] = []
         for k, (one, length) in enumerate(zip(trajectory.passes, _needed(trajectory), strict=True)):
             text = trajectory.tokens(k)
             if one.stop > one.start and trajectory.fed_length(k) == 0:
@@ -46,7 +46,7 @@ def list_entries(
                     f"trajectory {trajectory.trajectory_id}, pass {k} sampled from an empty "
                     "prompt; give the prompt at least one token (a beginning-of-text token)"
                 )
-            mine = Held([], [], [], [])
+            mine = PassEntries([], [], [], [])
             at = 0
             for record in (*one.reuse, Reuse(OUTSIDE, length, length)):
                 run = Reuse(record.origin, min(record.start, length), min(record.stop, length))
@@ -104,7 +104,7 @@ def _check_run(trajectory: Trajectory, k: int, run: Reuse, at: int, full: list[i
             raise ValueError(f"{where} exceeds the {held} positions of pass {run.origin}")
 
 
-def _borrow(mine: Held, origin: Held, run: Reuse) -> None:
+def _borrow(mine: PassEntries, origin: PassEntries, run: Reuse) -> None:
     """Adds the runs that `origin` holds at the positions of `run`."""
     for entry, start, stop in zip(origin.entries, origin.starts, origin.stops, strict=True):
         low, high = max(start, run.start), min(stop, run.stop)

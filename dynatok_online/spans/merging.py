@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynatok_online.arrays import Flags, Int32s, Ints
-from dynatok_online.spans.entries import Held
+from dynatok_online.spans.entries import PassEntries
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -47,7 +47,7 @@ class Nodes:
     """[N] the node that begins the span of each node."""
 
 
-def merge(passes: Sequence[Held], tokens: Int32s, positions: Int32s) -> Nodes:
+def merge(passes: Sequence[PassEntries], tokens: Int32s, positions: Int32s) -> Nodes:
     """The nodes of `passes`, whose entries have these [E] tokens and positions."""
     before, after = _chain(passes, tokens, positions)
     _, first, node = np.unique(after, return_index=True, return_inverse=True)
@@ -65,7 +65,7 @@ def _mix(values: Hashes) -> Hashes:
 
 
 def _chain(
-    passes: Sequence[Held],
+    passes: Sequence[PassEntries],
     tokens: Int32s,
     positions: Int32s,
 ) -> tuple[Hashes, Hashes]:
@@ -123,7 +123,7 @@ def _begins(low: Ints, high: Ints, before: Hashes, after: Hashes, lowest: Flags)
     return begins
 
 
-def _links(passes: Sequence[Held], node: Ints) -> tuple[Ints, Ints]:
+def _links(passes: Sequence[PassEntries], node: Ints) -> tuple[Ints, Ints]:
     """Node pairs that stand at consecutive positions of some pass."""
     inner = np.ones(max(len(node) - 1, 0), bool)
     below: list[int] = []

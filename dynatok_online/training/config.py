@@ -35,7 +35,7 @@ class DynamicSFTConfig(SFTConfig):
     memory: str = field(
         default="row",
         metadata={
-            "help": "Activations held at a time: a whole `row`'s (fastest) or its longest `pass`'s "
+            "help": "Activations kept at a time: a whole `row`'s (fastest) or its longest `pass`'s "
             "(shared prefixes run once, what follows them one after the other)."
         },
     )

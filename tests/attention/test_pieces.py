@@ -1,4 +1,4 @@
-"""Pieces cover the definition of the mask, each pair once."""
+"""Tiles cover the definition of the mask, each pair once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynatok_online.attention.layout import Layout
-from dynatok_online.attention.pieces import cut_pieces
+from dynatok_online.attention.tiles import cut_tiles
 from dynatok_online.rows.parts import Part, cut_row
 from dynatok_online.rows.plan import Row, plan_rows
 from dynatok_online.trajectory import RESPONSE, Pass, Reuse, Trajectory
@@ -18,18 +18,18 @@ from tests.simulate import World, simulate
 def covered(layout: Layout, window: int | None) -> np.ndarray:
     above = layout.above
     count = np.zeros((layout.tokens, above + layout.tokens), int)
-    for piece in cut_pieces(layout, window):
-        block = np.ones((piece.q1 - piece.q0, piece.k1 - piece.k0), int)
-        if piece.causal:
+    for tile in cut_tiles(layout, window):
+        block = np.ones((tile.q1 - tile.q0, tile.k1 - tile.k0), int)
+        if tile.causal:
             block = np.tril(block)
-        if piece.window is not None:
+        if tile.window is not None:
             ahead = (
-                layout.positions[piece.q0 : piece.q1, None]
-                - layout.positions[None, piece.k0 : piece.k1]
+                layout.positions[tile.q0 : tile.q1, None]
+                - layout.positions[None, tile.k0 : tile.k1]
             )
-            block *= ahead < piece.window
+            block *= ahead < tile.window
             assert block.any(1).all(), "a query without keys has no softmax"
-        count[piece.q0 - above : piece.q1 - above, piece.k0 : piece.k1] += block
+        count[tile.q0 - above : tile.q1 - above, tile.k0 : tile.k1] += block
     return count
 
 
@@ -88,7 +88,7 @@ def test_few_pieces_for_an_edited_response() -> None:
         )
         return Layout(row)
 
-    exact = cut_pieces(edited("exact"), None)
-    assert sum(not piece.causal for piece in exact) == 1
-    sticky = cut_pieces(edited("sticky"), None)
-    assert sum(not piece.causal for piece in sticky) <= states + 2
+    exact = cut_tiles(edited("exact"), None)
+    assert sum(not tile.causal for tile in exact) == 1
+    sticky = cut_tiles(edited("sticky"), None)
+    assert sum(not tile.causal for tile in sticky) <= states + 2
