@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib", "pya
 
 VERBS = (
     *("launch", "actor", "learner", "collect", "train", "eval", "demo", "inspect", "bench"),
-    *("keys", "doctor"),
+    *("gold", "model", "keys", "doctor"),
 )
 
 
@@ -45,8 +46,9 @@ def test_every_help_is_quick_light_and_has_an_example():
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.split("====\n")[1:]
     assert len(others) == len(VERBS)
+    listed = re.findall(r"^    ([a-z]+) ", first.partition("verbs:")[2], re.MULTILINE)
+    assert {*listed} == {*VERBS}
     for verb, text in zip(VERBS, others, strict=True):
-        assert f"    {verb} " in first
         assert text.startswith(f"usage: dynatok {verb} ")
         assert f"example:\n  dynatok {verb}" in text
     # A second each on a quiet machine, the first one included; here, others may run beside.
