@@ -24,7 +24,7 @@ HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib", "pya
 
 VERBS = (
     *("launch", "actor", "learner", "collect", "train", "eval", "demo", "inspect", "bench"),
-    *("gold", "model", "keys", "doctor"),
+    *("gold", "model", "requirements", "keys", "doctor"),
 )
 
 
@@ -46,7 +46,7 @@ def test_every_help_is_quick_light_and_has_an_example():
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.split("====\n")[1:]
     assert len(others) == len(VERBS)
-    listed = re.findall(r"^    ([a-z]+) ", first.partition("verbs:")[2], re.MULTILINE)
+    listed = re.findall(r"^    ([a-z]+)\s", first.partition("verbs:")[2], re.MULTILINE)
     assert {*listed} == {*VERBS}
     for verb, text in zip(VERBS, others, strict=True):
         assert text.startswith(f"usage: dynatok {verb} ")
@@ -158,6 +158,19 @@ def test_doctor_takes_no_flags(capsys):
     code, _, err = run(capsys, "doctor", "--sed", "3")
     assert code == 2
     assert "doctor takes no '--sed'" in err
+
+
+def test_requirements_are_listed_with_what_they_mean(capsys):
+    code, out, _ = run(capsys, "requirements")
+    assert code == 0
+    assert {line.split()[0] for line in out.splitlines() if line} >= {
+        "upper",
+        "max_words:20",
+        "sea",
+    }
+    assert "no word more than twice" in out
+    assert "[brackets]" in out
+    assert "It is code that runs on your machine" in out
 
 
 def test_keys_are_made_once(capsys, tmp_path):
