@@ -41,7 +41,7 @@ def check_model(model: torch.nn.Module, attention: str = "concat") -> None:
             f"{name} takes more than text, and may attend both ways within images; load its text "
             "model alone"
         )
-    for other in set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS):
+    for other in sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS)):
         raise ValueError(
             f"{name} has layers of type {other!r}; rows of spans are right for "
             f"{' and '.join(ATTENTION_LAYERS)} only, because other layers carry state from one "

@@ -1,4 +1,4 @@
-"""The model's weights as they are right now, whole, on the CPU, under their checkpoint names.
+"""The model's weights as they are right now, whole, on the CPU, without adapters.
 
 Works where a plain state dict does not: parameters that ZeRO-3 has partitioned are gathered one
 module at a time, and LoRA adapters are added to a copy of the weights that they adapt, so the
@@ -8,7 +8,7 @@ model in training is never touched. A tied tensor appears once, under its first 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,19 @@ def gather_weights(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torc
                         value = value + layer.get_delta_weight(adapter).detach().to(value.dtype)
             out[_checkpoint_name(name)] = value.to("cpu", dtype, copy=True).contiguous()
     return out
+
+
+def as_checkpoint(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Gathered weights as a checkpoint on disk names them, which is what an engine loads.
+
+    transformers holds the experts of a layer in one tensor, checkpoints each in one of its own.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return dict(revert_weight_conversion(base, dict(weights)))
 
 
 def _adapted(model: torch.nn.Module) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from learner.online.callbacks import PublishCallback
 from learner.online.canary import canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.online.gap import Gap, GapProbe
-from learner.online.gather import gather_weights
+from learner.online.gather import as_checkpoint, gather_weights
 from learner.online.inbox import Inbox
 from learner.online.publisher import Publisher, Weights, shapes
 from learner.online.report import Report
@@ -109,7 +109,7 @@ class Learner:
             config.protocol,
             config.run_id,
             self._run_dir,
-            shapes(gather()),
+            shapes(as_checkpoint(base, gather())),
             config.weight_full_every,
         )
         self._opened.append(sender)
@@ -133,6 +133,7 @@ class Learner:
             ),
             tolerance=config.canary_tolerance,
             gather=gather,
+            as_checkpoint=partial(as_checkpoint, base),
             readers=self._connected,
             announce=self._announce,
             published=self._published,

@@ -39,9 +39,11 @@ class Publisher:
         published: Callable[[int, Weights], None],
         version: int = -1,
         coming: Callable[[WeightsComing], None] = lambda coming: None,
+        as_checkpoint: Callable[[Weights], Weights] = lambda weights: weights,
     ) -> None:
         """`version`: the newest one that was ever published in this run. `coming`: told of each
-        before it is written."""
+        before it is written. `as_checkpoint`: weights under the names that actors load."""
+        self._as_checkpoint = as_checkpoint
         self._coming = coming
         self._sender = sender
         self._shadow = shadow
@@ -67,7 +69,7 @@ class Publisher:
             self._shadow.load(weights)
             manifest = self._sender.publish(
                 self.version + 1,
-                ((name, to_bytes(tensor)) for name, tensor in weights.items()),
+                ((name, to_bytes(tensor)) for name, tensor in self._as_checkpoint(weights).items()),
                 canary(self._shadow, self._texts, self._tolerance),
                 self._readers(),  # asked when all is written
                 self._coming,

@@ -2,7 +2,7 @@
 
 import torch
 
-from learner.online.gather import gather_weights
+from learner.online.gather import as_checkpoint, gather_weights
 from learner.online.publisher import shapes, to_bytes
 
 
@@ -48,3 +48,24 @@ def test_bytes_are_those_of_the_dtype(model_dir):
     back = torch.frombuffer(bytearray(sent.data), dtype=torch.bfloat16).view(sent.shape)
     assert back.equal(tensor)
     assert shapes(weights)[next(iter(weights))] == ("BF16", sent.shape)
+
+
+def test_weights_of_experts_travel_as_a_checkpoint_holds_them(tmp_path):
+    """One tensor an expert, as in the file that the model was saved to."""
+    from safetensors.torch import load_file
+
+    from benchmarks._small_models import small_model
+
+    small_model("qwen3_moe").float().save_pretrained(tmp_path)
+    model = load(tmp_path)
+    found = as_checkpoint(model, gather_weights(model, torch.float32))
+    saved = load_file(tmp_path / "model.safetensors")
+    assert "model.layers.0.mlp.experts.3.down_proj.weight" in saved
+    assert found.keys() == saved.keys()
+    assert all(found[name].equal(saved[name]) for name in saved)
+
+
+def test_weights_of_other_models_travel_as_they_are(model_dir):
+    model = load(model_dir)
+    weights = gather_weights(model, torch.float32)
+    assert as_checkpoint(model, weights).keys() == weights.keys()
