@@ -30,6 +30,7 @@ import yaml
 
 from dynatok_online.data.storage import SUFFIXES, OnBad, read_rows
 from dynatok_online.prompt import escaped, literal
+from dynatok_online.requirements import refuse_code
 from dynatok_online.tasks.files import Chat, Split, TaskRow, make_task, read_row, tasks_of
 from dynatok_online.tasks.task import Task
 
@@ -132,6 +133,10 @@ def _rows(
                 "description with a limit, or give Task objects, which are taken one by one"
             )
         try:
+            if source.startswith("hub:"):
+                refuse_code([raw.get(field) for field in ("slots", "edits")])
+                if isinstance(gold := raw.get("response"), list):
+                    refuse_code(gold)
             row = read_row(_completed(raw, given))
             name = row.task_id or f"{stem}-{number}"
             if name in names:

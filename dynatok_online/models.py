@@ -18,10 +18,14 @@ def cache_path(name: str) -> Path:
 def resolve(model: str) -> str:
     """What loads a model: the folder of a name above, else the name as it is.
 
+    With `tiny`, the requirement names of its world are known from here on.
     Raises ValueError that says how to get `smollm2` where it is not on this machine.
     """
     if model == "tiny":
-        return str(Path(__file__).parent / "tiny" / "model")
+        from dynatok_online import tiny  # which offers this function, too
+
+        tiny.register_names()
+        return str(tiny.model_path())
     if model == SMOLLM2:
         folder = cache_path(model)
         if not (folder / "config.json").is_file():

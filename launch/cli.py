@@ -186,6 +186,16 @@ def _parser() -> argparse.ArgumentParser:
         )
         bench.set_defaults(parser=bench)
 
+    _verb(
+        verbs,
+        "requirements",
+        _requirements,
+        "list what a slot can ask for, with an example of each and what it means",
+        "dynatok requirements",
+        "Wherever a requirement is named (a task file, a configuration), my.module:function names\n"
+        "a verifier of your own: code that runs on your own machine. See docs/requirements.md.",
+    )
+
     keys = _verb(
         verbs,
         "keys",
@@ -373,6 +383,14 @@ def _keys(known: argparse.Namespace, rest: list[str]) -> int:
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     return 0
+
+
+def _requirements(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"requirements takes no '{rest[0]}'; see dynatok requirements --help")
+    from launch import requirements
+
+    return requirements.main()
 
 
 def _doctor(known: argparse.Namespace, rest: list[str]) -> int:

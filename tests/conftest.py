@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported, which is later
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test is timed: an example that is slow on a busy machine is no fault.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 T = TypeVar("T")
 RUN_ID = f"engine-tests-{os.getpid()}"

@@ -9,6 +9,7 @@ import msgspec
 from actor.config import ReusePolicy, SamplingConfig
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.task import SlotState, Task
+from dynatok_online.tiny import topics
 
 
 class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,4 +67,7 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if not self.lanes or len(set(self.lanes)) != len(self.lanes):
             raise ValueError(f"lanes is {list(self.lanes)}; name one to three, each once")
+        named = {state.requirement for state in self.slots.values()}
+        if self.model == "tiny" or named & topics.WORD_LISTS.keys():
+            topics.register()
         Task("demo", self.template, self.slots, max_tokens=self.max_tokens)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
 
 from actor.config import ReusePolicy
 from dynatok_online.prompt import Placement
+from dynatok_online.requirements import refuse_code
 from dynatok_online.tasks.task import SlotState
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -70,7 +72,14 @@ Request = Hello | Start | Edit | Pause | Stop | Speed | Send
 _decoder = msgspec.json.Decoder(Request)
 
 
-def decode(text: str | bytes) -> Request:
-    """The request in a message. Raises ValueError that says what is wrong."""
+def decode(text: str | bytes, known: Collection[str | None] = ()) -> Request:
+    """The request in a message. Raises ValueError that says what is wrong.
+
+    No page may name a verifier of this machine's own code, save those `known` to be offered to it.
+    """
     request: Request = _decoder.decode(text)
+    if isinstance(request, Start | Edit):
+        for state in request.slots.values():
+            if state.requirement not in known:
+                refuse_code(state.requirement)
     return request

@@ -172,10 +172,11 @@ class PageServer:
                 await page.close(1008, reason=str(error)[:120])
 
     async def _receive(self, page: WebSocket) -> None:
+        known = {state.requirement for state in self._control.config.slots.values()}
         while True:
             text = await page.receive_text()
             try:
-                await self._control.handle(decode(text))
+                await self._control.handle(decode(text, known))
             except Exception as error:
                 # Whatever went wrong (an engine that dies, say), the page stays.
                 named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -87,6 +87,7 @@ def load_tasks(
     config: AloneConfig, split: Split, seed: int, bad: Bad | None = None
 ) -> Iterator[Task]:
     """The config's tasks without end. ValueError before the first one for what cannot be used."""
+    tiny.resolve(config.model)  # what is wrong with it is said first; `tiny` brings its names
     return tasks(
         config.tasks,
         split,

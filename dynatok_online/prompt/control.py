@@ -12,13 +12,22 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
     Those that it marks special, and the added ones that its chat template writes (`<think>`).
     Other added tokens, such as runs of blanks, are text.
     """
-    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    added = added_tokens(tokenizer)
     chat = _chat_template(tokenizer)
+    if not added:  # Mistral's own lists names alone
+        names = getattr(tokenizer, "all_special_tokens", None) or []
+        return {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
     return {
         one.content: number
         for number, one in added.items()
         if one.content.strip() and (one.special or one.content in chat)
     }
+
+
+def added_tokens(tokenizer: Any) -> Mapping[int, Any]:
+    """Id -> added token; empty where the tokenizer keeps no such table."""
+    found = getattr(tokenizer, "added_tokens_decoder", None)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _chat_template(tokenizer: Any) -> str:

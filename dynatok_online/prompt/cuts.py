@@ -179,6 +179,8 @@ def _stays(
         if i + 1 < len(items):
             border = before_slot(encoder, item)
             stop = len(item) - border.taken
+            if stop < start and not item[stop:start].strip(" "):
+                start = stop  # blanks are written with the word that follows them
             if not border.agrees or stop < start:
                 notes.append(f"{item[-12:]!r} before {beside[1]}: cut where the slot begins")
             stop = max(start, stop)

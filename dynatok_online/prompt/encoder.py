@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from dynatok_online.prompt.control import control_tokens, turn_end
+from dynatok_online.prompt.control import added_tokens, control_tokens, turn_end
 
 Encode = Callable[[str], list[int]]
 """Text to token ids, control tokens neither read nor added."""
@@ -70,11 +70,11 @@ class Encoder:
         """Of a transformers tokenizer, a function, or an encoder."""
         if isinstance(given, Encoder):
             return given
-        if not hasattr(given, "added_tokens_decoder"):
+        if not hasattr(given, "convert_tokens_to_ids"):
             return cls(given)
         control = control_tokens(given)
         encode, behind = _plain(given, control)
-        added = given.added_tokens_decoder.values()
+        added = added_tokens(given).values()
         return cls(
             encode,
             behind,

@@ -12,16 +12,19 @@ two states and belongs to neither: give the neighbouring text and it is left out
     (0.5, [(3, 6, False), (7, 12, True)])
 
 Requirements are named: `upper`; `max_words:20` with a parameter; `upper+no_comma` for both at
-once. `docs/requirements.md` lists the kinds; one file here per family.
+once. `my.module:function` is a verifier of your own. `dynatok requirements` and
+`docs/requirements.md` list the kinds; one file here per family.
 """
 
 from dynatok_online.requirements.core import Requirement, Unit, Verdict
+from dynatok_online.requirements.kinds import Kind
+from dynatok_online.requirements.own import refuse_code
 from dynatok_online.requirements.registry import (
     KINDS,
     REQUIREMENTS,
-    Kind,
     contradiction,
     family,
+    register,
     requirement,
 )
 
@@ -34,5 +37,7 @@ __all__ = [
     "Verdict",
     "contradiction",
     "family",
+    "refuse_code",
+    "register",
     "requirement",
 ]

@@ -49,6 +49,8 @@ class Unit:
     start: int
     stop: int
     ok: bool
+    value: float | None = field(default=None, repr=False)
+    """How far it holds, in [0, 1], where more is known than `ok`."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ class Verdict:
 
     @property
     def score(self) -> float | None:
-        """Share of the units that hold, in [0, 1]; None where there is no unit."""
+        """Share of the units that hold, or mean of their values, in [0, 1]; None without units."""
         if not self.units:
             return None
-        return sum(unit.ok for unit in self.units) / len(self.units)
+        values = (unit.ok if unit.value is None else unit.value for unit in self.units)
+        return sum(values) / len(self.units)
 
     @property
     def holds(self) -> bool | None:
@@ -130,7 +133,7 @@ class Requirement:
         """
         start = len(before)
         found = self.locate(Text(before + text + after, start, start + len(text)))
-        units = (Unit(u.start - start, u.stop - start, u.ok) for u in found)
+        units = (Unit(u.start - start, u.stop - start, u.ok, u.value) for u in found)
         return Verdict(tuple(sorted(units, key=lambda unit: (unit.start, unit.stop))))
 
 

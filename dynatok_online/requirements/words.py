@@ -1,9 +1,9 @@
-"""Which words: a topic, keywords to use, words to avoid, how often one may stand."""
+"""Which words: keywords to use, words to avoid, how often one may stand."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from unicodedata import normalize
 
 from dynatok_online.requirements.core import (
@@ -15,30 +15,10 @@ from dynatok_online.requirements.core import (
     Unit,
     at_least,
     at_most,
-    each,
     matches,
     mentions,
 )
 from dynatok_online.requirements.folding import fold
-from dynatok_online.requirements.wordlists import WORD_LISTS
-
-
-def _from_list(topic: str) -> Callable[[str], bool | None]:
-    """Words of this list hold, words of the other lists do not, any other word is free."""
-    wanted = WORD_LISTS[topic]
-    others = frozenset[str]().union(*(words for name, words in WORD_LISTS.items() if name != topic))
-
-    def judge(word: str) -> bool | None:
-        word = word.lower()
-        return True if word in wanted else False if word in others else None
-
-    return judge
-
-
-TOPICS = tuple(
-    Requirement(topic, "words", f"the {topic}", each(WORD, _from_list(topic)))
-    for topic in WORD_LISTS
-)
 
 
 def spelled_with(*phrases: str) -> Counts:

@@ -7,9 +7,16 @@ from pathlib import Path
 
 from dynatok_online.models import resolve
 
-__all__ = ["model_path", "resolve"]
+__all__ = ["model_path", "register_names", "resolve"]
 
 
 def model_path() -> Path:
     """The folder of the committed model; transformers and vLLM load it as any other."""
     return Path(__file__).parent / "model"
+
+
+def register_names() -> None:
+    """Make the requirement names of the tiny world known: `sea`, `forest`, `city`."""
+    from dynatok_online.tiny import topics
+
+    topics.register()

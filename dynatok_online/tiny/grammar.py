@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from dynatok_online.requirements.wordlists import NUMBERS, PLACES, THINGS
+from dynatok_online.tiny.topics import NUMBERS, PLACES, THINGS
 
 # N a number, T a kind of thing, P a place; anything else stands for itself.
 FRAMES: tuple[str, ...] = (

@@ -13,9 +13,11 @@ from functools import cache
 from typing import Literal
 
 from dynatok_online.requirements import family, requirement
-from dynatok_online.requirements.wordlists import NUMBER_WORDS, WORD_LISTS
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
-from dynatok_online.tiny import grammar
+from dynatok_online.tiny import grammar, topics
+from dynatok_online.tiny.topics import NUMBER_WORDS, WORD_LISTS
+
+topics.register()
 
 Split = Literal["train", "heldout"]
 

@@ -10,8 +10,6 @@ from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Edit, Pass, Trajectory
 from dynatok_online.view.events import Event, LaneEvents, edit_event, plain_slot
 
-_BY_TEXT = {one.text: one.name for one in REQUIREMENTS.values()}
-
 
 def events(
     trajectory: Trajectory, decode: Decode, control: Mapping[int, str] | None = None
@@ -61,4 +59,4 @@ def _states(one: Pass) -> dict[str, SlotState]:
 
 
 def _requirement(text: str) -> str | None:
-    return _BY_TEXT.get(text.strip())
+    return next((one.name for one in REQUIREMENTS.values() if one.text == text.strip()), None)

@@ -212,3 +212,16 @@ def test_another_encoding_is_an_error_that_says_so(tmp_path: Path, encoding: str
     (tmp_path / "tasks.yaml").write_bytes("source: tiny # é".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         names(str(tmp_path / "tasks.yaml"))
+
+
+def test_rows_of_the_hub_name_no_code_of_this_machine(monkeypatch):
+    import datasets
+
+    state = {"text": "a haiku", "requirement": "antigravity:geohash"}
+    slots: dict[str, Any] = {"a": ["upper", state]}
+    rows = [{"prompt": "Write: {{a}} on time:out", "slots": slots}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    with pytest.raises(ValueError, match="row 1: 'antigravity:geohash' would be code"):
+        next(tasks("hub:someone/rows", "train", 0))
+    slots["a"] = ["upper"]
+    assert next(tasks("hub:someone/rows", "train", 0)).states["a"].requirement == "upper"

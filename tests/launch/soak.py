@@ -193,6 +193,10 @@ class Soak:
 
     # ---- what came out ----
 
+    def shared_at_first(self) -> float:
+        """MiB of shared memory: the most in the first third of the time."""
+        return max(self.shared[: len(self.shared) // 3 + 1])
+
     def growth(self) -> dict[str, tuple[float, Sample, Sample]]:
         """Name -> minutes, medians of the first and the last third, of its longest life."""
         found = {}
@@ -229,6 +233,7 @@ def kept(run: Path) -> set[str]:
 def report(soak: Soak, minutes: float, found: Account, held: set[str]) -> str:
     """The figures, as a page for people."""
     learner = json.loads((soak.run / "learner.json").read_text())
+    causes = ", ".join(f"{name} {count}" for name, count in found.causes().items())
     restarts = json.loads((soak.run / "result.json").read_text())["crashes"]
     lines = [
         "# A long run under faults",
@@ -248,7 +253,7 @@ def report(soak: Soak, minutes: float, found: Account, held: set[str]) -> str:
         f"| weights refused | {learner['weights_rejected']} |",
         f"| trajectories sent | {len(found.sent)} |",
         f"| trained on | {len(found.trained)} |",
-        f"| dropped, by cause | {found.causes()} |",
+        f"| dropped | {causes or 'none'} |",
         f"| waiting in a journal | {len(found.open & held)} |",
         f"| lost | {len(found.open - held)} |",
         f"| trained on twice | {len(found.twice)} |",
@@ -264,8 +269,8 @@ def report(soak: Soak, minutes: float, found: Account, held: set[str]) -> str:
             for name, (span, a, b) in soak.growth().items()
         ),
         "",
-        f"Shared memory of the run: {soak.shared[len(soak.shared) // 10]:.1f} MiB at first, "
-        f"{soak.shared[-1]:.1f} MiB at the end.",
+        f"Shared memory of the run: at most {soak.shared_at_first():.1f} MiB in the first third, "
+        f"{soak.shared[-1]:.1f} MiB at the end; nothing was left afterwards.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -279,7 +284,7 @@ def check(soak: Soak, found: Account, held: set[str]) -> None:
         assert late.memory <= 1.1 * early.memory + 20, (name, span, early, late)
         assert late.descriptors <= early.descriptors + 4, (name, span, early, late)
         assert late.threads <= early.threads + 2, (name, span, early, late)
-    assert soak.shared[-1] <= max(soak.shared[: len(soak.shared) // 3]) + 1
+    assert soak.shared[-1] <= soak.shared_at_first() + 1
     assert not [one for one in Path("/dev/shm").iterdir() if soak.run.name in one.name]
 
 

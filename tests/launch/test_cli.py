@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib", "pya
 
 VERBS = (
     *("launch", "actor", "learner", "collect", "train", "eval", "demo", "inspect", "bench"),
-    *("keys", "doctor"),
+    *("gold", "model", "requirements", "keys", "doctor"),
 )
 
 
@@ -45,8 +46,9 @@ def test_every_help_is_quick_light_and_has_an_example():
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.split("====\n")[1:]
     assert len(others) == len(VERBS)
+    listed = re.findall(r"^    ([a-z]+)\s", first.partition("verbs:")[2], re.MULTILINE)
+    assert {*listed} == {*VERBS}
     for verb, text in zip(VERBS, others, strict=True):
-        assert f"    {verb} " in first
         assert text.startswith(f"usage: dynatok {verb} ")
         assert f"example:\n  dynatok {verb}" in text
     # A second each on a quiet machine, the first one included; here, others may run beside.
@@ -156,6 +158,19 @@ def test_doctor_takes_no_flags(capsys):
     code, _, err = run(capsys, "doctor", "--sed", "3")
     assert code == 2
     assert "doctor takes no '--sed'" in err
+
+
+def test_requirements_are_listed_with_what_they_mean(capsys):
+    code, out, _ = run(capsys, "requirements")
+    assert code == 0
+    assert {line.split()[0] for line in out.splitlines() if line} >= {
+        "upper",
+        "max_words:20",
+        "sea",
+    }
+    assert "no word more than twice" in out
+    assert "[brackets]" in out
+    assert "It is code that runs on your machine" in out
 
 
 def test_keys_are_made_once(capsys, tmp_path):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import launch
 from actor.demo.config import DemoConfig
-from actor.offline.config import CollectConfig, EvalConfig
+from actor.offline.config import CollectConfig, EvalConfig, GoldConfig
 from actor.task_source import tasks
 from dynatok_online.tasks.gold import load_training_data
 from dynatok_online.trajectory import Trajectory, to_row
@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[type[Any], Path]] = {
     "train": (TrainConfig, CONFIGS / "tiny-train.yaml"),
     "eval": (EvalConfig, CONFIGS / "tiny-eval.yaml"),
     "demo": (DemoConfig, CONFIGS / "tiny-demo.yaml"),
+    "gold": (GoldConfig, CONFIGS / "smollm2-gold.yaml"),
 }
 Check = Callable[[Any], None]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ STATES = [
     {"s": "über née!", "t": "中文。"},
     {"s": "say <|im_end|> or <eos>", "t": "[INST] <think>"},
 ]
+PLAIN = {"add_special_tokens": False}
 RESPONSES = ["The sea is wide", " it was", "éa."]
 
 
@@ -68,6 +70,29 @@ def test_pieces_are_the_tokenizers_own_ids_of_the_whole_text(kind: str, bos: boo
                 own = tokenizer(whole(renderer, states, response))["input_ids"]
                 assert pieces(renderer, states, response) == own, (template, states, response)
                 assert not renderer.differences(states)
+
+
+@pytest.mark.parametrize(
+    "name", ["tekken_240911.json", "mistral_instruct_tokenizer_240323.model.v3"]
+)
+def test_mistrals_own_tokenizers(name: str) -> None:
+    """They come with their library, and are none of transformers' kind."""
+    import mistral_common
+    from transformers.tokenization_mistral_common import MistralCommonBackend
+
+    tokenizer = MistralCommonBackend(Path(mistral_common.__file__).parent / "data" / name)
+    encoder = Encoder.of(tokenizer)
+    assert (encoder.first, encoder.stop) == ((1,), 2)
+    for template in TEMPLATES.values():
+        renderer = Renderer(parse(template), encoder)
+        for states in STATES[:-1]:
+            for response in RESPONSES:
+                if renderer.uncertain and response.endswith("."):
+                    continue
+                own = [1, *tokenizer.encode(whole(renderer, states, response), **PLAIN)]
+                assert pieces(renderer, states, response) == own, (template, states, response)
+        ids = pieces(renderer, STATES[-1], "")
+        assert not set(encoder.control.values()) & set(ids[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatok_online.requirements import KINDS, REQUIREMENTS, Verdict, requirement
-from dynatok_online.requirements.wordlists import NUMBER_WORDS, WORD_LISTS
+from dynatok_online.requirements import Verdict, requirement
+from dynatok_online.requirements.kinds import GENERAL
 
 CASES = [
     ("upper", "THE 3 OWLS CAN'T SLEEP.", 1.0),
@@ -25,15 +25,6 @@ CASES = [
     ("max_capital_words:1", "we saw BIG owls", 1.0),
     ("max_capital_words:0", "BIG OWLS", 0.0),
     ("max_capital_words:1", "BIG OWLS", 0.5),
-    ("sea", "we saw BOATS by the Pier", 1.0),
-    ("sea", "we saw owls by the trail", 0.0),
-    ("sea", "boats near the museum", 0.5),
-    ("forest", "owls near the grove", 1.0),
-    ("forest", "gulls", 0.0),
-    ("forest", "gulls, owls", 0.5),
-    ("city", "trams near the plaza", 1.0),
-    ("city", "a gull's nest by the pier", 0.0),
-    ("city", "crabs and trams and ferns and towers", 0.5),
     ("include:owl,reef", "OWLS at the reef", 1.0),
     ("include:owl,reef", "gulls", 0.0),
     ("include:owl,reef", "we saw owls", 0.5),
@@ -152,17 +143,14 @@ def test_score(name: str, text: str, score: float) -> None:
 
 
 def test_every_kind_has_a_positive_a_negative_and_a_partial_case() -> None:
-    assert len(KINDS) >= 25
-    for name in KINDS:
+    for name in (kind.name for kind in GENERAL):
         scores = [score for case, _, score in CASES if case.partition(":")[0] == name]
         assert 1.0 in scores, name
         assert min(scores) <= 0.1, name
         assert name in WHOLE or set(scores) - {0.0, 1.0}, name
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("upper", "3, 4."), ("sea", "we saw"), ("digits", "owls"), ("no_e", "")]
-)
+@pytest.mark.parametrize(("name", "text"), [("upper", "3, 4."), ("digits", "owls"), ("no_e", "")])
 def test_no_unit_is_no_evidence(name: str, text: str) -> None:
     verdict = requirement(name).verify(text)
     assert verdict == Verdict(())
@@ -209,13 +197,14 @@ def test_words_that_reach_into_the_neighbouring_text_do_not_count() -> None:
     assert upper.verify("ts SAW A gu").score == 0.5
     assert upper.verify(" SAW A ", before="boats", after="gulls").score == 1.0
     assert upper.verify("oat", before="b", after="s").score is None
-    # Without its neighbours "ten" would be a number, and "sea" words could appear by accident.
+    # Without its neighbours "ten" would be a number, and other words could appear by accident.
     assert requirement("digits").verify("ten", before="of").score is None
     assert requirement("brackets").verify("ts] [saw]", before="[boa").score == 1.0
 
 
 JUDGED_ALONE = sorted(
-    {*REQUIREMENTS} - {"json", "quoted", "headed", "rhyme", "alliteration", "exclaim", "ask"}
+    {kind.example for kind in GENERAL if ":" not in kind.example}
+    - {"json", "quoted", "headed", "rhyme", "alliteration", "exclaim", "ask"}
 )
 
 
@@ -223,7 +212,7 @@ JUDGED_ALONE = sorted(
     name=st.sampled_from(JUDGED_ALONE),
     words=st.lists(
         st.sampled_from(
-            sorted({*NUMBER_WORDS, *WORD_LISTS["sea"], "we", "Saw", "THE", "7", "[a]"})
+            ["two", "Twelve", "boats", "gulls,", "piers.", "we", "Saw", "THE", "7", "[a]"]
         ),
         max_size=12,
     ),
@@ -242,16 +231,13 @@ def test_cutting_a_text_neither_invents_nor_changes_units(
 
 
 @given(
-    st.sampled_from(sorted(KINDS)), st.text(max_size=60), st.text(max_size=9), st.text(max_size=9)
+    st.sampled_from([kind.example for kind in GENERAL]),
+    st.text(max_size=60),
+    st.text(max_size=9),
+    st.text(max_size=9),
 )
 def test_units_lie_in_the_text_whatever_it_is(
     name: str, text: str, before: str, after: str
 ) -> None:
-    verdict = requirement(KINDS[name].example).verify(text, before=before, after=after)
+    verdict = requirement(name).verify(text, before=before, after=after)
     assert all(0 <= unit.start <= unit.stop <= len(text) for unit in verdict.units)
-
-
-def test_word_lists_share_no_word() -> None:
-    lists = list(WORD_LISTS.values())
-    assert len(frozenset[str]().union(*lists)) == sum(map(len, lists))
-    assert all(word not in NUMBER_WORDS for words in lists for word in words)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynatok_online.requirements import KINDS, requirement
+from dynatok_online.requirements import requirement
 from dynatok_online.requirements.core import SENTENCE, WORD
 from dynatok_online.requirements.folding import folded
+from dynatok_online.requirements.kinds import GENERAL
 from dynatok_online.requirements.pieces import COUNTED, TOKEN
 from tests.requirements.test_languages import CASES, SENTENCES
 from tests.requirements.texts import SENTENCES as PROSE
@@ -22,7 +23,7 @@ SAMPLES = sorted(
         *(text for _, text, _ in CASES if len(text) < 200),
     }
 )
-NAMES = sorted({*(kind.example for kind in KINDS.values()), *(name for name, _, _ in CASES)})
+NAMES = sorted({*(kind.example for kind in GENERAL), *(name for name, _, _ in CASES)})
 WHOLE = ("json", "quoted", "starts_with", "ends_with", "paragraphs", "rhyme", "language")
 """Kinds that judge the text as a whole, or one place of it by what stands elsewhere in it."""
 COUNTING = ("min_", "max_", "no_repeated", "include", "bullets", "headed", "postscript")

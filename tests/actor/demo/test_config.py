@@ -23,8 +23,19 @@ SHIPPED = sorted((Path(launch.__file__).parent / "configs").glob("*-demo.yaml"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_load(path):
     config = load_process(path, DemoConfig)
-    assert all(len(state.text) <= config.slot_width for state in config.slots.values())
+    if config.slot_width:
+        assert all(len(state.text) <= config.slot_width for state in config.slots.values())
     assert all(state.requirement for state in config.slots.values())
+
+
+def test_the_page_of_the_tiny_world_opens_with_another_model():
+    code = (
+        "from actor.demo.config import DemoConfig; from launch.config import load_process\n"
+        f"from pathlib import Path; path = Path({str(SHIPPED[-1])!r})\n"
+        "print(load_process(path, DemoConfig, ['--model', 'gpt2']).slots['words'].requirement)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "sea\n", done.stderr
 
 
 @pytest.mark.parametrize(
