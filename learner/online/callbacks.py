@@ -55,7 +55,9 @@ class PublishCallback(TrainerCallback):
     ) -> None:
         """The weights are those that training starts from, a checkpoint's where there is one."""
         if not self._publisher.publish(self._last_wait):
-            raise LearnerFailed("the first weights could not be published: no free buffer")
+            raise LearnerFailed(
+                f"the first weights could not be published: {self._publisher.obstacle}"
+            )
 
     def on_step_begin(
         self,
@@ -92,6 +94,6 @@ class PublishCallback(TrainerCallback):
             control.should_save = control.should_save or (last and step < state.max_steps)
         elif insist:
             raise LearnerFailed(
-                f"weights could not be published within {self._last_wait:g} s: every "
-                "buffer is still being read; see the actors' logs"
+                f"weights could not be published within {self._last_wait:g} s: "
+                f"{self._publisher.obstacle}; see the actors' logs"
             )

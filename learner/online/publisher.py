@@ -57,6 +57,8 @@ class Publisher:
         """The newest published version; -1: none yet."""
         self.postponed = 0
         """How often every buffer was still being read."""
+        self.obstacle = ""
+        """Why the last one was postponed."""
         self.seconds = 0.0
         """Time spent publishing."""
 
@@ -74,8 +76,9 @@ class Publisher:
                 self._readers(),  # asked when all is written
                 self._coming,
             )
-        except NoFreeSlot:
+        except NoFreeSlot as error:
             self.postponed += 1
+            self.obstacle = str(error)
             return False
         finally:
             self.seconds += time.perf_counter() - began

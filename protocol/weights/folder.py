@@ -9,6 +9,7 @@ next one serve: actors may have to go back to them.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -19,9 +20,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightSender, WeightsError
+from protocol.weights.base import (
+    NoFreeSlot,
+    Progress,
+    Tensor,
+    WeightReceiver,
+    WeightSender,
+    WeightsError,
+)
 from protocol.weights.payload import DTYPE_BYTES, check_layout, nbytes, slice_verified, write_hashed
-from protocol.wire.messages import Canary, WeightManifest, WeightsComing
+from protocol.wire.messages import Canary, TensorSpec, WeightManifest, WeightsComing
 
 _LENGTH: Final = struct.Struct("<Q")
 _LOOK_SECONDS: Final = 0.1
@@ -83,11 +91,32 @@ class FolderSender(WeightSender):
         readers: Iterable[str] = (),
         coming: Callable[[WeightsComing], None] = lambda coming: None,
     ) -> WeightManifest:
-        """Write a version. Raises `WeightsError` unless it has exactly the expected tensors."""
+        """Write a version. Raises `WeightsError` unless it has exactly the expected tensors.
+
+        A full disk is a `NoFreeSlot`: there may be room later.
+        """
         if version <= max(self._published, default=-1):
             raise ValueError(f"version {version} is not newer than {max(self._published)}")
         path = weights_path(self._folder, version)
         temporary = path.with_suffix(".writing")
+        try:
+            specs = self._write(temporary, version, tensors)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoFreeSlot(f"no room for weights {version} in {self._folder}") from error
+            raise
+        temporary.rename(path)
+        specs.sort(key=lambda spec: (spec.offset, spec.nbytes))
+        with self._lock:
+            self._readers[version] = set(readers)
+            self._published.add(version)
+        self._delete()
+        return WeightManifest(version, "folder", 0, self._nbytes, tuple(specs), canary)
+
+    def _write(
+        self, temporary: Path, version: int, tensors: Iterable[tuple[str, Tensor]]
+    ) -> list[TensorSpec]:
         specs = []
         with temporary.open("wb", buffering=0) as file:
             fd = file.fileno()
@@ -106,13 +135,7 @@ class FolderSender(WeightSender):
             os.fsync(fd)
         if len(specs) != len(self._expected):
             raise WeightsError(f"weights {version}: {len(specs)} of {len(self._expected)} tensors")
-        temporary.rename(path)
-        specs.sort(key=lambda spec: (spec.offset, spec.nbytes))
-        with self._lock:
-            self._readers[version] = set(readers)
-            self._published.add(version)
-        self._delete()
-        return WeightManifest(version, "folder", 0, self._nbytes, tuple(specs), canary)
+        return specs
 
     def joined(self, reader: str) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ class FakePublisher:
     def __init__(self) -> None:
         self.full = False
         self.published = 0
+        self.obstacle = "version 3 by actor-1"
 
     def publish(self, wait: float = 0.0) -> bool:
         self.published += not self.full
@@ -63,5 +64,5 @@ def test_time_ends_the_training_with_weights_published() -> None:
 def test_final_weights_that_cannot_go_out_fail_the_run() -> None:
     publisher = FakePublisher()
     publisher.full = True
-    with pytest.raises(LearnerFailed, match="weights could not be published"):
+    with pytest.raises(LearnerFailed, match=r"weights could not be published .* by actor-1"):
         steps(made(publisher), range(1, 4), max_steps=3)

@@ -202,6 +202,22 @@ def test_a_learner_that_is_back_keeps_what_actors_may_go_back_to(tmp_path: Path)
     assert versions_in(tmp_path) == [6, 7]
 
 
+def test_a_full_disk_leaves_nothing_half_and_the_next_try_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = FolderSender(tmp_path, EXPECTED)
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("protocol.weights.folder.os.fsync", full)
+        with pytest.raises(NoFreeSlot, match="no room for weights 0"):
+            sender.publish(0, tensors(1), CANARY)
+    assert not list(tmp_path.iterdir())
+    assert FolderReceiver(tmp_path).read(sender.publish(0, tensors(1), CANARY))
+
+
 def test_a_version_that_was_never_announced_is_written_again(tmp_path: Path) -> None:
     """The learner was killed between writing the file and saying so."""
     FolderSender(tmp_path, EXPECTED).publish(3, tensors(1), CANARY)
