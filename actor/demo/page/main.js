@@ -117,7 +117,7 @@ function drawAll() {
   write($("engine"), connected ? visible(status.message) : visible(refusal) || "connection lost; reconnecting");
   $("engine").dataset.state = connected ? status.state : "dead";
   write($("model"), status.model ? `model ${visible(status.model)}` : "");
-  write($("weights"), status.version >= 0 ? `weights ${status.version}` : "");
+  write($("weights"), status.version >= 0 ? `· weights ${status.version}` : "");
   $("start").disabled = !ready;
   $("pause").disabled = !running || !connected;
   write($("pause"), store.paused && running ? "Resume" : "Pause");

@@ -80,6 +80,8 @@ def finish(page: Page) -> None:
 
 def ended(page: Page) -> None:
     announced(page, "Finished")
+    said = page.locator(".lane:has(.status.failed) .detail").all_inner_texts()
+    assert said == [], "a lane failed"
 
 
 def save(page: Page, what: str, path: Path) -> Path:
