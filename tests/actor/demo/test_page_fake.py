@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from actor.sessions.serving import Serving
 from dynatok_online.trajectory import Trajectory
 from tests.actor.demo.backend import CONTROL
 from tests.actor.demo.conftest import FakeDemo, OpenPage, wait_until
@@ -242,38 +241,6 @@ def test_a_name_that_is_not_known_is_told_what_to_write(
     fake_demo.rewritten_host = "localhost:1"
     page = open_page(fake_demo.proxied)
     wait_until(lambda: "--hosts '[\"127.0.0.1:" in page.inner_text("#engine"))
-
-
-def test_what_rejected_weights_sampled_is_seen_to_be_taken_back(
-    fake_demo: FakeDemo, open_page: OpenPage
-) -> None:
-    engine = fake_demo.backend.engine
-    serving = Serving(engine, "run", "continue")
-    fake_demo.backend.servings[0] = serving
-
-    def opened(version: int) -> None:
-        engine.label = serving.new_label(version)
-        serving.open(version, serving.new_salt(version))
-
-    async def trial() -> None:
-        await serving.close()
-        engine.label = serving.new_label(1)
-        before = len(engine.requests[-1].token_ids)
-        while len(engine.requests[-1].token_ids) < before + 20:
-            await asyncio.sleep(0.005)
-        await serving.reject()
-        opened(0)
-
-    opened(0)
-    page = open_page(fake_demo.address)
-    start(page, "exact", max_tokens="5000")
-    wait_for_tokens(page, 30)
-    asyncio.run_coroutine_threadsafe(trial(), fake_demo.loop).result(20)
-    said = page.locator(".detail")
-    wait_until(lambda: "tokens were taken back: the weights" in said.inner_text())
-    wait_for_tokens(page, 100)
-    finish(page)
-    assert page.locator(".lane .row").count() == 2
 
 
 def test_a_send_says_how_far_it_is(fake_demo: FakeDemo, open_page: OpenPage) -> None:
