@@ -86,10 +86,14 @@ class Text:
         """The text itself."""
         return self.whole[self.start : self.stop]
 
+    def holds(self, start: int, stop: int) -> bool:
+        """Whether this place of the whole lies in this text."""
+        return self.start <= start and stop <= self.stop
+
     def pieces(self, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
         """What the pattern matches in the whole, as far as it lies wholly in this text."""
         for match in pattern.finditer(self.whole):
-            if self.start <= match.start() and match.end() <= self.stop:
+            if self.holds(*match.span()):
                 yield match
 
     def mentions(self, phrase: str, *, word: bool = False) -> Iterator[tuple[int, int]]:
@@ -99,7 +103,7 @@ class Text:
         """
         for start, stop in folded(self.whole).find(fold(phrase)):
             apart = not word or not (self._inside(start) or self._inside(stop))
-            if apart and self.start <= start and stop <= self.stop:
+            if apart and self.holds(start, stop):
                 yield start, stop
 
     def _inside(self, at: int) -> bool:

@@ -16,7 +16,7 @@ from dynatok_online.requirements.core import (
     matches,
 )
 from dynatok_online.requirements.folding import fold, folded
-from dynatok_online.requirements.pieces import pattern
+from dynatok_online.requirements.pieces import LINE, pattern
 from dynatok_online.requirements.words import spelled_with
 
 # A row of dashes is a rule, and –5 is a number.
@@ -24,7 +24,7 @@ _BULLET = pattern(
     r"^[^\S\n]*(?:\*[^*\n]|-(?!(?:[^\S\n]*-){2,}[^\S\n]*$)|[•‣▪◦·・●○]|–[^\S\n]).*$", re.MULTILINE
 )
 _HIGHLIGHT = re.compile(r"\*\*[^\n*]*[^\s*][^\n*]*\*\*|\*[^\n*]*[^\s*][^\n*]*\*")
-_TITLE = re.compile(r"<<[^\n]*[^\s<>][^\n]*>>")
+_IN_TITLE = re.compile(r"[^\s<>]")
 _QUOTES = {
     **{'"': '"', "“": "”", "„": "“”", "”": "”", "«": "»", "»": "«»", "‹": "›", "›": "‹›"},
     **{"「": "」", "『": "』", "〝": "〞〟", "＂": "＂"},
@@ -76,9 +76,18 @@ def _locate_quotes(text: Text) -> Iterator[Unit]:
         yield Unit(end - 1, end, body[-1] in closing and len(body) > 1)
 
 
+def _titles(text: Text) -> Iterator[tuple[int, int]]:
+    for line in LINE.finditer(text.whole):
+        start, stop = line.group().find("<<"), line.group().rfind(">>")
+        if start >= 0 and _IN_TITLE.search(line.group()[start + 2 : max(stop, 0)]):
+            place = line.start() + start, line.start() + stop + 2
+            if text.holds(*place):
+                yield place
+
+
 JSON = Requirement("json", "envelope", "JSON", _locate_json)
 QUOTED = Requirement("quoted", "envelope", 'in "quotes"', _locate_quotes)
-HEADED = Requirement("headed", "format", "a <<title>>", at_least(matches(_TITLE), 1))
+HEADED = Requirement("headed", "format", "a <<title>>", at_least(_titles, 1))
 
 
 def bullets(name: str, count: int) -> Requirement:

@@ -140,24 +140,31 @@ _SPELLED = pattern(
 def numbers(text: Text) -> Iterator[tuple[int, int, bool]]:
     """(start, stop, whether in digits) of every number that lies wholly in the text, in order."""
     found = [(*match.span(), True) for match in _DIGITS.finditer(text.whole)]
+    taken = {at for start, stop, _ in found for at in range(start, stop)}
     plain = folded(text.whole)
+    language_at = _Languages(text.whole)
     for match in _SPELLED.finditer(plain.text):
         start, stop = plain.span(*match.span())
-        if any(first < stop and start < last for first, last, _ in found):
-            continue
-        if _means_number(match.group(), text.whole, start):
+        codes = {_AMBIGUOUS.get(word) for word in re.split("[- ]", match.group())}
+        if start not in taken and (None in codes or language_at(start) in codes):
             found.append((start, stop, False))
     for start, stop, in_digits in sorted(found):
-        if text.start <= start and stop <= text.stop:
+        if text.holds(start, stop):
             yield start, stop, in_digits
 
 
-def _means_number(words: str, whole: str, at: int) -> bool:
-    codes = {_AMBIGUOUS.get(word) for word in re.split("[- ]", words)}
-    if None in codes:
-        return True
-    sentence = next((one for one in SENTENCE.finditer(whole) if at < one.end()), None)
-    return sentence is not None and guess(sentence.group()) in codes
+class _Languages:
+    """The language of the sentence at a place; places are asked for in order."""
+
+    def __init__(self, whole: str) -> None:
+        self._sentences = SENTENCE.finditer(whole)
+        self._stop = 0
+        self._code: str | None = None
+
+    def __call__(self, at: int) -> str | None:
+        while at >= self._stop and (sentence := next(self._sentences, None)):
+            self._stop, self._code = sentence.end(), guess(sentence.group())
+        return self._code
 
 
 def locate_digits(text: Text) -> Iterator[Unit]:

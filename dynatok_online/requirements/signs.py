@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dynatok_online.requirements.core import (
     CHUNK,
@@ -10,6 +10,7 @@ from dynatok_online.requirements.core import (
     UNBOUNDED,
     WORD,
     Requirement,
+    Text,
     at_least,
     at_most,
     each,
@@ -17,7 +18,7 @@ from dynatok_online.requirements.core import (
 )
 from dynatok_online.requirements.folding import letter as letter_pattern
 from dynatok_online.requirements.numbers import locate_digits, locate_spelled
-from dynatok_online.requirements.pieces import LETTER_RUN, pattern
+from dynatok_online.requirements.pieces import LETTER_RUN, LINE, pattern
 
 _BRACKETABLE = pattern(rf"\[?{LETTER_RUN}\]?")
 _COMMAS = frozenset(",，、،﹐﹑､")
@@ -93,11 +94,22 @@ def max_letter(name: str, letter: str, count: int) -> Requirement:
     )
 
 
+def _placeholders(text: Text) -> Iterator[tuple[int, int]]:
+    for line in LINE.finditer(text.whole):
+        for opening, closing in ("[]", "［］"):
+            start = line.group().find(opening)
+            while start >= 0 and (stop := line.group().find(closing, start)) >= 0:
+                place = line.start() + start, line.start() + stop + 1
+                if text.holds(*place):
+                    yield place
+                start = line.group().find(opening, stop)
+
+
 def min_placeholders(name: str, count: int) -> Requirement:
     """At least so many placeholders such as [address]."""
     return Requirement(
         name,
         "marks",
         f"at least {count} [placeholders]",
-        at_least(matches(pattern(r"\[.*?\]|［.*?］")), count),
+        at_least(_placeholders, count),
     )

@@ -1,5 +1,7 @@
 """Names, parameters, compositions and contradictions."""
 
+import doctest
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -117,8 +119,24 @@ def test_what_can_hold_at_once(one: str, other: str) -> None:
     assert requirement(f"{one}+{other}").text
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "requirements.md"
+
+
+def test_the_examples_of_the_page_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctest.testfile(str(PAGE), module_relative=False) == (0, 2)
+    code = PAGE.read_text().split("# my_rules.py, named as my_rules:haiku\n")[1].split("\n\n")[0]
+    (tmp_path / "my_rules.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    haiku = requirement("my_rules:haiku")
+    assert haiku.text == "three lines"
+    assert haiku.verify("an owl\na log\na hill").holds
+    assert not haiku.verify("an owl").holds
+
+
 def test_the_page_lists_every_kind() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "requirements.md").read_text()
+    page = PAGE.read_text()
     listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     known = [*GENERAL, *topics.KINDS]
     assert listed == [kind.example for kind in known]
