@@ -12,7 +12,7 @@ import pytest
 
 from actor.config import ActorConfig
 from actor.demo.config import DemoConfig
-from actor.offline.config import CollectConfig, EvalConfig
+from actor.offline.config import CollectConfig, EvalConfig, GoldConfig
 from launch import config as launch_config
 from launch.config import (
     MAX_ROW_TOKENS,
@@ -33,6 +33,7 @@ ALONE: dict[str, type[Any]] = {
     "collect": CollectConfig,
     "demo": DemoConfig,
     "eval": EvalConfig,
+    "gold": GoldConfig,
     "train": TrainConfig,
 }
 SHIPPED = sorted((Path(launch_config.__file__).parent / "configs").glob("*.yaml"))
