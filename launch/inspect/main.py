@@ -111,9 +111,11 @@ def _tokens(model: str | None) -> Detokenizer:
 def _write_html(
     path: Path, chosen: Sequence[Trajectory], tokens: Detokenizer, damage: Sequence[str]
 ) -> None:
+    from dynatok_online.tiny import register_names
     from dynatok_online.view.export import page
     from dynatok_online.view.replay import events
 
+    register_names()  # whatever model wrote about its world
     notes = [f"damaged: {line}" for line in damage]
     if len(chosen) > PAGE_LIMIT:
         notes.append(f"the first {PAGE_LIMIT} of {len(chosen)} trajectories; --only ID for one")
