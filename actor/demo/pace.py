@@ -15,6 +15,10 @@ from typing import Protocol
 from actor.demo.comparison import Comparison
 
 
+DEADLINE = 10.0
+"""Seconds for an engine to pause or to resume; one that has died may never answer."""
+
+
 class Pausable(Protocol):
     """An engine that can be held."""
 
@@ -67,4 +71,5 @@ class Pace:
 async def _alive_or_not(call: Awaitable[None]) -> None:
     """A dead engine cannot be paused; that it is dead is told by whoever generates."""
     with contextlib.suppress(Exception):
-        await call
+        async with asyncio.timeout(DEADLINE):
+            await call
