@@ -14,7 +14,6 @@ from typing import Protocol
 
 from actor.demo.comparison import Comparison
 
-
 DEADLINE = 10.0
 """Seconds for an engine to pause or to resume; one that has died may never answer."""
 
