@@ -10,9 +10,9 @@ import torch
 
 from benchmarks._adherence_arms import BLOCK_SIZE, insertions, removed_corrections, without_edits
 from dynatok_online import attention
-from dynatok_online.adherence import judging as adherence
-from dynatok_online.adherence.judging import Judged
+from dynatok_online.adherence import outcomes as adherence
 from dynatok_online.adherence.measures import repetition
+from dynatok_online.adherence.outcomes import Judged
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.tasks.scripted import computed_tokens, scripted_trajectory
 from dynatok_online.tasks.task import Task

@@ -23,7 +23,7 @@ from actor.offline.alone import Alone, Bad, load_tasks, with_engine
 from actor.offline.config import EvalConfig
 from actor.offline.eval_report import draw, markdown
 from actor.offline.eval_summary import Sample, over_seeds, summary
-from dynatok_online.adherence.judging import judge
+from dynatok_online.adherence.outcomes import judge
 from dynatok_online.data.storage import write_trajectories
 from dynatok_online.tasks.task import Task
 from protocol.run.json_files import write_json

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from actor.sessions.live_session import Finished
-from dynatok_online.adherence.judging import Judged
 from dynatok_online.adherence.measures import interval, repetition
+from dynatok_online.adherence.outcomes import Judged
 from dynatok_online.adherence.summary import share
 from dynatok_online.trajectory import Trajectory
 

@@ -17,7 +17,7 @@ from actor.sessions.serving import Serving
 from dynatok_online.adherence.passes import THINK, begins_thinking, thought_end
 from dynatok_online.adherence.scoring import Decode
 from dynatok_online.requirements import requirement
-from dynatok_online.requirements.core import SENTENCE
+from dynatok_online.requirements.verdict import SENTENCE
 from dynatok_online.tasks.task import EditRule, Task
 from dynatok_online.view.texts import TokenTexts
 

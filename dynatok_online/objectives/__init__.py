@@ -1,5 +1,5 @@
 """What a loss token counts.
 
-`weights.token_weights` gives every response token its weight; the divisor is the trainer's. Read
-`weights.py`.
+`token_weights` gives every response token its weight; the divisor is the trainer's. Read
+`token_weights.py`.
 """

@@ -16,7 +16,6 @@ once. `my.module:function` is a verifier of your own. `dynatok requirements` and
 `docs/requirements.md` list the kinds; one file here per family.
 """
 
-from dynatok_online.requirements.core import Requirement, Unit, Verdict
 from dynatok_online.requirements.kinds import Kind
 from dynatok_online.requirements.own import refuse_code
 from dynatok_online.requirements.registry import (
@@ -27,6 +26,7 @@ from dynatok_online.requirements.registry import (
     register,
     requirement,
 )
+from dynatok_online.requirements.verdict import Requirement, Unit, Verdict
 
 __all__ = [
     "KINDS",

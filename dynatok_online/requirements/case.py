@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
-from dynatok_online.requirements.core import (
+from dynatok_online.requirements.pieces import APOSTROPHES, TOKEN
+from dynatok_online.requirements.verdict import (
     UNBOUNDED,
     WORD,
     Requirement,
@@ -14,7 +15,6 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
-from dynatok_online.requirements.pieces import APOSTROPHES, TOKEN
 
 _CONTRACTIONS = frozenset(("t", "s", "d", "m", "ll", "re", "ve"))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dynatok_online.requirements.core import SENTENCE, WORD, Requirement, each
 from dynatok_online.requirements.folding import fold
 from dynatok_online.requirements.pieces import pattern
+from dynatok_online.requirements.verdict import SENTENCE, WORD, Requirement, each
 
 _SMALL_WORDS = {
     "en": "the and of to in is that it was for on are with as his they at be this have from or "

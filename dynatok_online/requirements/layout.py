@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import NoReturn
 
-from dynatok_online.requirements.core import (
+from dynatok_online.requirements.folding import fold, folded
+from dynatok_online.requirements.pieces import LINE, pattern
+from dynatok_online.requirements.verdict import (
     Requirement,
     Text,
     Unit,
@@ -15,8 +17,6 @@ from dynatok_online.requirements.core import (
     exactly,
     matches,
 )
-from dynatok_online.requirements.folding import fold, folded
-from dynatok_online.requirements.pieces import LINE, pattern
 from dynatok_online.requirements.words import spelled_with
 
 # A row of dashes is a rule, and –5 is a number.

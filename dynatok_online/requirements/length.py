@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from dynatok_online.requirements.core import (
+from dynatok_online.requirements.pieces import COUNTED
+from dynatok_online.requirements.verdict import (
     SENTENCE,
     UNBOUNDED,
     Requirement,
@@ -16,7 +17,6 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
-from dynatok_online.requirements.pieces import COUNTED
 
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dynatok_online.requirements.core import Text, Unit
 from dynatok_online.requirements.folding import fold, folded
 from dynatok_online.requirements.language import guess
 from dynatok_online.requirements.pieces import SENTENCE, pattern
+from dynatok_online.requirements.verdict import Text, Unit
 
 
 @dataclass(frozen=True)

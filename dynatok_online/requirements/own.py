@@ -21,8 +21,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from dynatok_online.requirements.core import Requirement, Text, Unit
 from dynatok_online.requirements.kinds import GENERAL
+from dynatok_online.requirements.verdict import Requirement, Text, Unit
 
 _CODE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _GENERAL = frozenset(kind.name for kind in GENERAL)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from unicodedata import normalize
 
-from dynatok_online.requirements.core import Requirement
 from dynatok_online.requirements.language import LANGUAGES, language
+from dynatok_online.requirements.verdict import Requirement
 
 Make = Callable[[str, str], Requirement]
 MOST = 10_000

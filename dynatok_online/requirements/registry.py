@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import combinations
 
-from dynatok_online.requirements.core import Counts, Requirement, Text, Unit
 from dynatok_online.requirements.kinds import GENERAL, Kind
 from dynatok_online.requirements.own import code_of, is_module, load
 from dynatok_online.requirements.parameters import LONGEST, short
+from dynatok_online.requirements.verdict import Counts, Requirement, Text, Unit
 
 EXCLUSIVE = frozenset({"case", "words", "numbers", "ending", "envelope", "language"})
 """Families of which a text can follow one requirement at a time."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dynatok_online.requirements.core import SENTENCE, WORD
 from dynatok_online.requirements.registry import requirement
+from dynatok_online.requirements.verdict import SENTENCE, WORD
 
 _MARKS = re.compile(r"[.!?]+(?=[\"')\]]*(?:\s|$))")
 _COUNTED = re.compile(r"\w+")

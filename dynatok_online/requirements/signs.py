@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from dynatok_online.requirements.core import (
+from dynatok_online.requirements.folding import letter as letter_pattern
+from dynatok_online.requirements.numbers import locate_digits, locate_spelled
+from dynatok_online.requirements.pieces import LETTER_RUN, LINE, pattern
+from dynatok_online.requirements.verdict import (
     CHUNK,
     SENTENCE,
     UNBOUNDED,
@@ -16,9 +19,6 @@ from dynatok_online.requirements.core import (
     each,
     matches,
 )
-from dynatok_online.requirements.folding import letter as letter_pattern
-from dynatok_online.requirements.numbers import locate_digits, locate_spelled
-from dynatok_online.requirements.pieces import LETTER_RUN, LINE, pattern
 
 _BRACKETABLE = pattern(rf"\[?{LETTER_RUN}\]?")
 _COMMAS = frozenset(",，、،﹐﹑､")

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from unicodedata import normalize
 
-from dynatok_online.requirements.core import LINE, SENTENCE, WORD, Requirement, Text, Unit
 from dynatok_online.requirements.folding import fold
 from dynatok_online.requirements.pieces import pattern
+from dynatok_online.requirements.verdict import LINE, SENTENCE, WORD, Requirement, Text, Unit
 
 _RHYME = re.compile(r"[aeiouy]+[^aeiouy]*e?$")
 _UNSPELLED = pattern(r"[\p{Han}\p{Hiragana}\p{Katakana}]")

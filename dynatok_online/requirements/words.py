@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from unicodedata import normalize
 
-from dynatok_online.requirements.core import (
+from dynatok_online.requirements.folding import fold
+from dynatok_online.requirements.verdict import (
     UNBOUNDED,
     WORD,
     Counts,
@@ -18,7 +19,6 @@ from dynatok_online.requirements.core import (
     matches,
     mentions,
 )
-from dynatok_online.requirements.folding import fold
 
 
 def spelled_with(*phrases: str) -> Counts:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynatok_online.adherence.judging import judge
+from dynatok_online.adherence.outcomes import judge
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import model_path, world

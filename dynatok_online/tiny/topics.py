@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from dynatok_online.requirements import Kind, Requirement
 from dynatok_online.requirements import register as register_kinds
-from dynatok_online.requirements.core import WORD, each
 from dynatok_online.requirements.parameters import plain
+from dynatok_online.requirements.verdict import WORD, each
 
 THINGS: dict[str, tuple[str, ...]] = {
     "sea": ("boats", "gulls", "whales", "sailors", "shells", "waves", "crabs", "nets"),

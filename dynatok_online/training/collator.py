@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynatok_online.objectives.weights import token_weights
+from dynatok_online.objectives.token_weights import token_weights
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.spans.audit import audit
 from dynatok_online.trajectory import Trajectory, from_row

@@ -7,7 +7,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from dynatok_online.adherence.judging import judge
+from dynatok_online.adherence.outcomes import judge
 from dynatok_online.adherence.passes import PassTexts, begins_thinking, thought_end
 from dynatok_online.adherence.scoring import score_passes
 from dynatok_online.prompt import Encoder, parse

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynatok_online.requirements import requirement
-from dynatok_online.requirements.core import SENTENCE, WORD
 from dynatok_online.requirements.folding import folded
 from dynatok_online.requirements.kinds import GENERAL
 from dynatok_online.requirements.pieces import COUNTED, TOKEN
+from dynatok_online.requirements.verdict import SENTENCE, WORD
 from tests.requirements.test_languages import CASES, SENTENCES
 from tests.requirements.texts import SENTENCES as PROSE
 

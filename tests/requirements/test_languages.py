@@ -3,7 +3,7 @@
 import pytest
 
 from dynatok_online.requirements import requirement
-from dynatok_online.requirements.core import SENTENCE
+from dynatok_online.requirements.verdict import SENTENCE
 
 # (requirement, sentence, whether it holds; None: nothing to judge)
 CASES: list[tuple[str, str, bool | None]] = [

@@ -15,7 +15,7 @@ from actor.offline.eval_report import markdown
 from actor.offline.eval_summary import Sample, over_seeds, summary
 from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
-from dynatok_online.adherence.judging import Judged, judge
+from dynatok_online.adherence.outcomes import Judged, judge
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from dynatok_online.objectives.weights import token_weights
+from dynatok_online.objectives.token_weights import token_weights
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 
 
