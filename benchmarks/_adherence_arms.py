@@ -51,19 +51,7 @@ class Arm:
         one = scripted_trajectory(
             task, encode(text), encode, reuse=self.reuse, block_size=BLOCK_SIZE
         )
-        owner = np.repeat(np.arange(len(one.passes)), [p.stop - p.start for p in one.passes])
-        if self.one_state:
-            chosen = rng.randrange(len(one.passes))
-            owner[owner != chosen] = -1
-            whole = Pass(
-                layout=one.passes[chosen].layout,
-                states=one.passes[chosen].states,
-                start=0,
-                stop=len(one.response),
-                num_cached_tokens=0,
-            )
-            one = msgspec.structs.replace(one, passes=(whole,))
-        return one, owner
+        return owned(one, rng if self.one_state else None)
 
     def rows(self, batch: Sequence[tuple[Trajectory, np.ndarray]]) -> tuple[list[Row], int]:
         """Rows whose weights already hold the divisor, and how many tokens carry loss."""
@@ -84,6 +72,27 @@ class Arm:
             strategy=self.strategy,
         )
         return rows, count
+
+
+def owned(one: Trajectory, choose: random.Random | None) -> tuple[Trajectory, np.ndarray]:
+    """A trajectory, and [R] int: the index of each token's pass, -1 for tokens without loss.
+
+    With `choose`, one pass's state is chosen: the whole text stands under it, and only the tokens
+    sampled under it carry loss (snapshot masking, one state per visit).
+    """
+    owner = np.repeat(np.arange(len(one.passes)), [p.stop - p.start for p in one.passes])
+    if choose is None:
+        return one, owner
+    chosen = choose.randrange(len(one.passes))
+    owner[owner != chosen] = -1
+    whole = Pass(
+        layout=one.passes[chosen].layout,
+        states=one.passes[chosen].states,
+        start=0,
+        stop=len(one.response),
+        num_cached_tokens=0,
+    )
+    return msgspec.structs.replace(one, passes=(whole,)), owner
 
 
 ARMS: dict[str, Arm] = {

@@ -17,13 +17,13 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks._adherence_arms import Arm
+from benchmarks._adherence_arms import Arm, owned
 from benchmarks._real_data import Gold, Speech
 from dynatok_online import attention
 from dynatok_online.rows.row import Row
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import ScheduledEdit, Task
-from dynatok_online.trajectory import Pass, Trajectory
+from dynatok_online.trajectory import Trajectory
 
 BLOCK_SIZE = 16
 WARMUP = 10
@@ -125,19 +125,7 @@ def prepare(
         )
         return one, np.array(owner)
     one = scripted_trajectory(task, tokens, speech.encode, reuse=arm.reuse, block_size=BLOCK_SIZE)
-    states = np.repeat(np.arange(len(one.passes)), [p.stop - p.start for p in one.passes])
-    if arm.one_state:
-        chosen = rng.randrange(len(one.passes))
-        states[states != chosen] = -1
-        whole = Pass(
-            layout=one.passes[chosen].layout,
-            states=one.passes[chosen].states,
-            start=0,
-            stop=len(one.response),
-            num_cached_tokens=0,
-        )
-        one = msgspec.structs.replace(one, passes=(whole,))
-    return one, states
+    return owned(one, rng if arm.one_state else None)
 
 
 def batches(
