@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from actor.config import ReusePolicy, SamplingConfig
 from actor.sessions.editors import Editor, PlannedEdit, Schedule
+from actor.sessions.generation import CacheLog
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
 from dynatok_online.adherence.passes import begins_thinking
@@ -144,16 +145,25 @@ class LiveSession:
             while finish not in ("stop", "length"):
                 finish = await self._pass()
         except BaseException:
-            if log is not None:
-                log.forget(self._recorder.requests)
+            self._forget(log)
             raise
         finally:
             self._done = True
             if self._reuse == "sticky":
                 self._serving.engine.end_session(self._recorder.session)
-        if log is not None:
+        if log is not self._serving.engine.cache_log:
+            # An engine has died, and another one serves: neither's log knows all passes.
+            self._recorder.unaudited = "the engine that served its first passes has died"
+            self._forget(log)
+        elif log is not None:
             await self._recorder.confirm(log)
         return self._finished()
+
+    def _forget(self, first: CacheLog | None) -> None:
+        """Tell the log of the first engine, and of the one that serves now."""
+        for log in (first, self._serving.engine.cache_log):
+            if log is not None:
+                log.forget(self._recorder.requests)
 
     async def _pass(self) -> str:
         """One pass; returns why it ended."""

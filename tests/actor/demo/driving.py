@@ -81,7 +81,7 @@ def finish(page: Page) -> None:
 def ended(page: Page) -> None:
     announced(page, "Finished")
     said = page.locator(".lane:has(.status.failed) .detail").all_inner_texts()
-    assert said == [], "a lane failed"
+    assert said == [], f"a lane failed: {said}"
 
 
 def save(page: Page, what: str, path: Path) -> Path:

@@ -567,3 +567,22 @@ def test_a_session_that_fails_leaves_nothing_in_the_cache_log() -> None:
     with pytest.raises(RuntimeError, match="aborted a pass by itself"):
         asyncio.run(make(engine, task((5, B))).run())
     assert set(engine.cache_log.forgotten) == set(engine.cache_log.named)
+
+
+def test_a_response_that_outlives_its_engine_is_unaudited() -> None:
+    """The log of the engine that died is closed, and the new one never heard of the first pass."""
+    first, second = FakeEngine(), FakeEngine()
+    serving = Serving(first, "run")
+    serving.open(0, serving.new_salt(0))
+
+    def engine_changes(trajectory: Trajectory) -> None:
+        if len(trajectory.passes) == 1 and trajectory.passes[0].stop:
+            serving.engine = second
+
+    one = make(first, task((5, B)), serving=serving, on_pass=engine_changes)
+    finished = asyncio.run(one.run())
+    assert len(finished.trajectory.passes) == 2
+    assert "has died" in finished.unaudited
+    assert not finished.problems
+    for engine in (first, second):
+        assert set(engine.named) <= set(engine.cache_log.forgotten), "nobody will ask again"
