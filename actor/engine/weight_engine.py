@@ -102,6 +102,8 @@ class FileWeightEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied(self.model)
+        if self.device.type == "cpu":
+            _repack_experts(self.model)
 
     def shutdown(self) -> None:
         """Nothing to release."""
@@ -141,3 +143,15 @@ def _repack_tied(model: torch.nn.Module) -> None:
         for layer in tied if len(tied) > 1 else ():
             if hasattr(layer, "cpu_linear"):
                 layer.quant_method.process_weights_after_loading(layer)
+
+
+def _repack_experts(model: torch.nn.Module) -> None:
+    """Pack the experts of a mixture again.
+
+    vLLM packs them for its CPU kernel when it sets that kernel up, once; a reload copies the plain
+    weights into the packed ones' place, and the kernel would read them as if they were packed.
+    """
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(layer)
