@@ -18,6 +18,8 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from benchmarks._edited_response import edited_response
@@ -215,6 +217,33 @@ def run(
     return results
 
 
+def run_ghosts(
+    page: Path | None,
+    static: int | None = None,
+    slot: int = 32,
+    response: int = 512,
+    states: int = 8,
+    model: str = "small",
+    device: str = "cpu",
+    dtype: str = "float32",
+    rounds: int = 7,
+    max_tokens: int = 16384,
+) -> list[dict[str, Any]]:
+    """What ghosts add to a step, by shape and policy; prints a table and JSON."""
+    import torch
+
+    from benchmarks._ghost_cost import measure_ghosts, table, write_section
+
+    shapes = DEFAULT_SHAPES if static is None else ((static, slot, response, states),)
+    found = measure_ghosts(shapes, load(model, device, dtype), rounds, max_tokens)
+    print("\n".join(table(found)))
+    if page is not None:
+        where = f"model {model}, {device}, {dtype}, torch {torch.__version__}"
+        write_section(page, found, f"{where}, {datetime.now(UTC).date().isoformat()}")
+    print(json.dumps(found))
+    return found
+
+
 def _print_card(shape: tuple[int, int, int, int], rows: Sequence[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
@@ -277,8 +306,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--profile", dest="profiled", action="store_true", help="show where the time goes, too"
     )
+    parser.add_argument(
+        "--ghosts", action="store_true", help="measure what ghosts add to a step, and only that"
+    )
+    parser.add_argument("--page", type=Path, help="with --ghosts: write its section of this page")
+    args = vars(parser.parse_args(argv))
+    page, ghosts = args.pop("page"), args.pop("ghosts")
+    if page is not None and not ghosts:
+        parser.error("--page goes with --ghosts: the rest of the page is not written by a command")
     try:
-        run(**vars(parser.parse_args(argv)))
+        if ghosts:
+            run_ghosts(page, **{k: v for k, v in args.items() if k != "profiled"})
+        else:
+            run(**args)
     except ValueError as error:
         parser.error(str(error))
     return 0

@@ -50,6 +50,11 @@ class StoredKV:
         else:
             self._sums[leaf] = grad.to(torch.promote_types(grad.dtype, torch.float32))
 
+    def forget(self) -> None:
+        """Keep nothing more, where what read it sends no gradients back."""
+        self._open = False
+        self._made, self._leaves, self._sums = {}, {}, {}
+
     def attach(self, loss: torch.Tensor) -> torch.Tensor:
         """`loss`, whose backward also sends every sum to where its key or value was made."""
         made, sums = [], []
@@ -58,8 +63,7 @@ class StoredKV:
                 if leaf in self._sums:
                     made.append(tensor)
                     sums.append(self._sums[leaf].to(tensor.dtype))
-        self._open = False
-        self._made, self._leaves, self._sums = {}, {}, {}
+        self.forget()
         out: torch.Tensor = _Attached.apply(loss, sums, *made)
         return out
 

@@ -54,7 +54,12 @@ def fill_bins(
 
 def _closure(spans: Spans, readers: Ints) -> Ints:
     """The spans that readers hold, and all that those were computed on; ascending."""
-    need = np.unique(spans.reader_spans[ranges(spans.reader_bounds, readers)])
+    return closure(spans, spans.reader_spans[ranges(spans.reader_bounds, readers)])
+
+
+def closure(spans: Spans, some: Ints) -> Ints:
+    """Some spans, and all that they were computed on; ascending."""
+    need = np.unique(some)
     while True:
         seen = spans.seen[ranges(spans.seen_bounds, need)]
         more = np.union1d(need, seen)

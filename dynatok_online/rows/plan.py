@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dynatok_online.arrays import Flags, Ints, ranges
 from dynatok_online.rows.bins import Unit, fill_bins, largest_pass, union
+from dynatok_online.rows.ghosts import ghost_row, visible_spans
 from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.spans.baselines import snapshot_spans, static_spans, truncated_spans
 from dynatok_online.spans.build import Spans, build_spans
@@ -45,14 +46,16 @@ def plan_rows(
     max_tokens: int = 16384,
     *,
     strategy: str = "packed",
+    ghosts: bool = False,
 ) -> list[Row]:
     """Rows of at most `max_tokens` tokens that hold every response token as a target once.
 
     `weights`: one [R] array per trajectory (see `objectives`); default: 1 everywhere. A
     trajectory that exceeds the budget alone is split between its passes. Raises ValueError where
-    a single pass does.
+    a single pass does. `ghosts`: rows also hold theirs (see `spans.ghosts`), which are not counted
+    by the budget: they are run without gradient.
     """
-    (rows,) = plan_ranks(trajectories, weights, max_tokens, strategy=strategy)
+    (rows,) = plan_ranks(trajectories, weights, max_tokens, strategy=strategy, ghosts=ghosts)
     return rows
 
 
@@ -69,6 +72,7 @@ def plan_ranks(
     strategy: str = "packed",
     ranks: int = 1,
     pair_cost: float = PAIR_COST,
+    ghosts: bool = False,
 ) -> list[list[Row]]:
     """`plan_rows` for several ranks: as many rows for each, balanced by cost.
 
@@ -82,7 +86,14 @@ def plan_ranks(
         raise ValueError(f"ranks must be at least 1, got {ranks}")
     if weights is not None:
         _check_weights(trajectories, weights)
-    spans = STRATEGIES[strategy](trajectories)
+    if ghosts and strategy != "packed":
+        raise ValueError(
+            f"strategy {strategy!r} has no ghosts: they share the KV of spans; use packed"
+        )
+    if ghosts:
+        spans = build_spans(trajectories, ghosts=True)
+    else:
+        spans = STRATEGIES[strategy](trajectories)
     bins = fill_bins(spans, trajectories, max_tokens, ranks, pair_cost)
     aligned = _align(spans, trajectories, weights)
     rows = [_row(spans, units, aligned) for units in bins]
@@ -145,7 +156,7 @@ def _align(
 
 def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
     need = union(units)
-    visible = _visible(spans, need)
+    visible = visible_spans(spans, need)
     order = _order(spans, need, visible)
     need, visible = need[order], visible[order][:, order]
     tokens = ranges(spans.bounds, need)
@@ -158,6 +169,7 @@ def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
         wanted[unit.readers] = True
     targets = np.flatnonzero(wanted[spans.loss_reader])
     positions = spans.position_ids[tokens]
+    ghosts = ghost_row(spans, need, targets, aligned.targets)
     bounds, visible = _join(bounds, visible, positions)
     return Row(
         input_ids=spans.input_ids[tokens],
@@ -171,18 +183,8 @@ def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
         versions=aligned.versions[targets],
         trajectory=aligned.trajectory[targets],
         response_index=spans.response_index[targets],
+        ghosts=ghosts,
     )
-
-
-def _visible(spans: Spans, need: Ints) -> Flags:
-    """[S, S] which of the spans `need` see which."""
-    rank = np.full(len(spans.bounds) - 1, -1)
-    rank[need] = np.arange(len(need))
-    visible = np.eye(len(need), dtype=bool)
-    counts = spans.seen_bounds[need + 1] - spans.seen_bounds[need]
-    seen = spans.seen[ranges(spans.seen_bounds, need)]
-    visible[np.repeat(np.arange(len(need)), counts), rank[seen]] = True
-    return visible
 
 
 def _order(spans: Spans, need: Ints, visible: Flags) -> Ints:

@@ -51,6 +51,8 @@ class Row:
     above: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
     """[A] engine positions of tokens that were run before and are seen from here (see `parts`).
     Where there are any, `bounds` and `visible` begin with their spans, and end at A + N."""
+    ghosts: GhostRow | None = None
+    """What is to be run after it, forward only, where a batch was planned with `ghosts`."""
 
     @property
     def tokens(self) -> int:
@@ -65,6 +67,20 @@ class Row:
         own = lengths[first:]
         before = self.visible[first:].astype(np.float64) @ lengths - own
         return int(own @ before + (own * (own + 1) // 2).sum())
+
+
+@dataclass(frozen=True)
+class GhostRow:
+    """Targets of a row, predicted once more as if the edit before them had not come.
+
+    In the worked example of `Row`: "z" again, after "ab" and "xy". The last sampled token of pass 0
+    has no KV there, so the ghost is "y" at position 3, on the spans "a" and "bx".
+    """
+
+    row: Row
+    """Its `above` are the tokens of the row that it belongs to. Nothing is trained on it."""
+    targets: Ints
+    """[T] which target of that row each of its own is."""
 
 
 def empty_row() -> Row:

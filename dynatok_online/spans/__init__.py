@@ -2,5 +2,6 @@
 
 `build.build_spans` cuts the passes of trajectories into spans and says which see which; `audit`
 compares them with what the engine reported; `baselines` lists the known other ways to train as
-spans too; `blocks` tells people where each KV block came from. Read `build.py` first.
+spans too; `blocks` tells people where each KV block came from; `ghosts` adds what the tokens
+after an edit would have been without it. Read `build.py` first.
 """

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dynatok_online.arrays import Ints, ranges, stretches
 from dynatok_online.spans.audit import Mismatch, audit
 from dynatok_online.spans.entries import PassEntries, list_entries
+from dynatok_online.spans.ghosts import GhostPasses, Ghosts, ghost_passes
 from dynatok_online.spans.merging import Nodes, merge
 from dynatok_online.trajectory import Trajectory
 
@@ -53,6 +54,8 @@ class Spans:
     """[M] the pass that sampled it, as an index of readers; ascending."""
     response_index: Ints
     """[M] which response token of its trajectory it is."""
+    ghosts: Ghosts | None = None
+    """Where they were asked for. Their spans are the last; no reader holds one."""
 
     @property
     def lengths(self) -> Ints:
@@ -67,14 +70,19 @@ class Spans:
         return lengths * before + lengths * (lengths + 1) // 2
 
 
-def build_spans(trajectories: Sequence[Trajectory]) -> Spans:
+def build_spans(trajectories: Sequence[Trajectory], *, ghosts: bool = False) -> Spans:
     """The merged spans of `trajectories`; exact, sticky and static alike.
 
+    `ghosts`: also those of the `ghosts` of their edits.
     Raises ValueError where a pass's reuse records cannot be followed (see `audit`).
     """
     passes, tokens, positions = list_entries(trajectories)
     flat = [one for group in passes for one in group]
-    nodes = merge(flat, tokens, positions)
+    added = ghost_passes(trajectories, passes, len(tokens)) if ghosts else GhostPasses()
+    tokens = np.concatenate([tokens, *added.tokens])
+    positions = np.concatenate([positions, *added.positions])
+    everyone = flat + added.passes
+    nodes = merge(everyone, tokens, positions, [one.entry for one in added.continued])
     first = nodes.first
 
     heads = np.flatnonzero(nodes.begins)
@@ -87,13 +95,14 @@ def build_spans(trajectories: Sequence[Trajectory]) -> Spans:
     place[order] = np.arange(len(first))
     bounds = np.concatenate([[0], np.cumsum(np.bincount(span, minlength=len(heads)))])
 
-    held, held_bounds = _held_spans(flat, nodes, span)
+    held, held_bounds = _held_spans(everyone, nodes, span)
     seen_bounds, seen = _seen(held, held_bounds)
 
     names = [(t, k) for t, group in enumerate(passes) for k in range(len(group))]
     sampled = [trajectories[t].passes[k].stop > trajectories[t].passes[k].start for t, k in names]
     readers = np.flatnonzero(sampled)
     losses, response_index, counts = _targets(trajectories, names, flat, readers)
+    loss_reader = np.repeat(np.arange(len(readers)), counts)
     return Spans(
         input_ids=tokens[first[order]],
         position_ids=positions[first[order]],
@@ -105,8 +114,41 @@ def build_spans(trajectories: Sequence[Trajectory]) -> Spans:
         reader_trajectory=np.array([names[p][0] for p in readers], np.int64),
         reader_pass=np.array([names[p][1] for p in readers], np.int64),
         loss_positions=place[nodes.node[losses]],
-        loss_reader=np.repeat(np.arange(len(readers)), counts),
+        loss_reader=loss_reader,
         response_index=response_index,
+        ghosts=_ghosts(
+            added,
+            held_bounds[len(flat) :],
+            held,
+            place[nodes.node],
+            np.array([names[p][0] for p in readers], np.int64)[loss_reader],
+            response_index,
+        )
+        if ghosts
+        else None,
+    )
+
+
+def _ghosts(
+    added: GhostPasses,
+    bounds: Ints,
+    held: Ints,
+    place: Ints,
+    trajectory: Ints,
+    response_index: Ints,
+) -> Ghosts:
+    """`bounds` [Q+1] into `held`; `place` [E]; `trajectory` and `response_index` [M], ascending."""
+    counts = np.array([one.stop - one.start for one in added.continued], np.int64)
+    begin = np.array([one.entry for one in added.continued], np.int64)
+    # Readers are sorted by trajectory, and their targets by response index: one key for both.
+    width = int(response_index.max(initial=0)) + 1
+    key = np.array([one.trajectory * width + one.start for one in added.continued], np.int64)
+    return Ghosts(
+        bounds=bounds - bounds[0],
+        spans=held[bounds[0] :],
+        owner=np.repeat(np.arange(len(counts)), counts),
+        loss_positions=place[stretches(begin, begin + counts)],
+        targets=np.searchsorted(trajectory * width + response_index, stretches(key, key + counts)),
     )
 
 

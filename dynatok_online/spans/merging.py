@@ -47,13 +47,23 @@ class Nodes:
     """[N] the node that begins the span of each node."""
 
 
-def merge(passes: Sequence[PassEntries], tokens: Int32s, positions: Int32s) -> Nodes:
-    """The nodes of `passes`, whose entries have these [E] tokens and positions."""
-    before, after = _chain(passes, tokens, positions)
+def merge(
+    passes: Sequence[PassEntries],
+    tokens: Int32s,
+    positions: Int32s,
+    ghosts: Sequence[int] = (),
+) -> Nodes:
+    """The nodes of `passes`, whose entries have these [E] tokens and positions.
+
+    `ghosts`: the first entry of each ghost; ghosts are the last entries, and begin spans.
+    """
+    real = ghosts[0] if ghosts else len(tokens)
+    before, after = _chain(passes, tokens, positions, real)
     _, first, node = np.unique(after, return_index=True, return_inverse=True)
     _check_collisions(first, node, tokens, positions, before)
     low, high = _links(passes, node)
     begins = _begins(low, high, before[first], after[first], positions[first] == 0)
+    begins[node[np.array(ghosts, np.int64)]] = True
     return Nodes(first, node, begins, _heads(low, high, begins))
 
 
@@ -68,9 +78,12 @@ def _chain(
     passes: Sequence[PassEntries],
     tokens: Int32s,
     positions: Int32s,
+    real: int,
 ) -> tuple[Hashes, Hashes]:
-    """[E] the chain before each entry, and up to and including it."""
+    """[E] the chain before each entry, and up to and including it. Those from `real` on are
+    ghosts, which no real one may be taken for."""
     place = _mix(positions.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    place[real:] = _mix(~place[real:])
     value = _mix(tokens.astype(np.uint64) ^ place)
     inclusive = np.cumsum(value, dtype=np.uint64)
     exclusive = inclusive - value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,25 @@ def test_by_pass_needs_one_snapshot_and_the_kv_of_the_prefix() -> None:
     assert peaks["exact_by_pass"] <= 1.1 * peaks["static"] + 3 * static * per_token / 2**20
     assert peaks["exact_by_pass"] <= 0.5 * peaks["exact"]
     assert peaks["exact_by_pass"] <= 0.25 * peaks["snapshot"]
+
+
+def test_ghosts_have_a_section_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n## Ghosts\n\nold\n\n## After\n\nkept\n")
+    shape = ["--static", "12", "--slot", "2", "--response", "8", "--states", "2"]
+    assert main(["--ghosts", "--rounds", "2", "--page", str(page), *shape]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [one["policy"] for one in found] == ["exact", "sticky"]
+    assert all(one["ghost_tokens"] == 4 for one in found)
+    text = page.read_text()
+    assert text.startswith("# Page\n\n## Ghosts\n")
+    assert text.endswith("\n## After\n\nkept\n")
+    assert "old" not in text
+    assert text.count("| 12, 2, 8, 2 |") == 2
+    with pytest.raises(SystemExit):
+        main(["--page", str(page)])
 
 
 def test_impossible_shapes_and_devices(capsys: pytest.CaptureFixture[str]) -> None:

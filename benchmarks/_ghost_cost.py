@@ -1,0 +1,119 @@
+"""What ghosts add to a training step: the share of its time, and of its tokens."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks._edited_response import edited_response
+from dynatok_online import attention
+from dynatok_online.adherence.measures import interval
+from dynatok_online.attention.stored import StoredKV
+from dynatok_online.rows.plan import plan_rows
+from dynatok_online.rows.row import Row
+from dynatok_online.training.ghosts import context_logprobs
+
+HEADING = "## Ghosts"
+
+
+def measure_ghosts(
+    shapes: Sequence[tuple[int, int, int, int]], model: Any, rounds: int, max_tokens: int
+) -> list[dict[str, Any]]:
+    """One result per shape and policy. Every round times a step without ghosts and one with, one
+    right after the other, in turns first; shares are over rounds."""
+    found = []
+    for shape in shapes:
+        for policy in ("exact", "sticky"):
+            one = edited_response(policy, *shape, model.config.vocab_size)
+            budget = max(max_tokens, sum(shape[:3]))
+            (row,) = plan_rows([one], max_tokens=budget, ghosts=True)
+            assert row.ghosts is not None
+            seconds: dict[bool, list[float]] = {False: [], True: []}
+            for ghosts in (False, True):
+                _step(model, row, ghosts)
+            for i in range(rounds):
+                for ghosts in (bool(i % 2), not i % 2):
+                    seconds[ghosts].append(_step(model, row, ghosts))
+            more = [b / a - 1 for a, b in zip(seconds[False], seconds[True], strict=True)]
+            tokens = row.ghosts.row.tokens
+            found.append(
+                {
+                    "shape": list(shape),
+                    "policy": policy,
+                    "tokens": row.tokens,
+                    "ghost_tokens": tokens,
+                    "of_tokens": tokens / row.tokens,
+                    # A step runs every token forward, and backward at twice that cost.
+                    "bound": (tokens + row.ghosts.row.pairs / 6144)
+                    / (3 * (row.tokens + row.pairs / 6144)),
+                    "more_time": statistics.median(more),
+                    "more_time_half": interval(more).half if rounds > 1 else None,
+                    "rounds": rounds,
+                }
+            )
+    return found
+
+
+def _step(model: Any, row: Row, ghosts: bool) -> float:
+    """Seconds of a forward and backward, with ghosts between them."""
+    model.zero_grad(set_to_none=True)
+    began = time.perf_counter()
+    left = StoredKV() if ghosts else None
+    layout = attention.Layout(row, (), left)
+    logits = model(**attention.inputs(row, model.device, layout), use_cache=False).logits[0]
+    targets = attention.to_device(row.targets, model.device, torch.long)
+    nll = F.cross_entropy(logits.float(), targets, reduction="none")
+    if left is not None:
+        before = context_logprobs(model, row, left)
+        nll = nll * torch.where(before.isnan(), 1.0, (-nll.detach() - before).exp().clamp(max=5))
+    nll.mean().backward()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter() - began
+
+
+def table(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = [
+        "| S, D, R, K | reuse | tokens | ghost tokens | share of tokens | bound | more time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        half = one["more_time_half"]
+        lines.append(
+            f"| {', '.join(map(str, one['shape']))} | {one['policy']} | {one['tokens']} | "
+            f"{one['ghost_tokens']} | {one['of_tokens']:.1%} | {one['bound']:.1%} | "
+            f"{one['more_time']:.1%}{'' if half is None else f' ± {half:.1%}'} |"
+        )
+    return lines
+
+
+def write_section(path: Path, found: Sequence[dict[str, Any]], machine: str) -> None:
+    """Put the section into a page, in the place of the one that is there."""
+    text = path.read_text()
+    begin = text.find(HEADING)
+    if begin < 0:
+        before, after = text.rstrip("\n") + "\n\n", ""
+    else:
+        end = text.find("\n## ", begin + 1)
+        before, after = text[:begin], "" if end < 0 else text[end:]
+    section = [
+        HEADING,
+        "",
+        "`dynatok bench pack --ghosts --page docs/benchmarks/pack.md` "
+        f"({machine}). A ghost is every token after an edit once more, on the KV of the prompt "
+        "before the edit, forward only: it tells what the token owes to the edit "
+        "(`dynatok_online/spans/ghosts.py`). A step without ghosts and one with them take turns in "
+        f"one run; medians of their ratios over {found[0]['rounds']} rounds, and 95 % intervals of "
+        "the mean. Bound: FLOPs of the ghosts' forward against the step's forward and backward.",
+        "",
+        *table(found),
+        "",
+    ]
+    path.write_text(before + "\n".join(section) + after)

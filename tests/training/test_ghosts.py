@@ -1,0 +1,228 @@
+"""Ghosts as numbers: against a pass of their own, leaks, and gradients that do not move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dynatok_online import attention
+from dynatok_online.attention.stored import StoredKV
+from dynatok_online.rows.plan import Row, needed_tokens, plan_rows
+from dynatok_online.spans.ghosts import edited_stretches
+from dynatok_online.training.ghosts import context_logprobs
+from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
+from tests.models import make
+from tests.oracle import exact_logits, sticky_logits
+from tests.simulate import World, simulate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+WORLD = World(passes=(2, 5), sampled=(0, 5), slot=(1, 4))
+
+
+def batch(seed: int, policy: str) -> list[Trajectory]:
+    """Also with several edits, passes that sampled nothing, and passes that were resumed."""
+    rng = np.random.default_rng(seed)
+    prefix = rng.integers(0, 23, 5).astype(np.int32)
+    return [
+        simulate(
+            rng,
+            policy,
+            late=policy == "exact" and i == 0,
+            block_size=int(rng.choice([1, 2])),
+            world=WORLD,
+            prefix=prefix if i else None,
+            name=str(i),
+        )
+        for i in range(3)
+    ]
+
+
+def as_if_unedited(one: Trajectory, before: int, after: Sequence[int]) -> Trajectory:
+    """The same tokens, with the last pass before an edit going on to the end of what followed."""
+    stop = one.passes[after[-1]].stop
+    passes = list(one.passes[: before + 1])
+    passes[before] = msgspec.structs.replace(passes[before], stop=stop, weight_versions=())
+    return msgspec.structs.replace(
+        one, passes=tuple(passes), response=one.response[:stop], logprobs=one.logprobs[:stop]
+    )
+
+
+def wanted(model: Any, one: Trajectory) -> np.ndarray:
+    """[R] by a truncated pass of its own for every edit (sticky: decoded step by step)."""
+    out = np.full(len(one.response), np.nan)
+    run = sticky_logits if one.policy == "sticky" else exact_logits
+    for before, after in edited_stretches(one):
+        other = as_if_unedited(one, before, after)
+        start = one.passes[after[0]].start
+        with torch.no_grad():
+            k, logits = run(model, other)[-1]
+        assert k == before
+        logprobs = logits.log_softmax(-1).numpy()
+        first = other.passes[k].start
+        for i in range(start, len(other.response)):
+            out[i] = logprobs[i - first, other.response[i]]
+    return out
+
+
+def run(model: Any, row: Row, *, shared: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M] log-probabilities with gradient, and [M] those of ghosts."""
+    left = StoredKV() if shared else None
+    layout = attention.Layout(row, (), left)
+    logits = model(**attention.inputs(row, "cpu", layout), use_cache=False).logits[0]
+    before = context_logprobs(model, row, left)
+    targets = torch.as_tensor(row.targets).long()
+    return -F.cross_entropy(logits, targets, reduction="none"), before
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "dtype"),
+    [
+        ("qwen3", "exact", torch.float32),
+        ("qwen3", "exact", torch.float64),
+        ("qwen3", "sticky", torch.float32),
+        ("gemma3", "exact", torch.float64),
+        pytest.param("gemma3", "sticky", torch.float64, marks=pytest.mark.slow),
+    ],
+)
+def test_equal_to_a_pass_of_its_own(name: str, policy: str, dtype: torch.dtype) -> None:
+    plain, model = make(name, dtype), make(name, dtype)
+    attention.prepare(model)
+    compared = 0
+    for seed in range(2 if policy == "sticky" else 4):
+        many = batch(seed, policy)
+        right = [wanted(plain, one) for one in many]
+        budget = max(needed_tokens(one) for one in many)
+        for max_tokens in (budget, 10_000):
+            for row in plan_rows(many, max_tokens=max_tokens, ghosts=True):
+                expected = np.array(
+                    [right[t][i] for t, i in zip(row.trajectory, row.response_index, strict=True)]
+                )
+                for shared in (True, False):
+                    found = run(model, row, shared=shared)[1].numpy()
+                    assert (np.isnan(found) == np.isnan(expected)).all()
+                    there = ~np.isnan(found)
+                    scale = np.abs(expected[there]).max(initial=1.0)
+                    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+                    assert np.abs(found - expected)[there].max(initial=0) < tolerance * scale
+                    compared += int(there.sum())
+    assert compared > 50
+
+
+@pytest.mark.parametrize("attend", ["dense", "concat"])
+def test_rows_smaller_than_a_trajectory(attend: str) -> None:
+    """The pass before an edit lies in another row: what is missing of it is run again."""
+    plain, model = make("qwen3", torch.float64), make("qwen3", torch.float64)
+    attention.prepare(model, attend)
+    missing = 0
+    for seed in range(4):
+        one = batch(seed, "exact")[1]
+        right = wanted(plain, one)
+        for row in plan_rows([one], max_tokens=needed_tokens(one), ghosts=True):
+            if row.ghosts is None:
+                continue
+            missing += row.ghosts.row.tokens > len(row.ghosts.targets)
+            for shared in (True, False):
+                found = run(model, row, shared=shared)[1].numpy()
+                assert np.allclose(found, right[row.response_index], atol=1e-12, equal_nan=True)
+    assert missing
+
+
+@pytest.mark.parametrize("policy", ["exact", "sticky"])
+def test_gradients_do_not_move(policy: str) -> None:
+    model = make("qwen3", torch.float32)
+    attention.prepare(model)
+    for seed in range(3):
+        many = batch(seed, policy)
+        found = []
+        for ghosts in (False, True):
+            model.zero_grad()
+            total = 0.0
+            for row in plan_rows(many, ghosts=ghosts):
+                loss = -run(model, row)[0].sum()
+                loss.backward()
+                total += loss.item()
+            grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+            found.append((total, grads.clone()))
+        (loss, grads), (other, others) = found
+        assert other == pytest.approx(loss, rel=1e-6)
+        assert (grads - others).norm() <= 1e-6 * grads.norm()
+
+
+def test_ghosts_leak_nothing() -> None:
+    """Other ghost tokens change no real result and no other ghost, by no bit."""
+    model = make("qwen3", torch.float64)
+    attention.prepare(model)
+    moved = 0
+    for seed in range(4):
+        (row,) = plan_rows(batch(seed, "sticky" if seed % 2 else "exact"), ghosts=True)
+        if row.ghosts is None:
+            continue
+        ghosts = row.ghosts.row
+        real, before = run(model, row)
+        span = np.searchsorted(ghosts.bounds, row.tokens + ghosts.loss_positions, "right")
+        for i in range(0, ghosts.tokens, 3):
+            ids = ghosts.input_ids.copy()
+            ids[i] = (ids[i] + 1) % 23
+            other = with_ghost_tokens(row, ids)
+            same, after = run(model, other)
+            assert torch.equal(real, same)
+            mine = np.searchsorted(ghosts.bounds, row.tokens + i, "right")
+            changed = (before != after)[row.ghosts.targets].numpy()
+            later = (span == mine) & (ghosts.loss_positions >= i)
+            assert (changed == later).all()
+            moved += int(changed.sum())
+    assert moved
+
+
+def with_ghost_tokens(row: Row, ids: np.ndarray) -> Row:
+    """`row` with other ghost tokens; the targets stay."""
+    assert row.ghosts is not None
+    return replace(row, ghosts=replace(row.ghosts, row=replace(row.ghosts.row, input_ids=ids)))
+
+
+def test_the_credit_of_a_token_by_hand() -> None:
+    """An edit that changes nothing owes nothing: delta is 0 where the state says the same."""
+    model = make("qwen3", torch.float64)
+    attention.prepare(model)
+    pieces = tuple(np.array(one, np.int32) for one in ([1, 2, 3], [4, 5], [4, 5], [6, 7]))
+    one = Trajectory(
+        trajectory_id="t",
+        pieces=pieces,
+        response=np.arange(8, 17, dtype=np.int32),
+        logprobs=np.zeros(9, np.float32),
+        passes=tuple(
+            Pass(layout=(0, k + 1, RESPONSE), states={}, start=3 * k, stop=3 * k + 3,
+                 num_cached_tokens=0)
+            for k in range(3)
+        ),
+    )  # fmt: skip
+    (row,) = plan_rows([one], ghosts=True)
+    now, before = run(model, row)
+    delta = (now - before).detach().numpy()
+    assert np.isnan(delta[:3]).all()
+    assert np.abs(delta[3:6]).max() < 1e-6
+    assert np.abs(delta[6:]).min() > 1e-4
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = make("qwen3", torch.float32).train()
+    attention.prepare(model)
+    (row,) = plan_rows(batch(0, "exact"), ghosts=True)
+    context_logprobs(model, row)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
