@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launch.decode import ConfigError
 from protocol.run.home import home_variables
@@ -253,6 +253,7 @@ def _launch(known: argparse.Namespace, flags: list[str]) -> int:
         return 0
     if not known.dry_run:  # the run may be another machine's
         _expect_model(loaded.model)
+        _expect_servable(loaded.model, loaded.learner.lora)
     return run.launch(loaded, dry_run=known.dry_run)
 
 
@@ -357,6 +358,29 @@ def _expect_model(name: str) -> None:
         resolve(name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _expect_servable(model: str, lora: dict[str, Any]) -> None:
+    """Raise ConfigError where actors could not load what LoRA trains.
+
+    Looked at by a process of its own: torch and peft are not for the one that watches the run.
+    """
+    if not lora:
+        return
+    import json
+    import subprocess
+
+    from dynatok_online.models import resolve
+
+    done = subprocess.run(
+        [sys.executable, "-m", "learner.lora", resolve(model), json.dumps(lora)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        raise ConfigError((done.stderr.strip().splitlines() or ["learner.lora: no answer"])[-1])
 
 
 def _bench(known: argparse.Namespace, rest: list[str]) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from learner.lora import check_names
 from protocol.config import ProtocolConfig
 
 _NUMBERS = (
@@ -42,7 +43,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where to listen, and how long to wait for an answer."""
     lora: dict[str, Any] = {}
     """Arguments of peft's `LoraConfig`, such as `{r: 8, lora_alpha: 16}`: adapters are trained, and
-    published merged into the weights. Empty: the whole model is trained."""
+    published merged into the weights. What no plain model can compute is refused (docs/models.md).
+    Empty: the whole model is trained."""
     training: dict[str, Any] = {}
     """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and those that say how
     trajectories become rows and what a token counts. `max_steps` ends the run. What is not written
@@ -126,6 +128,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if getattr(self, name) < 0:
                 raise ValueError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
         check_training("learner.training", self.training)
+        check_names(self.lora)
         if self.canary_tokens < 2:
             raise ValueError(
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "

@@ -28,6 +28,7 @@ from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing
 from learner.log import say
+from learner.online.adapters import check_servable
 from learner.online.callbacks import PublishCallback
 from learner.online.canary import canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
@@ -99,6 +100,7 @@ class Learner:
         self.trainer = OnlineTrainer(model, arguments, self.batches, **lora_arguments(config.lora))
         self.trainer.remove_callback(PrinterCallback)
         base = self.trainer.model
+        check_servable(base)
         shadow = Shadow(base, arguments.max_row_tokens)
         self.probe = GapProbe(
             shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1

@@ -180,3 +180,16 @@ def test_keys_are_made_once(capsys, tmp_path):
     code, _, err = run(capsys, "keys", str(tmp_path / "keys"))
     assert code == 2
     assert "already has" in err
+
+
+def test_adapters_that_cannot_be_served_are_refused_before_anything_starts(tmp_path, capfd):
+    path = tmp_path / "run.yaml"
+    lora = "learner: {lora: {r: 2, target_modules: [q_proj], %s}}"
+    path.write_text(lora % "alora_invocation_tokens: [1]")
+    assert cli.main(["launch", str(path), "--dir", str(tmp_path)]) == 2
+    assert "learner.lora.alora_invocation_tokens cannot be served" in capfd.readouterr().err
+
+    path.write_text(lora % "modules_to_save: [lm_head]")
+    assert cli.main(["launch", str(path), "--dir", str(tmp_path)]) == 2
+    assert "are one tensor of this model" in capfd.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["run.yaml"], "nothing was started"

@@ -1,0 +1,203 @@
+"""What LoRA trains is what actors serve, whatever is set, or it is refused by name."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from learner.lora import check_model, check_names
+from learner.online.adapters import check_servable
+from learner.online.gather import gather_weights
+
+IDS = torch.arange(24)[None] % 40
+BOTH = ["embed_tokens", "lm_head"]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "dropout": {"lora_dropout": 0.5},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "dora of the head": {"use_dora": True, "target_modules": ["lm_head"]},
+    "lora_bias": {"lora_bias": True},
+    "lora_bias, none to add to": {"lora_bias": True, "target_modules": ["up_proj"]},
+    "bias all": {"bias": "all"},
+    "bias lora_only": {"bias": "lora_only"},
+    "all-linear": {"target_modules": "all-linear"},
+    "embeddings": {"target_modules": ["embed_tokens", "v_proj"]},
+    "dora of embeddings": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "head": {"target_modules": ["lm_head"]},
+    "embeddings and head": {"target_modules": BOTH},
+    "embeddings and head, tied": {"target_modules": BOTH, "ensure_weight_tying": True},
+    "saved head": {"modules_to_save": ["lm_head"]},
+    "saved embeddings": {"modules_to_save": ["embed_tokens"]},
+    "saved both": {"modules_to_save": BOTH},
+    "saved both, tied": {"modules_to_save": BOTH, "ensure_weight_tying": True},
+    "saved norm": {"modules_to_save": ["norm"]},
+    "saved, with adapters inside": {
+        "modules_to_save": ["mlp"],
+        "target_modules": ["q_proj", "up_proj"],
+    },
+    "rank_pattern": {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 32}},
+    "layers_to_transform": {"layers_to_transform": [1]},
+    "exclude_modules": {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+    "rows": {"trainable_token_indices": [1, 2, 3]},
+    "rows of both": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [1, 2]}},
+    "other rows of both": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [3]}},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "mica": {"init_lora_weights": "mica"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+}
+REFUSED = {"lora_bias, none to add to"}
+REFUSED_TIED = REFUSED | {
+    *("dora of the head", "embeddings", "dora of embeddings", "head", "embeddings and head"),
+    # peft ties the adapters through memory that two parameters share; DeepSpeed parts them.
+    "embeddings and head, tied",
+    *("saved head", "saved embeddings", "saved both", "other rows of both"),
+}
+
+
+def plain_model(tied, seed=0):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
+    return stirred(model, model.parameters())
+
+
+def stirred(model, parameters):
+    """As after training: nothing is zero, one, or what it was."""
+    with torch.no_grad():
+        for one in parameters:
+            one.add_(torch.randn_like(one) * 0.05)
+    return model
+
+
+def adapted_model(tied, **settings):
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **settings}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of the settings that are refused here
+        model = get_peft_model(plain_model(tied), LoraConfig(task_type="CAUSAL_LM", **config))
+    return stirred(model.eval(), (one for one in model.parameters() if one.requires_grad))
+
+
+def served(weights, tied):
+    """What a plain model of the same kind computes with published weights."""
+    model = plain_model(tied, seed=9)
+    own = dict(model.named_parameters())
+    assert own.keys() == weights.keys()
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+        return model(IDS).logits
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_served_equals_trained_or_is_refused(name, tied):
+    model = adapted_model(tied, **SETTINGS[name])
+    if name in (REFUSED_TIED if tied else REFUSED):
+        with pytest.raises(ValueError, match=r"learner\.lora"):
+            check_servable(model)
+        return
+    check_servable(model)
+    with torch.no_grad():
+        trained = model(IDS).logits
+        before = {key: one.clone() for key, one in model.state_dict().items()}
+        weights = gather_weights(model, torch.float32)
+        assert (served(weights, tied) - trained).abs().max() < 1e-5
+        assert model(IDS).logits.equal(trained), "the model in training was changed"
+    assert all(one.equal(before[key]) for key, one in model.state_dict().items())
+    for key, one in model.merge_and_unload().named_parameters():
+        torch.testing.assert_close(weights[key], one.data, rtol=0, atol=1e-6)
+
+
+def test_adapters_of_experts_are_merged():
+    """They adapt one tensor of all experts, and two of them lie in each other."""
+    from benchmarks._small_models import small_model
+
+    torch.manual_seed(0)
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=2, target_parameters=experts, target_modules=["q_proj"])
+    model = get_peft_model(small_model("qwen3_moe").float().eval(), config)
+    stirred(model, (one for one in model.parameters() if one.requires_grad))
+    check_servable(model)
+    with torch.no_grad():
+        trained = model(IDS).logits
+        weights = gather_weights(model, torch.float32)
+        plain = small_model("qwen3_moe").float().eval()
+        assert plain.load_state_dict(weights, strict=False).unexpected_keys == []
+        assert (plain(IDS).logits - trained).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_two_adapters_are_both_merged_and_one_that_rests_is_not(dora):
+    model = adapted_model(False, use_dora=dora)
+    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model.add_adapter("second", config)
+    model.add_adapter("resting", config)
+    model.base_model.set_adapter(["default", "second"])
+    with torch.no_grad():
+        trained = model(IDS).logits
+    weights = gather_weights(model, torch.float32)
+    assert (served(weights, False) - trained).abs().max() < 1e-5
+
+
+def test_half_precision_is_merged_before_it_is_rounded():
+    """An update that is smaller than a bfloat16 step of the weight adds up with the weight."""
+    model = adapted_model(False)
+    whole = gather_weights(model, torch.float32)
+    for name, value in gather_weights(model, torch.bfloat16).items():
+        assert value.equal(whole[name].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"alora_invocation_tokens": [1, 2]},
+        {"arrow_config": {"top_k": 1}},
+        {"use_bdlora": {"nblocks": 2}},
+        {"layer_replication": [[0, 2]]},
+        {"megatron_config": {"x": 1}},
+    ],
+    ids=lambda argument: next(iter(argument)),
+)
+def test_what_no_plain_model_computes_is_refused_by_name(argument):
+    with pytest.raises(ValueError, match=rf"learner\.lora\.{next(iter(argument))} cannot be"):
+        check_names({"r": 8, **argument})
+    check_names({"r": 8, **dict.fromkeys(argument)})
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_model_is_looked_at_without_its_weights(tmp_path, tied):
+    plain_model(tied).config.save_pretrained(tmp_path)
+    check_model(str(tmp_path), {"r": 2, "target_modules": ["q_proj"], "use_dora": True})
+    settings = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    if not tied:
+        check_model(str(tmp_path), settings)
+        return
+    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight and lm_head\.weight are"):
+        check_model(str(tmp_path), settings)
+
+
+def test_other_adapters_than_lora_are_refused():
+    from peft import IA3Config
+
+    model = get_peft_model(
+        plain_model(False),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    )
+    with pytest.raises(ValueError, match="train it with LoRA"):
+        check_servable(model)
