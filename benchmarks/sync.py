@@ -30,6 +30,7 @@ from protocol.weights.transports import TRANSPORTS, FollowingReceiver, open_send
 from protocol.wire.messages import Canary, WeightsComing, WeightsReady
 
 _CANARY = Canary((), (), 0.0)
+_PROTOCOL = ProtocolConfig(endpoint="tcp://127.0.0.1:0")
 
 
 class SyncResult(msgspec.Struct):
@@ -88,7 +89,7 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
         for name, (dtype, shape) in shapes.items()
     }
     run_id = f"bench-{uuid.uuid4().hex[:8]}"
-    sender = open_sender(transport, ProtocolConfig(), run_id, folder, shapes)
+    sender = open_sender(transport, _PROTOCOL, run_id, folder, shapes)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     reader = context.Process(target=_reader, args=(transport, run_id, folder, there))
@@ -136,7 +137,7 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
 
 
 def _reader(transport: str, run_id: str, folder: Path, pipe: Connection) -> None:
-    receiver = FollowingReceiver(ProtocolConfig(), run_id, folder)
+    receiver = FollowingReceiver(_PROTOCOL, run_id, folder)
     model: dict[str, torch.Tensor] = {}
     while (message := pipe.recv()) is not None:
         news = msgspec.msgpack.decode(message, type=WeightsComing | WeightsReady)

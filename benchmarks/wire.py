@@ -138,7 +138,10 @@ class _Counting(JournaledStore):
 def _durable(count: int, folder: Path) -> tuple[float, tuple[float, float], int, int]:
     store = _Counting(folder / "inbox", _RUN)
     channel = LearnerChannel(
-        ProtocolConfig(credits=_CREDITS), _RUN, store=store, receipts=store.receipts
+        ProtocolConfig(endpoint="tcp://127.0.0.1:0", credits=_CREDITS),
+        _RUN,
+        store=store,
+        receipts=store.receipts,
     )
     channel.start()
     ended = threading.Event()

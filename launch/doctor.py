@@ -218,7 +218,7 @@ def port(run: RunConfig) -> Finding:
     try:
         check_port(run.protocol.endpoint)
     except ConfigError as error:
-        return Finding(False, str(error), "set protocol.endpoint: tcp://127.0.0.1:0")
+        return Finding(False, str(error), "set protocol.endpoint: ipc://*")
     return Finding(True, f"{run.protocol.endpoint} can be listened on")
 
 

@@ -63,7 +63,7 @@ def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
         _say(f"wrote {run_dir}; each process can be started alone from its own file")
         print(json.dumps({"run_dir": str(run_dir), "status": "dry-run"}))
         return 0
-    (run_dir / endpoint.FILE).unlink(missing_ok=True)  # of a run that is resumed
+    endpoint.forget_endpoint(run_dir)  # of a run that is resumed
     commands = [
         Command(
             name,
@@ -81,6 +81,7 @@ def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
         restarts=config.restarts,
         time_limit=config.time_limit,
     )
+    endpoint.forget_endpoint(run_dir)
     drawn = picture.draw(run_dir)
     if outcome.message:
         _say(f"{outcome.status}: {outcome.message}")

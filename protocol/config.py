@@ -16,9 +16,14 @@ _LOCAL: Final = ("ipc://", "inproc://")
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Address, credits, limits and deadlines of the connection between actors and learner."""
 
-    endpoint: str = "tcp://127.0.0.1:0"
-    """Where the learner listens. Port 0: it takes a free one, and actors find it in the run folder;
-    actors that do not share that folder need a port here."""
+    endpoint: str = "ipc://*"
+    """Where the learner listens. `ipc://*`: a socket that only this user of this machine can open;
+    `tcp://*:0`: a free port that other machines reach; actors find either in the run folder. Actors
+    that do not share that folder need `tcp://HOST:PORT` here."""
+    interface: str = ""
+    """Network interface of the learner's machine (`ib0`) for `tcp://*:PORT`; empty: all."""
+    weights_port: int = 0
+    """Port of the weight transport `zmq`, for firewalls and tunnels; 0: a free one."""
     credits: int = 64
     """Trajectories of one actor that may be in flight or waiting at the learner, untrained."""
     heartbeat_seconds: float = 1.0
@@ -37,6 +42,15 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         check_endpoint(self.endpoint, has_keys=self.keys is not None)
+        if self.interface and not self.endpoint.startswith(("tcp://*:", "tcp://[::]:")):
+            raise ValueError(
+                f"protocol.interface is '{self.interface}', but protocol.endpoint "
+                f"'{self.endpoint}' names a host by itself; write tcp://*:0"
+            )
+        if not 0 <= self.weights_port < 65536:
+            raise ValueError(
+                f"protocol.weights_port is {self.weights_port}; write a number from 0 to 65535"
+            )
         for name in (
             "credits",
             "heartbeat_seconds",
@@ -79,7 +93,7 @@ def check_endpoint(endpoint: str, *, has_keys: bool) -> None:
         raise ValueError(
             f"protocol.endpoint '{endpoint}' can be reached from other machines, but protocol.keys "
             "is not set; make keys with `dynatok keys` and set protocol.keys to their folder, or "
-            "use tcp://127.0.0.1:PORT"
+            "use ipc://*"
         )
 
 

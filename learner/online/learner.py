@@ -45,7 +45,7 @@ from learner.online.trainer import OnlineTrainer
 from learner.step_log import StepLog
 from learner.training import lora_arguments, stream_arguments
 from protocol.delivery.learner_channel import LearnerChannel
-from protocol.run.endpoint import find_endpoint, write_endpoint
+from protocol.run.endpoint import find_endpoint, to_tell, write_endpoint
 from protocol.run.exporter import open_exporter
 from protocol.run.metrics import Metrics
 from protocol.run.threads import number_of_threads
@@ -204,8 +204,9 @@ class Learner:
         )
         channel.start()
         self._opened.append(channel)
-        write_endpoint(self._run_dir, channel.endpoint)
-        say(f"listening on {channel.endpoint}")
+        address = to_tell(channel.endpoint, config.protocol.endpoint, config.protocol.interface)
+        write_endpoint(self._run_dir, address)
+        say(f"listening on {address}")
         return channel
 
     # ---- the run ----

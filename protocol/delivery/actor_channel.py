@@ -27,6 +27,7 @@ import zmq
 from protocol.config import ProtocolConfig
 from protocol.delivery.credits import Credits
 from protocol.delivery.delivery import Consumed, Outbox
+from protocol.run.endpoint import speaks_v6
 from protocol.wire.codec import decode_actor, decode_learner, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
 from protocol.wire.keys import secure_client
@@ -124,6 +125,7 @@ class ActorChannel:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         apply_options(self._socket, self.config)
+        self._socket.setsockopt(zmq.IPV6, int(speaks_v6(self.config.endpoint)))
         self._socket.setsockopt(
             zmq.IDENTITY, f"{self._actor_id}:{self.outbox.epoch}".encode()[:255]
         )

@@ -32,6 +32,7 @@ from protocol.delivery.credits import Grants
 from protocol.delivery.delivery import Arrival, Receipts
 from protocol.delivery.peers import Peer, PeerInfo, Peers
 from protocol.delivery.received import PeerLost, Received, Store
+from protocol.run.endpoint import remove_socket, speaks_v6, to_bind
 from protocol.wire.codec import decode_actor, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
 from protocol.wire.keys import Authenticator, secure_server
@@ -113,6 +114,7 @@ class LearnerChannel:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         apply_options(self._socket, self.config)
+        self._socket.setsockopt(zmq.IPV6, int(speaks_v6(self.config.endpoint)))
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._authenticator = None
@@ -132,17 +134,20 @@ class LearnerChannel:
                 "protocol.endpoint to a free port of this machine (port 0 picks one)"
             ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        """What it has bound; `protocol.run.endpoint.to_tell` says it to actors."""
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._thread.start()
 
     def _bind(self) -> None:
-        if self._before is not None:
+        *again, last = to_bind(self.config.endpoint, self.config.interface, self._before)
+        for address in again:
             with contextlib.suppress(zmq.ZMQError):  # somebody else has it by now
-                self._socket.bind(self._before)
+                self._socket.bind(address)
+                remove_socket(last)
                 return
-        self._socket.bind(self.config.endpoint)
+        self._socket.bind(last)
 
     def receive(self, timeout: float | None = None) -> Received | None:
         """The next message, or None after `timeout` seconds.
@@ -261,6 +266,7 @@ class LearnerChannel:
             if self._authenticator is not None:
                 self._authenticator.stop()
             self._context.destroy()
+            remove_socket(self.endpoint)
 
     def _read_batch(self) -> None:
         for _ in range(_BATCH):

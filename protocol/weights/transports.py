@@ -13,10 +13,12 @@ comes, from its own configuration: nothing in a message becomes a path or an add
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from protocol.config import ProtocolConfig
+from protocol.run.endpoint import find_endpoint
 from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightSender, WeightsError
 from protocol.weights.folder import FolderReceiver, FolderSender
 from protocol.weights.payload import payload_bytes
@@ -47,7 +49,8 @@ def open_sender(
     if transport == "folder":
         return FolderSender(run_dir / FOLDER, expected)
     if transport == "zmq":
-        return ZmqSender(config, payload_bytes(expected), full_every=full_every)
+        listening = find_endpoint(run_dir, config.endpoint)
+        return ZmqSender(config, payload_bytes(expected), full_every=full_every, beside=listening)
     raise ValueError(f"there is no weight transport '{transport}'; write {', '.join(TRANSPORTS)}")
 
 
@@ -93,7 +96,8 @@ class FollowingReceiver(WeightReceiver):
             elif name == "folder":
                 self._open[name] = FolderReceiver(self._run_dir / FOLDER)
             elif name == "zmq":
-                self._open[name] = ZmqReceiver(self._config)
+                where = partial(find_endpoint, self._run_dir, self._config.endpoint)
+                self._open[name] = ZmqReceiver(self._config, where=where)
             else:
                 raise WeightsError(
                     f"weights {manifest.version} come by '{name}', which this release does not "

@@ -25,6 +25,7 @@ from typing import Any, Final
 import zmq
 
 from protocol.config import ProtocolConfig
+from protocol.run.endpoint import address_with, speaks_v6, to_bind
 from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightsError
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
 from protocol.weights.memory import MemoryFile, memory_folder, remove_leftovers
@@ -46,12 +47,18 @@ class ZmqSender(SlotSender):
     """The learner's end. `slot_bytes`: `weights.payload.payload_bytes` of the model."""
 
     def __init__(
-        self, config: ProtocolConfig, slot_bytes: int, slots: int = 2, full_every: int = 0
+        self,
+        config: ProtocolConfig,
+        slot_bytes: int,
+        slots: int = 2,
+        full_every: int = 0,
+        beside: str | None = None,
     ) -> None:
-        """Bind a free port beside `config.endpoint` and serve from a thread.
+        """Bind `config.weights_port` and serve from a thread.
 
         `full_every`: so many versions, one is sent whole and the others as differences; 0: all
-        are sent whole.
+        are sent whole. `beside`: where the learner listens, if that is not `config.endpoint`.
+        Raises ValueError where the port is taken.
         """
         super().__init__(slots)
         if full_every:
@@ -59,11 +66,6 @@ class ZmqSender(SlotSender):
         self._full_every = full_every
         self._differences: tuple[int, list[bytes]] = (-1, [])
         """Version, and its chunks as differences to the one before."""
-        if not config.endpoint.startswith("tcp://"):
-            raise ValueError(
-                f"the weight transport 'zmq' needs protocol.endpoint to be tcp://HOST:PORT, "
-                f"not '{config.endpoint}'; on one machine use 'shm'"
-            )
         self.refusals = Refusals()
         self._served_at = 0.0
         self._buffers = [memoryview(mmap.mmap(-1, max(1, slot_bytes))) for _ in range(slots)]
@@ -72,14 +74,32 @@ class ZmqSender(SlotSender):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         apply_options(self._socket, config)
+        self._socket.setsockopt(zmq.IPV6, int(speaks_v6(config.endpoint)))
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._socket.setsockopt(zmq.SNDHWM, 4 * _AHEAD)
         self._authenticator = None
         if config.keys is not None:
             self._authenticator = Authenticator(self._context, config.keys, self.refusals)
             secure_server(self._socket, config.keys)
-        host = config.endpoint.rpartition(":")[0]
-        self.port = self._socket.bind_to_random_port(host)
+        self.port = 0
+        try:
+            if config.endpoint.startswith("tcp://"):
+                address = to_bind(config.endpoint, config.interface)[-1]
+                self._socket.bind(address_with(address, config.weights_port))
+                bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+                self.port = int(bound.rpartition(":")[2])
+            else:
+                self._socket.bind(address_with(beside or config.endpoint, 0))
+        except (zmq.ZMQError, ValueError) as error:
+            if self._authenticator is not None:
+                self._authenticator.stop()
+            self._context.destroy(linger=0)
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(
+                f"protocol.weights_port {config.weights_port} cannot be listened on "
+                f"({error.strerror}); write another, or 0 for a free one"
+            ) from error
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="weight-stream", daemon=True)
         self._thread.start()
@@ -178,11 +198,20 @@ class ZmqSender(SlotSender):
 
 
 class ZmqReceiver(WeightReceiver):
-    """The actor's end. Asks the host of `config.endpoint`, at the manifest's port."""
+    """The actor's end. Asks the learner's host, at the manifest's port."""
 
-    def __init__(self, config: ProtocolConfig, deadline_seconds: float = 8.0) -> None:
-        """`deadline_seconds`: without any chunk for so long, a fetch fails."""
+    def __init__(
+        self,
+        config: ProtocolConfig,
+        deadline_seconds: float = 8.0,
+        where: Callable[[], str | None] | None = None,
+    ) -> None:
+        """`deadline_seconds`: without any chunk for so long, a fetch fails.
+
+        `where` gives the address at which the learner listens; without it, `config.endpoint`.
+        """
         self._config = config
+        self._where = where or (lambda: config.endpoint)
         self._deadline = deadline_seconds
         self._fetched: dict[int, MemoryFile] = {}
         remove_leftovers()
@@ -237,19 +266,22 @@ class ZmqReceiver(WeightReceiver):
     def _fetch_by(
         self, manifest: WeightManifest, base: MemoryFile | None, progress: Progress
     ) -> MemoryFile:
-        if not 0 < manifest.port < 65536:
+        listening = self._where()
+        if listening is None:
+            raise WeightsError(f"weights {manifest.version}: the learner has no address yet")
+        if listening.startswith("tcp://") and not 0 < manifest.port < 65536:
             raise WeightsError(f"weights {manifest.version}: port {manifest.port}")
         context: zmq.Context[Any] = zmq.Context()
         socket = context.socket(zmq.DEALER)
         apply_options(socket, self._config)
+        socket.setsockopt(zmq.IPV6, int(speaks_v6(self._config.endpoint)))
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * _CHUNK)
         socket.setsockopt(zmq.LINGER, 0)
         local = MemoryFile("fetched", manifest.nbytes)
         try:
             if self._config.keys is not None:
                 secure_client(socket, self._config.keys)
-            host = self._config.endpoint.rpartition(":")[0]
-            socket.connect(f"{host}:{manifest.port}")
+            socket.connect(address_with(listening, manifest.port))
             view = None if base is None else base.view()
             self._pull(socket, manifest, local.fd, view, progress)
         except BaseException:

@@ -37,7 +37,9 @@ EXPECTED: dict[str, tuple[str, tuple[int, ...]]] = {
     "empty": ("F32", (0,)),
     "wide": ("U8", (4 * 2**20 + 3,)),
 }
-CONFIG = ProtocolConfig(heartbeat_seconds=0.1, dead_after_seconds=1.0, linger_seconds=0.0)
+CONFIG = ProtocolConfig(
+    endpoint="tcp://127.0.0.1:0", heartbeat_seconds=0.1, dead_after_seconds=1.0, linger_seconds=0.0
+)
 
 
 def tensors(fill: int) -> Iterator[tuple[str, Tensor]]:
@@ -56,7 +58,13 @@ class Pair(NamedTuple):
     receiver: WeightReceiver
 
 
-@pytest.fixture(params=["shm", "folder", "zmq"])
+def _ipc(size: int, folder: Path) -> Pair:
+    config = msgspec.structs.replace(CONFIG, endpoint="ipc://*")
+    where = f"ipc://{folder}/learner"
+    return Pair(ZmqSender(config, size, beside=where), ZmqReceiver(config, 2.0, lambda: where))
+
+
+@pytest.fixture(params=["shm", "folder", "zmq", "zmq over ipc"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     size = payload_bytes(EXPECTED)
     both: dict[str, Callable[[], Pair]] = {
@@ -65,6 +73,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
             FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path, appear_seconds=0.2)
         ),
         "zmq": lambda: Pair(ZmqSender(CONFIG, size), ZmqReceiver(CONFIG, 2.0)),
+        "zmq over ipc": lambda: _ipc(size, tmp_path),
     }
     one = both[request.param]()
     yield one

@@ -21,7 +21,9 @@ from protocol.wire.codec import encode
 from protocol.wire.envelope import Sealer
 from protocol.wire.messages import Backlog, Hello, TrajectoryMessage
 
-CONFIG = ProtocolConfig(heartbeat_seconds=0.05, dead_after_seconds=5.0, linger_seconds=0.1)
+CONFIG = ProtocolConfig(
+    endpoint="tcp://127.0.0.1:0", heartbeat_seconds=0.05, dead_after_seconds=5.0, linger_seconds=0.1
+)
 HELLO = Hello("tiny", 32, 1)
 
 
