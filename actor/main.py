@@ -24,7 +24,8 @@ from dynatok_online import tiny
 from protocol.delivery.actor_channel import Disconnected
 from protocol.run.grace import end_within_grace
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What ends it well. srun passes only the last one on."""
 
 
 class Stopped(BaseException):

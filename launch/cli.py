@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "launch",
         _launch,
-        "start actor and learner on this machine and watch them",
+        "start actor and learner and watch them: on this machine, or on a cluster",
         "dynatok launch launch/configs/tiny.yaml --learner.training.max-steps 20",
         _OVERRIDES,
     )
@@ -78,10 +78,41 @@ def _parser() -> argparse.ArgumentParser:
         help="resume a run that was stopped or failed: --resume RUN_DIR",
     )
     launch.add_argument(
+        "--on",
+        choices=("local", "slurm", "ray"),
+        help="where: local (this machine, the default), slurm (one job), ray (docs/cluster.md)",
+    )
+    launch.add_argument(
         "--dry-run", action="store_true", help="write the run folder with its configs, and stop"
     )
     launch.add_argument(
         "--fields", action="store_true", help="list every field with its value, and stop"
+    )
+
+    status = _verb(
+        verbs,
+        "status",
+        _status,
+        "say how a run is: its processes, its job, its step",
+        "dynatok status runs/tiny-20260102-030405",
+        "Wherever it runs. The last line is JSON. Exit code 1: it has failed.",
+    )
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="its run folder")
+
+    stop = _verb(
+        verbs,
+        "stop",
+        _stop,
+        "end a run, wherever it runs: the learner saves first",
+        "dynatok stop runs/tiny-20260102-030405",
+        "It can be resumed: dynatok launch --resume RUN_DIR. Exit code 1: it still runs.",
+    )
+    stop.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="its run folder")
+    stop.add_argument(
+        "--now", action="store_true", help="without saving: it resumes from its last checkpoint"
+    )
+    stop.add_argument(
+        "--wait", type=float, default=300.0, metavar="SECONDS", help="how long to wait (300)"
     )
 
     for name, what in (("actor", "generates"), ("learner", "trains")):
@@ -245,7 +276,7 @@ def _launch(known: argparse.Namespace, flags: list[str]) -> int:
     from launch import config, run
 
     if known.resume:
-        return run.resume(known.config, flags, dry_run=known.dry_run)
+        return run.resume(known.config, flags, on=known.on, dry_run=known.dry_run)
     _expect_file(known.config)
     loaded = config.load_run(known.config, flags)
     if known.fields:
@@ -254,7 +285,23 @@ def _launch(known: argparse.Namespace, flags: list[str]) -> int:
     if not known.dry_run:  # the run may be another machine's
         _expect_model(loaded.model)
         _expect_servable(loaded.model, loaded.learner.lora)
-    return run.launch(loaded, dry_run=known.dry_run)
+    return run.launch(loaded, on=known.on or "local", dry_run=known.dry_run)
+
+
+def _status(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"status takes no '{rest[0]}'; see dynatok status --help")
+    from launch import control
+
+    return control.status(known.run_dir)
+
+
+def _stop(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"stop takes no '{rest[0]}'; see dynatok stop --help")
+    from launch import control
+
+    return control.stop(known.run_dir, at_once=known.now, wait=known.wait)
 
 
 def _process(known: argparse.Namespace, flags: list[str]) -> int:

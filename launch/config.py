@@ -20,6 +20,7 @@ import yaml
 
 from actor.config import ActorConfig
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
+from launch.engines.config import SlurmConfig
 from learner.config import LearnerConfig
 from protocol.config import ProtocolConfig
 from protocol.run.run_folder import make_run_folder
@@ -57,6 +58,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The training process."""
     protocol: ProtocolConfig = ProtocolConfig()
     """How the two talk."""
+    slurm: SlurmConfig = SlurmConfig()
+    """What to ask SLURM for, with `--on slurm`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

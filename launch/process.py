@@ -101,8 +101,11 @@ def stop(
     segments: Iterable[Path] = (),
     hurry: Callable[[], bool] = lambda: False,
     keep: Iterable[Path] = (),
+    ask: Mapping[int, signal.Signals] | None = None,
 ) -> bool:
     """End every process of these sessions: SIGTERM, `patience` seconds or `hurry`, SIGKILL.
+
+    `ask`: session -> the signal for its leader, if that is another.
 
     The leader is asked first, so that it can end its workers in its own order; workers that have
     lost their leader are asked themselves. Removes the shared memory that they had mapped, and
@@ -119,7 +122,7 @@ def stop(
             leader = _session(pid)
             if pid not in asked and (pid == leader or leader not in left):
                 asked.add(pid)
-                _signal(pid, signal.SIGTERM)
+                _signal(pid, (ask or {}).get(pid, signal.SIGTERM))
         time.sleep(0.05)
     gentle = not left
     deadline = time.monotonic() + 2.0

@@ -1,4 +1,4 @@
-"""One run on this machine, from its configuration to its result.
+"""One run, from its configuration to its result.
 
 stdout holds the result alone: one line of JSON, the last thing that is printed. What people
 read on the way goes to stderr.
@@ -7,11 +7,13 @@ read on the way goes to stderr.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from launch import environment, picture
+from launch import control, picture
 from launch.config import (
     RunConfig,
     actor_configs,
@@ -21,25 +23,35 @@ from launch.config import (
     write_configs,
 )
 from launch.decode import ConfigError
+from launch.engines import local
 from launch.panel import display
-from launch.supervisor import Command, supervise
+from launch.supervisor import SAVING, Command, Outcome, supervise
 from protocol.run import endpoint
 from protocol.run.json_files import read_json
 
+ENGINES = ("local", "slurm", "ray")
 
-def launch(config: RunConfig, *, dry_run: bool = False) -> int:
-    """Start a new run, watch it to the end, print the result; returns the exit code.
+
+def launch(config: RunConfig, *, on: str = "local", dry_run: bool = False) -> int:
+    """Start a new run by an engine of `ENGINES`, and print the result; returns the exit code.
 
     Raises ConfigError before anything is started.
     """
     resolve(config, Path(config.dir))  # a busy port is no reason to leave a run folder
-    return _run(config, new_run_dir(config), dry_run)
+    run_dir = new_run_dir(config)
+    try:
+        return _run(config, run_dir, on, dry_run)
+    except ConfigError:
+        shutil.rmtree(run_dir, ignore_errors=True)  # nothing was started
+        raise
 
 
-def resume(run_dir: Path, flags: Sequence[str] = (), *, dry_run: bool = False) -> int:
+def resume(
+    run_dir: Path, flags: Sequence[str] = (), *, on: str | None = None, dry_run: bool = False
+) -> int:
     """Resume a run that was stopped or failed, from its last checkpoint and its journals.
 
-    Raises ConfigError where there is none, or where it has finished.
+    Raises ConfigError where there is none, where it has finished, or where it still runs.
     """
     path = run_dir / "config.yaml"
     if not path.exists():
@@ -52,46 +64,79 @@ def resume(run_dir: Path, flags: Sequence[str] = (), *, dry_run: bool = False) -
             f"--resume: {run_dir} has finished its {done} steps; to train further, add "
             "--learner.training.max-steps with a larger number"
         )
-    return _run(config, run_dir.resolve(), dry_run)
+    run_dir = run_dir.resolve()
+    control.refuse_running(run_dir)
+    return _run(config, run_dir, on or control.engine_of(run_dir), dry_run)
 
 
-def _run(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
+def _run(config: RunConfig, run_dir: Path, on: str, dry_run: bool) -> int:
+    if on == "slurm":
+        return _submit(config, run_dir.resolve(), dry_run)
     actor, learner = resolve(config, run_dir)
     actors = actor_configs(actor, config.actors)
     write_configs(run_dir, config, actors, learner)
     if dry_run:
-        _say(f"wrote {run_dir}; each process can be started alone from its own file")
+        say(f"wrote {run_dir}; each process can be started alone from its own file")
         print(json.dumps({"run_dir": str(run_dir), "status": "dry-run"}))
         return 0
+    return watch(run_dir, config, local.commands(run_dir, actors), {"engine": "local"}).code
+
+
+def _submit(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
+    from launch.engines import slurm
+
+    actor, learner = resolve(slurm.reachable(config, run_dir), run_dir)
+    write_configs(run_dir, config, actor_configs(actor, config.actors), learner)
+    path = run_dir / slurm.SCRIPT
+    path.write_text(slurm.script(config, run_dir), encoding="utf-8")
+    (run_dir / "logs").mkdir(exist_ok=True)  # sbatch makes no folder for its log
+    if dry_run:
+        say(f"wrote {path}; submit it with sbatch, or start each process alone from its own file")
+        print(json.dumps({"run_dir": str(run_dir), "script": str(path), "status": "dry-run"}))
+        return 0
+    job = slurm.submit(run_dir)
+    control.write(run_dir, {"engine": "slurm", "job": job, "status": "submitted"})
+    say(f"job {job} is submitted; dynatok status {run_dir}")
+    print(json.dumps({"run_dir": str(run_dir), "job": job, "status": "submitted"}))
+    return 0
+
+
+def watch(
+    run_dir: Path,
+    config: RunConfig,
+    commands: Sequence[Command],
+    about: Mapping[str, Any],
+    saving: float = SAVING,
+) -> Outcome:
+    """Start the processes, watch them to the end, and print the result.
+
+    `about`: what `RUN/launch.json` says of the engine.
+    """
     endpoint.forget_endpoint(run_dir)  # of a run that is resumed
-    commands = [
-        Command(
-            name,
-            [sys.executable, "-m", "launch.cli", verb, str(run_dir / f"{name}.yaml")],
-            environment.for_child(verb, processes=1 + config.actors),
-        )
-        for name, verb in (("learner", "learner"), *((one.name, "actor") for one in actors))
-    ]
-    _say(f"run folder {run_dir}")
+    say(f"run folder {run_dir}")
     max_steps = config.learner.training.get("max_steps")
+    record = control.Record(display(run_dir, max_steps), run_dir, about)
     outcome = supervise(
         run_dir,
         commands,
-        display(run_dir, max_steps),
+        record,
         restarts=config.restarts,
         time_limit=config.time_limit,
+        saving=saving,
     )
     endpoint.forget_endpoint(run_dir)
+    record.ended(outcome)
     drawn = picture.draw(run_dir)
     if outcome.message:
-        _say(f"{outcome.status}: {outcome.message}")
+        say(f"{outcome.status}: {outcome.message}")
     if outcome.status != "finished":
-        _say(f"to resume from its last checkpoint: dynatok launch --resume {run_dir}")
+        say(f"to resume from its last checkpoint: dynatok launch --resume {run_dir}")
     if drawn:
-        _say(f"picture: {drawn}")
+        say(f"picture: {drawn}")
     print(json.dumps(read_json(run_dir / "result.json")), flush=True)
-    return outcome.code
+    return outcome
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To people."""
     print(f"dynatok: {text}", file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
 """Starts the processes of a run, watches them, starts one again that died, leaves nothing behind.
 
-A run ends in one of four ways: every child exits 0 (`finished`); a signal asks for the end
-(`interrupted`); a child fails for good, or the time limit is reached (`failed`). In each of them
-all processes of the run are gone within ten seconds, and `result.json` is written. Where the
+A run ends in one of four ways: every child exits 0 (`finished`); a signal or `RUN/stop.json` asks
+for the end (`interrupted`); a child fails for good, or the time limit is reached (`failed`). In
+each of them all processes of the run are gone within ten seconds, and `result.json` is written.
+`stop.json`, which SIGUSR1 writes too, gives the learner `saving` seconds more, to save. Where the
 supervisor itself is killed, the janitor does the clearing.
 
 A child that crashes is started again alone, with its own command: an actor sends what its journal
@@ -26,6 +27,7 @@ import msgspec
 from launch import process, result
 from launch.janitor import Janitor
 from protocol.run.json_files import read_json
+from protocol.run.stop import StopRequest, ask_to_stop, asked_to_stop, forget_stop
 
 PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL; with the killing itself, less than ten."""
@@ -38,6 +40,8 @@ SCAN = 2.0
 FINAL = (2, 3)
 """Exit codes of a child that must not be started again: it was asked for what cannot be run, or
 found that the run must not continue."""
+SAVING = 120.0
+"""Seconds that the learner may take to save where that is asked for."""
 BACK_OFF = (0.5, 8.0)
 """Seconds before the first restart; doubled with every further one, up to the second number."""
 HEALTHY = 600.0
@@ -52,6 +56,10 @@ class Command(msgspec.Struct, frozen=True):
     name: str
     argv: Sequence[str]
     env: Mapping[str, str]
+    stop_signal: signal.Signals = signal.SIGTERM
+    """What asks it to end."""
+    rejoins: bool = False
+    """An actor that a scheduler may stop before the end of the run: it is then started again."""
 
 
 class Display(Protocol):
@@ -80,13 +88,15 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class _Signals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are noted instead of obeyed."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; so is SIGUSR1."""
 
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.count = 0
+        self.save = False
+        """SIGUSR1 came: the place is needed soon."""
 
     def __enter__(self) -> _Signals:
         self._before = {number: signal.signal(number, self._note) for number in self._NUMBERS}
@@ -97,6 +107,9 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+            return
         self.received = signal.Signals(number)
         self.count += 1
 
@@ -106,6 +119,8 @@ class _Member:
 
     def __init__(self, command: Command, run_dir: Path, janitor: Janitor) -> None:
         self.name = command.name
+        self.stop_signal = command.stop_signal
+        self.rejoins = command.rejoins
         self.log = run_dir / "logs" / f"{command.name}.log"
         self.segments: set[Path] = set()
         """Shared memory that it was seen to use since its last start."""
@@ -156,6 +171,7 @@ def supervise(
     *,
     restarts: int = 0,
     time_limit: float = 0.0,
+    saving: float = SAVING,
     patience: float = PATIENCE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
@@ -163,6 +179,7 @@ def supervise(
 
     `restarts`: how often in a row each of them may crash and be started again.
     """
+    forget_stop(run_dir)
     started = clock()
     members: list[_Member] = []
     with _Signals() as signals:
@@ -172,7 +189,9 @@ def supervise(
                 member = _Member(command, run_dir, janitor)
                 member.start(clock())
                 members.append(member)
-            watch = _Watch(members, signals, display, janitor, restarts, time_limit, clock)
+            watch = _Watch(
+                run_dir, members, signals, display, janitor, restarts, time_limit, saving, clock
+            )
             end = watch.run()
         finally:
             if signals.received is not None:
@@ -183,6 +202,7 @@ def supervise(
                 patience,
                 set().union(*(member.segments for member in members)),
                 hurry=lambda: signals.count > begun,
+                ask={member.child.pid: member.stop_signal for member in members},
             )
             for member in members:
                 member.child.poll()
@@ -207,14 +227,19 @@ class _Watch:
 
     def __init__(
         self,
+        run_dir: Path,
         members: Sequence[_Member],
         signals: _Signals,
         display: Display,
         janitor: Janitor,
         restarts: int,
         time_limit: float,
+        saving: float,
         clock: Callable[[], float],
     ) -> None:
+        self._run_dir = run_dir
+        self._saving = saving
+        self._asked_at: float | None = None
         self._members = members
         self._signals = signals
         self._display = display
@@ -247,7 +272,7 @@ class _Watch:
     def _crashes(self, now: float) -> _End | None:
         for member in self._members:
             code = member.poll()
-            if not code or member.given_up:
+            if code is None or member.given_up or (code == 0 and not self._left(member)):
                 continue
             alone = any(one.name == LEARNER and one.poll() == 0 for one in self._members)
             final = code in FINAL or alone
@@ -272,6 +297,15 @@ class _Watch:
             )
         return None
 
+    def _left(self, member: _Member) -> bool:
+        """Whether it has ended well although the run needs it still."""
+        return (
+            member.rejoins
+            and self._asked_at is None
+            and not read_json(self._run_dir / "learner.json").get("finished")
+            and any(one.name == LEARNER and one.poll() is None for one in self._members)
+        )
+
     def _others_act(self, member: _Member) -> bool:
         """Whether another actor runs, or is about to be started again."""
         return member.name != LEARNER and any(
@@ -292,12 +326,32 @@ class _Watch:
         if self._signals.received is not None:
             name = self._signals.received.name
             return "interrupted", 128 + self._signals.received, f"stopped by {name}"
+        if (end := self._asked(now, running)) is not None:
+            return end
         if self._time_limit and now - self._started > self._time_limit:
             return "failed", 1, f"time limit of {self._time_limit:g} s reached" + _logs(running)
         if not any(member.name == LEARNER for member in running):
             self._ending = self._ending or now + ENDING
             if now > self._ending:
                 return "failed", 1, "the others have ended, but " + _logs(running).lstrip("; ")
+        return None
+
+    def _asked(self, now: float, running: Sequence[_Member]) -> _End | None:
+        """Where the run is asked to end: the learner first, which saves."""
+        if self._signals.save and self._asked_at is None:
+            ask_to_stop(self._run_dir, StopRequest("SIGUSR1", again=True))
+        request = asked_to_stop(self._run_dir)
+        if request is None:
+            return None
+        if self._asked_at is None:
+            self._asked_at = now
+            self._display.say(f"asked to stop by {request.reason}; the learner saves")
+        learner = next((one for one in running if one.name == LEARNER), None)
+        if learner is None:
+            return "interrupted", 0, f"stopped by {request.reason}"
+        if now - self._asked_at > self._saving:
+            late = f"; the learner had not saved {self._saving:g} s later (log: {learner.log})"
+            return "interrupted", 1, f"stopped by {request.reason}{late}"
         return None
 
 

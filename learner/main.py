@@ -67,3 +67,4 @@ def _obey_signals(learner: Learner, over: threading.Event) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGUSR1, stop)  # all that srun passes on

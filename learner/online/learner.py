@@ -48,6 +48,7 @@ from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.endpoint import find_endpoint, to_tell, write_endpoint
 from protocol.run.exporter import open_exporter
 from protocol.run.metrics import Metrics
+from protocol.run.stop import asked_to_stop
 from protocol.run.threads import number_of_threads
 from protocol.run.trace import Traces, trace_of
 from protocol.weights.transports import open_sender
@@ -143,7 +144,9 @@ class Learner:
             coming=self.channel.broadcast,
         )
         self.stream.hint = self._why_no_batch
+        self.stream.idle = self._stop_if_saved
         state = self._resume.state
+        self._saved_step = state.step
         self._publishing = PublishCallback(
             self.publisher,
             self.stream,
@@ -171,7 +174,7 @@ class Learner:
             StepLog(self.report.stages, self.report.write_step, self.report.reached)
         )
         self.trainer.add_callback(
-            CheckpointCallback(self._state, self._saved, needed=self._journal_wants_checkpoint)
+            CheckpointCallback(self._state, self._saved, needed=self._wants_checkpoint)
         )
         if self._resume.path is not None:
             self.stream.restore(state.counts)
@@ -227,6 +230,7 @@ class Learner:
             say(f"stopped by {self.stream.stopped} after {self.report.step} steps")
             return
         self.report.finished = True
+        self.report.write()  # before actors leave: none of them is missed then
         self.inbox.finish()
         self.channel.announce(Finish(self.publisher.version))
         say(f"training is over after {self.report.step} steps; saving, and waiting for the actors")
@@ -295,10 +299,19 @@ class Learner:
         refused = self.channel.refusals.last.get("no_room")
         return out if refused is None else f"{out}; no room for more: {refused}"
 
-    def _journal_wants_checkpoint(self) -> bool:
-        """A checkpoint is what lets the journal delete trajectories that were trained on."""
+    def _wants_checkpoint(self) -> bool:
+        """The run is asked to stop; or the journal is nearly full.
+
+        A checkpoint is what lets the journal delete trajectories that were trained on.
+        """
         consumed, _ = self._resume.progress.offsets()
-        return self._journal.wants_release(consumed)
+        return asked_to_stop(self._run_dir) is not None or self._journal.wants_release(consumed)
+
+    def _stop_if_saved(self) -> None:
+        """Obey a request to stop where no step is lost by it."""
+        request = asked_to_stop(self._run_dir)
+        if request is not None and self._saved_step == self.report.step:
+            self.stop(request.reason)
 
     def _published(self, version: int, weights: Weights) -> None:
         self._versions.write(version)
@@ -324,7 +337,9 @@ class Learner:
 
     def _saved(self, state: StreamState) -> None:
         self.channel.checkpointed(state.consumed)
+        self._saved_step = state.step
         say(f"checkpoint of step {state.step} is on disk")
+        self._stop_if_saved()
 
     def _on_batch(self, batch: list[Trajectory]) -> None:
         step = self.trainer.state.global_step + 1

@@ -39,6 +39,8 @@ class Stream:
         """What else there is to say where no batch comes."""
         self.hint: Callable[[], str] = lambda: ""
         """Asked for more of that when it happens."""
+        self.idle: Callable[[], None] = lambda: None
+        """Called now and then while no batch is there; may stop the stream."""
 
     def offer(self, trajectory: Trajectory, release: Callable[[], None] = lambda: None) -> bool:
         """Hand over a trajectory; False: it is too old, and was dropped and counted.
@@ -71,8 +73,9 @@ class Stream:
         RuntimeError when a thread crashed.
         """
         end = time.monotonic() + deadline
-        with self._changed:
-            while True:
+        while True:
+            self.idle()
+            with self._changed:
                 self._raise_failure()
                 if self._stopped is not None:
                     return None

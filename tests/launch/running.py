@@ -13,6 +13,12 @@ from typing import IO
 
 import psutil
 
+from learner.online.checkpoint import latest
+from protocol.delivery.delivery import Consumed
+from protocol.delivery.durable import JournaledStore
+from protocol.run.trace import trace_of
+from protocol.wire.messages import TrajectoryMessage
+
 CONFIG = "launch/configs/tiny.yaml"
 
 
@@ -80,3 +86,18 @@ def process_of(
                     return one
         assert time.monotonic() < end, f"{name} is not running"
         time.sleep(0.05)
+
+
+def waiting(run: Path) -> set[str]:
+    """Trace ids that the learner of a run that has ended holds and has not trained on."""
+    last = latest(run / "checkpoints")
+    assert last is not None
+    consumed = last.state.consumed
+    inbox = JournaledStore(run / "journal" / "learner", run.name)
+    found = set()
+    for event in inbox.replay(Consumed(consumed.low, consumed.beyond)):
+        assert isinstance(event.message, TrajectoryMessage)
+        found.add(trace_of(event.message.trajectory))
+    assert inbox.missing == 0
+    inbox.close()
+    return found

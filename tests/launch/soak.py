@@ -35,8 +35,7 @@ from protocol.run.trace import Account, account, trace_of
 from protocol.wire.codec import decode_actor
 from protocol.wire.envelope import unseal
 from protocol.wire.messages import TrajectoryMessage
-from tests.launch.running import gone, launched, process_of, wait_for_step
-from tests.launch.test_chaos import waiting
+from tests.launch.running import gone, launched, process_of, wait_for_step, waiting
 
 DISK = "256m"
 NAMES = ("learner", "actor", "actor-1")

@@ -16,11 +16,8 @@ from pathlib import Path
 import pytest
 
 from learner.online.checkpoint import latest
-from protocol.delivery.delivery import Consumed
-from protocol.delivery.durable import JournaledStore
-from protocol.run.trace import account, trace_of
-from protocol.wire.messages import TrajectoryMessage
-from tests.launch.running import gone, launched, process_of, wait_for_step
+from protocol.run.trace import account
+from tests.launch.running import gone, launched, process_of, wait_for_step, waiting
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 
@@ -29,21 +26,6 @@ FAST = (
     *("--learner.max_seconds", "0", "--learner.trajectories_per_step", "4"),
     *("--learner.training.save_steps", "10"),
 )
-
-
-def waiting(run: Path) -> set[str]:
-    """Trace ids that the learner of a run that has ended holds and has not trained on."""
-    last = latest(run / "checkpoints")
-    assert last is not None
-    consumed = last.state.consumed
-    inbox = JournaledStore(run / "journal" / "learner", run.name)
-    found = set()
-    for event in inbox.replay(Consumed(consumed.low, consumed.beyond)):
-        assert isinstance(event.message, TrajectoryMessage)
-        found.add(trace_of(event.message.trajectory))
-    assert inbox.missing == 0
-    inbox.close()
-    return found
 
 
 def back_after(log: Path, since: int, killed: float) -> tuple[float, float]:

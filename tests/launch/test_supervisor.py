@@ -16,12 +16,14 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 import launch
 from launch import process, supervisor
 from launch.supervisor import Command, supervise
+from protocol.run.stop import StopRequest, ask_to_stop, asked_to_stop
 
 ROOT = Path(launch.__file__).parent.parent
 
@@ -385,3 +387,84 @@ def test_last_words_are_the_end_of_the_log(tmp_path, lines):
     child = process.Child("a", [sys.executable, "-c", code], os.environ, tmp_path / "a.log")
     wait_for(lambda: child.poll() is not None)
     assert child.last_words(lines) == "\n".join(["two", "three"][-lines:])
+
+
+OBEYS = """
+import pathlib, sys, time
+stop = pathlib.Path(sys.argv[1]) / 'stop.json'
+while not stop.exists():
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("by", ["file", "SIGUSR1"])
+def test_asked_to_stop_the_learner_ends_first_and_the_others_after_it(tmp_path, by):
+    def ask(seconds):
+        if seconds > 0.3 and not (tmp_path / "stop.json").exists():
+            if by == "file":
+                ask_to_stop(tmp_path, StopRequest("somebody"))
+            else:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    ask_to_stop(tmp_path, StopRequest("an earlier run"))  # is none of this one
+    display = Quiet(ask)
+    outcome = supervise(
+        tmp_path, [command("learner", OBEYS, str(tmp_path)), command("actor", SLEEP)], display
+    )
+    who = "somebody" if by == "file" else "SIGUSR1"
+    assert (outcome.status, outcome.code, outcome.message) == (
+        "interrupted",
+        0,
+        f"stopped by {who}",
+    )
+    assert display.states[-1]["actor"] == "running", "it was asked after the learner had ended"
+    assert asked_to_stop(tmp_path).again is (by == "SIGUSR1")
+
+
+def test_a_learner_that_does_not_save_in_time_is_ended(tmp_path):
+    def ask(seconds):
+        ask_to_stop(tmp_path, StopRequest("somebody"))
+
+    outcome = supervise(tmp_path, [command("learner", SLEEP)], Quiet(ask), saving=0.3)
+    assert (outcome.status, outcome.code) == ("interrupted", 1)
+    assert "had not saved 0.3 s later" in outcome.message
+
+
+def test_an_actor_whose_place_was_taken_is_started_again_and_a_finished_one_is_not(tmp_path):
+    """A scheduler ends it well; so does the end of the run."""
+    code = "import sys, pathlib; f = pathlib.Path(sys.argv[1]); f.write_text(f.read_text() + 'x')"
+    starts = tmp_path / "starts"
+    starts.write_text("")
+    actor = msgspec.structs.replace(command("actor", code, str(starts)), rejoins=True)
+
+    def finish(seconds):
+        if len(starts.read_text()) == 3:
+            (tmp_path / "learner.json").write_text('{"finished": true}')
+
+    brief = "import time; time.sleep(4)"
+    outcome = supervise(tmp_path, [command("learner", brief), actor], Quiet(finish), restarts=9)
+    assert (outcome.status, outcome.code) == ("finished", 0)
+    assert len(starts.read_text()) == 3
+
+
+def test_a_child_is_asked_to_end_by_the_signal_that_it_knows(tmp_path):
+    """srun answers SIGTERM by killing its tasks."""
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    pathlib.Path(sys.argv[1]).write_text('well')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGUSR1, end)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    step = msgspec.structs.replace(
+        command("learner", code, str(tmp_path / "how")), stop_signal=signal.SIGUSR1
+    )
+
+    def interrupt(seconds):
+        if log_of(tmp_path, "learner"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    supervise(tmp_path, [step], Quiet(interrupt))
+    assert (tmp_path / "how").read_text() == "well"

@@ -1,0 +1,169 @@
+"""`--on slurm` under a real SLURM of three nodes here, with the real actor and learner."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from learner.online.checkpoint import latest
+from protocol.run.trace import account
+from tests.launch.running import CONFIG, waiting
+from tests.launch.slurm_cluster import missing, slurm_cluster
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(bool(missing()), reason=f"SLURM cannot be run here: {missing()}"),
+]
+
+SMALL = (
+    *("--learner.trajectories_per_step", "4", "--learner.training.save_steps", "1000"),
+    *("--learner.max_seconds", "0", "--actor.evaluation.enabled", "false"),
+    *("--slurm.sbatch.nodes", "2", "--slurm.sbatch.ntasks", "2", "--slurm.save_seconds", "60"),
+)
+"""No checkpoint but the ones that are asked for. The learner and the actor have a node each."""
+
+
+class Cluster:
+    """Commands that are run on it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = {**environment, "OMP_NUM_THREADS": "1"}
+
+    def __call__(self, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == code, (command, done.stdout, done.stderr)
+        return done
+
+    def dynatok(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self(sys.executable, "-m", "launch.cli", *arguments, code=code)
+
+    def state(self, run: Path) -> dict:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", "status", str(run)],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def wait(self, run: Path, ready: Callable[[dict], bool], seconds: float = 400.0) -> dict:
+        end = time.monotonic() + seconds
+        while not ready(state := self.state(run)):
+            log = "".join(path.read_text()[-3000:] for path in run.glob("logs/*.log"))
+            assert state["status"] in ("running", "waiting", "submitted"), (state, log)
+            assert time.monotonic() < end, (state, log)
+            time.sleep(1)
+        return state
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with slurm_cluster(nodes=3) as environment:
+        yield Cluster(environment)
+
+
+def steps(run: Path) -> int:
+    """Optimizer steps so far, those after a checkpoint counted once."""
+    return max([0, *account(run).trained.values()])
+
+
+def test_what_the_scheduler_refuses_is_said_in_its_own_words(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for flags, words in (
+        (("--slurm.sbatch.partition", "nope"), "Invalid partition name specified"),
+        (("--slurm.sbatch.partition", "closed"), "Invalid account or account/partition"),
+        (("--slurm.sbatch.nodes", "9"), "Node count specification invalid"),
+        (("--slurm.sbatch.no-such-option", "1"), "unrecognized option"),
+    ):
+        done = cluster.dynatok(
+            "launch", CONFIG, "--on", "slurm", "--dir", str(tmp_path), *flags, code=2
+        )
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert list(tmp_path.iterdir()) == [], "what was refused leaves no run folder"
+
+
+def test_a_job_that_waits_is_said_to_and_can_be_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    held = ("--slurm.sbatch.begin", "now+1hour")
+    cluster.dynatok("launch", CONFIG, "--on", "slurm", "--dir", str(tmp_path), *held)
+    (run,) = tmp_path.iterdir()
+    done = cluster.dynatok("status", str(run))
+    assert "Reason=BeginTime" in done.stdout
+    assert cluster.state(run)["status"] == "waiting"
+    again = cluster.dynatok("launch", "--resume", str(run), code=2)
+    assert "is waiting already (slurm, job" in again.stderr
+    cluster.dynatok("stop", str(run))
+    assert cluster.state(run)["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs with blanks"
+    last = 60
+    cluster.dynatok(
+        *("launch", CONFIG, "--on", "slurm", "--dir", str(folder), *SMALL),
+        *("--learner.training.max_steps", str(last), "--slurm.sbatch.time", '"20"'),
+    )
+    (run,) = folder.iterdir()
+    assert (run / "keys" / "learner.key_secret").stat().st_mode & 0o777 == 0o600
+
+    # Asked to stop: the step that was made last is saved, and the job ends for good.
+    cluster.wait(run, lambda state: steps(run) >= 2)
+    cluster.dynatok("stop", str(run))
+    state = cluster.state(run)
+    assert state["status"] == "interrupted"
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    assert saved.state.step == steps(run) >= 2
+
+    # Resumed, with too little time left: it saves, requeues itself, and goes on.
+    cluster.dynatok("launch", "--resume", str(run))
+    job = cluster.state(run)["job"]
+    assert job != state["job"]
+    cluster.wait(run, lambda state: steps(run) >= saved.state.step + 2)
+    ran = cluster("squeue", "--noheader", "--format=%M", f"--jobs={job}").stdout
+    minutes = int(ran.strip().rpartition(":")[0].rpartition(":")[2] or 0)
+    cluster("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 1}")
+    cluster.wait(run, lambda state: state["status"] == "waiting")
+    requeued_at = steps(run)
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    assert saved.state.step == requeued_at < last
+    cluster("scontrol", "update", f"jobid={job}", "timelimit=20")
+
+    # The same job, started again; and one step of it is cancelled.
+    cluster.wait(run, lambda state: steps(run) >= requeued_at + 2)
+    listed = cluster("squeue", "--steps", "--noheader", "--format=%i %j", f"--jobs={job}").stdout
+    step = next(line.split()[0] for line in listed.splitlines() if line.endswith(" actor"))
+    cluster("scancel", step)
+    cluster.wait(run, lambda state: state["status"] == "finished", seconds=600)
+    log = (run / "logs" / f"slurm-{job}.log").read_text()
+    assert "requeueing job" in log
+    assert log.count("actor exited with code") == 1, log
+    assert "starting it again" in log
+
+    result = json.loads((run / "result.json").read_text())
+    assert result["learner_steps"] == last
+    assert result["audit_mismatches"] == 0
+    assert result["crashes"] == {"actor": 1}
+    found = account(run)
+    print(f"sent {len(found.sent)}, trained {len(found.trained)}, dropped {found.causes()}")
+    assert found.twice == []
+    assert found.open - waiting(run) == set()
+    assert len(found.trained) == 4 * last
+    assert os.environ.get("SLURM_CONF") is None, "nothing of it stays in this process"
