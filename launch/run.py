@@ -29,11 +29,9 @@ from launch.supervisor import SAVING, Command, Outcome, supervise
 from protocol.run import endpoint
 from protocol.run.json_files import read_json
 
-ENGINES = ("local", "slurm", "ray")
-
 
 def launch(config: RunConfig, *, on: str = "local", dry_run: bool = False) -> int:
-    """Start a new run by an engine of `ENGINES`, and print the result; returns the exit code.
+    """Start a new run on this machine (`local`) or as a job (`slurm`), and print the result; returns the exit code.
 
     Raises ConfigError before anything is started.
     """

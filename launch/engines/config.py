@@ -12,7 +12,7 @@ _OURS = ("ntasks", "n", "ntasks-per-node", "het-group", "export", "chdir", "job-
 
 
 class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`dynatok launch CONFIG --on slurm`. See docs/cluster.md."""
+    """`dynatok launch CONFIG --on slurm`."""
 
     sbatch: dict[str, Any] = {}
     """Options of the job, as sbatch knows them: `{partition: gpu, account: lab, time: "8:00:00"}`.

@@ -85,7 +85,9 @@ def test_stop_leaves_a_request_and_waits_for_the_end(run_dir):
     said: list[str] = []
     assert control.stop(run_dir, say=said.append) == 0
     thread.join()
-    assert asked_to_stop(run_dir).reason == "dynatok stop"
+    request = asked_to_stop(run_dir)
+    assert request is not None
+    assert request.reason == "dynatok stop"
     assert said[-1].startswith(f"{run_dir} is interrupted; to resume")
     (run_dir / "stop.json").unlink()
     record.update({"learner": "running!"}, 1.0)

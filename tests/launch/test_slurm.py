@@ -135,7 +135,8 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     cluster.dynatok("launch", "--resume", str(run))
     job = cluster.state(run)["job"]
     assert job != state["job"]
-    cluster.wait(run, lambda state: steps(run) >= saved.state.step + 2)
+    resumed_at = saved.state.step
+    cluster.wait(run, lambda state: steps(run) >= resumed_at + 2)
     ran = cluster("squeue", "--noheader", "--format=%M", f"--jobs={job}").stdout
     minutes = int(ran.strip().rpartition(":")[0].rpartition(":")[2] or 0)
     cluster("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 1}")

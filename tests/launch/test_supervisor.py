@@ -418,7 +418,9 @@ def test_asked_to_stop_the_learner_ends_first_and_the_others_after_it(tmp_path, 
         f"stopped by {who}",
     )
     assert display.states[-1]["actor"] == "running", "it was asked after the learner had ended"
-    assert asked_to_stop(tmp_path).again is (by == "SIGUSR1")
+    request = asked_to_stop(tmp_path)
+    assert request is not None
+    assert request.again is (by == "SIGUSR1")
 
 
 def test_a_learner_that_does_not_save_in_time_is_ended(tmp_path):
