@@ -31,7 +31,9 @@ from protocol.run.json_files import read_json
 
 
 def launch(config: RunConfig, *, on: str = "local", dry_run: bool = False) -> int:
-    """Start a new run on this machine (`local`) or as a job (`slurm`), and print the result; returns the exit code.
+    """Start a new run on this machine (`local`) or as a job (`slurm`), and print the result.
+
+    Returns the exit code.
 
     Raises ConfigError before anything is started.
     """
