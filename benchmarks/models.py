@@ -27,6 +27,7 @@ from benchmarks._edited_response import edited_response
 from benchmarks._small_models import families, small_model
 from dynatok_online import attention
 from dynatok_online.rows.plan import plan_rows
+from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import Trajectory
 
 PAGE = Path("docs/models.md")
@@ -80,11 +81,15 @@ def _measure(family: str) -> Found:
     try:
         attention.prepare(model)
         (row,) = plan_rows([trajectory])
-        logits = model(**attention.inputs(row, "cpu"), use_cache=False).logits[0]
+        targets = torch.as_tensor(row.targets, dtype=torch.long)
+        inputs = attention.inputs(row, "cpu")
+        loss, _ = ChunkedHead(model).run(
+            lambda: model(**inputs, use_cache=False),
+            lambda logits, piece: F.cross_entropy(logits, targets[piece], reduction="none"),
+        )
     except ValueError as error:
         return Found(family, refused=str(error).removeprefix(f"{kind} "))
-    targets = torch.as_tensor(row.targets, dtype=torch.long)
-    found = _gradients(model, F.cross_entropy(logits, targets))
+    found = _gradients(model, loss / len(targets))
     return Found(family, _apart(found, _gradients(plain, _pass_by_pass(plain, trajectory))))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from dynatok_online.objectives.written import objective_of
 from learner.lora import check_names
 from protocol.config import ProtocolConfig
 
@@ -26,6 +27,14 @@ def check_training(section: str, training: dict[str, Any]) -> None:
             raise ValueError(f"{section}.{name} must be a number, got {value!r}")
         if not value >= 0:
             raise ValueError(f"{section}.{name} must be at least 0, got {value}")
+
+
+def check_objective(field: str, objective: Any) -> None:
+    """Raise ValueError for an objective that cannot be, before anything heavy is imported."""
+    try:
+        objective_of(objective)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,8 +65,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     trajectories_per_step: int = 16
     """Trajectories of one optimizer step. With gradient accumulation, each micro step takes its
     share of them."""
-    objective: str = "reward"
-    """What a token counts: `reward` (the verifiers' score of its pass) or `sft` (1)."""
+    objective: str | dict[str, Any] | list[str | dict[str, Any]] = "reward"
+    """The loss of a token: `reward` (weighted by the verifiers' score of its pass), `sft`, or any
+    of docs/objectives.md, with parameters (`{name: asft, kl: 0.1}`), or a list, which is summed."""
     max_seconds: float = 0.0
     """Training ends with the first step that is over later than this many seconds after the first
     batch came, if `training.max_steps` has not ended it before; 0: no such limit."""
@@ -134,8 +144,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "
                 "token of a text has no log-probability"
             )
-        if self.objective not in ("reward", "sft"):
-            raise ValueError(f"learner.objective must be reward or sft, got {self.objective!r}")
+        check_objective("learner.objective", self.objective)
         if self.weight_transport in ("nccl", "ipc"):
             raise ValueError(
                 f"learner.weight_transport {self.weight_transport} is vLLM's own transport between "

@@ -34,8 +34,8 @@ class Settings(Protocol):
         """Seed of everything that is drawn."""
 
     @property
-    def objective(self) -> str:
-        """What a token counts."""
+    def objective(self) -> str | dict[str, Any] | list[str | dict[str, Any]]:
+        """The loss of a token."""
 
     @property
     def trajectories_per_step(self) -> int:

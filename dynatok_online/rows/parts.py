@@ -151,5 +151,6 @@ def _part_row(row: Row, own: Sequence[int], above: Sequence[int]) -> Row:
         versions=row.versions[targets],
         trajectory=row.trajectory[targets],
         response_index=row.response_index[targets],
+        columns={name: one[targets] for name, one in row.columns.items()},
         above=row.position_ids[tokens[:before]],
     )

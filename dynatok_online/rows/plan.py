@@ -10,8 +10,8 @@ Strategies: `packed` (spans), `truncated`, `snapshot` and `static` (see `baselin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ STRATEGIES: dict[str, Callable[[Sequence[Trajectory]], Spans]] = {
     "static": static_spans,
 }
 
+Columns = Mapping[str, npt.NDArray[np.float32]]
+
 PAIR_COST = 1 / 6144
 """Default cost of one (query, key) pair, in units of one token's linear layers.
 
@@ -47,15 +49,19 @@ def plan_rows(
     *,
     strategy: str = "packed",
     ghosts: bool = False,
+    columns: Sequence[Columns] | None = None,
 ) -> list[Row]:
     """Rows of at most `max_tokens` tokens that hold every response token as a target once.
 
-    `weights`: one [R] array per trajectory (see `objectives`); default: 1 everywhere. A
-    trajectory that exceeds the budget alone is split between its passes. Raises ValueError where
-    a single pass does. `ghosts`: rows also hold theirs (see `spans.ghosts`), which are not counted
-    by the budget: they are run without gradient.
+    `weights`: one [R] array per trajectory (see `objectives`); default: 1 everywhere. `columns`:
+    per trajectory, other [R] arrays by name, the same names everywhere. A trajectory that exceeds
+    the budget alone is split between its passes. Raises ValueError where a single pass does.
+    `ghosts`: rows also hold theirs (see `spans.ghosts`), which are not counted by the budget: they
+    are run without gradient.
     """
-    (rows,) = plan_ranks(trajectories, weights, max_tokens, strategy=strategy, ghosts=ghosts)
+    (rows,) = plan_ranks(
+        trajectories, weights, max_tokens, strategy=strategy, ghosts=ghosts, columns=columns
+    )
     return rows
 
 
@@ -73,6 +79,7 @@ def plan_ranks(
     ranks: int = 1,
     pair_cost: float = PAIR_COST,
     ghosts: bool = False,
+    columns: Sequence[Columns] | None = None,
 ) -> list[list[Row]]:
     """`plan_rows` for several ranks: as many rows for each, balanced by cost.
 
@@ -86,6 +93,9 @@ def plan_ranks(
         raise ValueError(f"ranks must be at least 1, got {ranks}")
     if weights is not None:
         _check_weights(trajectories, weights)
+    names = list(columns[0]) if columns else []
+    for name in names:
+        _check_weights(trajectories, [one[name] for one in columns or ()], name)
     if ghosts and strategy != "packed":
         raise ValueError(
             f"strategy {strategy!r} has no ghosts: they share the KV of spans; use packed"
@@ -95,7 +105,7 @@ def plan_ranks(
     else:
         spans = STRATEGIES[strategy](trajectories)
     bins = fill_bins(spans, trajectories, max_tokens, ranks, pair_cost)
-    aligned = _align(spans, trajectories, weights)
+    aligned = _align(spans, trajectories, weights, columns or (), names)
     rows = [_row(spans, units, aligned) for units in bins]
     rows.sort(key=lambda row: row.tokens + pair_cost * row.pairs, reverse=True)
     rows += [empty_row()] * (-len(rows) % ranks)
@@ -108,15 +118,17 @@ def plan_ranks(
 
 
 def _check_weights(
-    trajectories: Sequence[Trajectory], weights: Sequence[npt.NDArray[np.float32]]
+    trajectories: Sequence[Trajectory],
+    weights: Sequence[npt.NDArray[np.float32]],
+    what: str = "weights",
 ) -> None:
     if len(weights) != len(trajectories):
-        raise ValueError(f"{len(trajectories)} trajectories but {len(weights)} arrays of weights")
+        raise ValueError(f"{len(trajectories)} trajectories but {len(weights)} arrays of {what}")
     for trajectory, one in zip(trajectories, weights, strict=True):
         if len(one) != len(trajectory.response):
             raise ValueError(
                 f"trajectory {trajectory.trajectory_id}: {len(trajectory.response)} response "
-                f"tokens but {len(one)} weights; they must be aligned"
+                f"tokens but {len(one)} {what}; they must be aligned"
             )
 
 
@@ -129,12 +141,15 @@ class _Aligned:
     logprobs: npt.NDArray[np.float32]
     versions: Ints
     trajectory: Ints
+    columns: Columns = field(default_factory=dict)
 
 
 def _align(
     spans: Spans,
     trajectories: Sequence[Trajectory],
     weights: Sequence[npt.NDArray[np.float32]] | None,
+    columns: Sequence[Columns],
+    names: Sequence[str],
 ) -> _Aligned:
     lengths = [len(one.response) for one in trajectories]
     trajectory = spans.reader_trajectory[spans.loss_reader]
@@ -151,6 +166,10 @@ def _align(
         ),
         versions=np.concatenate(empty + [one.versions() for one in trajectories])[at],
         trajectory=trajectory,
+        columns={
+            name: np.concatenate([one[name] for one in columns])[at].astype(np.float32)
+            for name in names
+        },
     )
 
 
@@ -184,6 +203,7 @@ def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
         trajectory=aligned.trajectory[targets],
         response_index=spans.response_index[targets],
         ghosts=ghosts,
+        columns={name: one[targets] for name, one in aligned.columns.items()},
     )
 
 

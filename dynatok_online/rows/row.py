@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +49,8 @@ class Row:
     """[M] which trajectory of the batch each target belongs to."""
     response_index: Ints
     """[M] and which of its response tokens it is."""
+    columns: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """[M] each: what else objectives want to know of every target, by name."""
     above: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
     """[A] engine positions of tokens that were run before and are seen from here (see `parts`).
     Where there are any, `bounds` and `visible` begin with their spans, and end at A + N."""

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from dynatok_online.objectives.known import known_columns
+from dynatok_online.objectives.objective import Objective
 from dynatok_online.objectives.token_weights import token_weights
+from dynatok_online.objectives.written import objective_of
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.spans.audit import audit
 from dynatok_online.trajectory import Trajectory, from_row
@@ -28,9 +33,7 @@ class TrajectoryCollator:
 
     strategy: str = "packed"
     max_row_tokens: int = 16384
-    objective: str = "sft"
-    reward_power: float = 1.0
-    reward_threshold: float = 0.0
+    objective: Objective = field(default_factory=lambda: objective_of("sft"))
     thought: tuple[int, int] | None = None
     """Tokens that open and close a thought, where thoughts do not count."""
 
@@ -44,17 +47,17 @@ class TrajectoryCollator:
                     f"trajectory {one.trajectory_id} fails the audit: {mismatches[0]}; leave it "
                     "out, or correct num_cached_tokens and reuse of its passes"
                 )
-        weights = [
-            token_weights(
-                one,
-                self.objective,
-                power=self.reward_power,
-                threshold=self.reward_threshold,
-                thought=self.thought,
-            )
-            for one in trajectories
-        ]
-        rows = plan_rows(trajectories, weights, self.max_row_tokens, strategy=self.strategy)
+            if "recorded" in self.objective.needs and not np.isfinite(one.logprobs).all():
+                name = self.objective.of_need("recorded")
+                raise ValueError(
+                    f"objective {name} needs the log-probabilities that the actor recorded, and "
+                    f"trajectory {one.trajectory_id} lacks some"
+                )
+        weights = [token_weights(one, thought=self.thought) for one in trajectories]
+        columns = [known_columns(one) | self.objective.columns(one) for one in trajectories]
+        rows = plan_rows(
+            trajectories, weights, self.max_row_tokens, strategy=self.strategy, columns=columns
+        )
         return {
             "rows": rows,
             "loss_tokens": sum(len(row.targets) for row in rows),

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from dynatok_online.objectives.objective import Objective
+from dynatok_online.objectives.written import objective_of
+
 
 @dataclass
 class DynamicSFTConfig(SFTConfig):
@@ -39,9 +42,12 @@ class DynamicSFTConfig(SFTConfig):
             "(shared prefixes run once, what follows them one after the other)."
         },
     )
-    objective: str = field(
+    objective: Any = field(
         default="sft",
-        metadata={"help": "What a token counts: `sft` (1) or `reward` (its pass's scores)."},
+        metadata={
+            "help": "The loss of a token: a name (`sft`, `reward`, `dft`, ...), a mapping "
+            "(`{name: asft, kl: 0.1}`), or a list of them, which is summed; see docs/objectives.md."
+        },
     )
     reward_power: float = field(
         default=1.0, metadata={"help": "`reward`: the lowest score of a pass, to this power."}
@@ -61,12 +67,19 @@ class DynamicSFTConfig(SFTConfig):
         # Ours are trajectories, not text: TRL must neither tokenize nor drop columns.
         self.remove_unused_columns = False
         self.dataset_kwargs = {**(given["dataset_kwargs"] or {}), "skip_prepare_dataset": True}
+        if given["loss_type"] == "dft":  # TRL's name for it
+            if self.objective not in ("sft", "dft"):
+                raise ValueError(
+                    f"loss_type='dft' and objective={self.objective!r} contradict each other; "
+                    "leave loss_type out"
+                )
+            self.objective, self.loss_type = "dft", "nll"
         super().__post_init__()
+        self.make_objective()  # or say what is wrong with it
         for name, allowed in (
             ("strategy", ("packed", "truncated", "snapshot")),
             ("attention", ("concat", "dense", "flex")),
             ("memory", ("row", "pass")),
-            ("objective", ("sft", "reward")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -79,7 +92,7 @@ class DynamicSFTConfig(SFTConfig):
             ("padding_free", False, "rows are never padded"),
             ("assistant_only_loss", False, "the loss is on sampled tokens, always"),
             ("label_smoothing_factor", 0.0, "leave it at 0"),
-            ("loss_type", "nll", "only nll has per-token weights"),
+            ("loss_type", "nll", "write nll, dft, or an objective"),
             ("use_liger_kernel", False, "leave it off"),
             ("average_tokens_across_devices", True, "the loss is always normalised globally"),
         ):
@@ -87,6 +100,11 @@ class DynamicSFTConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {instead}")
         if self.memory == "pass":
             self._check_parts()
+
+    def make_objective(self) -> Objective:
+        """What `objective` says. Raises ValueError for what it cannot mean."""
+        reward = {"power": self.reward_power, "threshold": self.reward_threshold}
+        return objective_of(self.objective, reward)
 
     def _check_parts(self) -> None:
         """Parts of a row nest (forward, forward, backward, backward): not everything bears that."""

@@ -31,16 +31,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from trl import SFTTrainer
 
 from dynatok_online import attention
+from dynatok_online.objectives.lagged import Lagged
+from dynatok_online.objectives.targets import Need, Targets
 from dynatok_online.rows.parts import Part, cut_row
 from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
+from dynatok_online.training.head import ChunkedHead
+from dynatok_online.training.providers import Provider, complete
 from dynatok_online.training.sources import (
     as_dataset,
     no_tokenizer,
@@ -101,6 +105,7 @@ class DynamicSFTTrainer(SFTTrainer):
                 "train_dataset has no length, so the trainer cannot know when to stop; set "
                 "max_steps in DynamicSFTConfig"
             )
+        self.objective = args.make_objective()
         # accelerate would send batches of an iterable from rank 0, which only works for tensors.
         args.accelerator_config.dispatch_batches = False
         super().__init__(
@@ -109,9 +114,7 @@ class DynamicSFTTrainer(SFTTrainer):
             data_collator=TrajectoryCollator(
                 args.strategy,
                 args.max_row_tokens,
-                args.objective,
-                args.reward_power,
-                args.reward_threshold,
+                self.objective,
                 thought_marks(processing_class) if args.skip_thoughts else None,
             ),
             # TRL looks at the first row before training. A stream may have none yet.
@@ -134,6 +137,11 @@ class DynamicSFTTrainer(SFTTrainer):
                 "that does"
             )
         attention.prepare(base, args.attention)
+        self._head = ChunkedHead(base)
+        self.providers = self.make_providers()
+        """What brings the columns that an objective needs and a model computes."""
+        self.objective.check((*self.providers, "recorded"))
+        self.past = Lagged(self.objective.watches, self.args.device)
         plugin = self.accelerator.state.deepspeed_plugin
         sharded = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
         if args.memory == "pass" and sharded:
@@ -146,6 +154,10 @@ class DynamicSFTTrainer(SFTTrainer):
         self.timings = {"plan": 0.0, "forward_backward": 0.0}
         """Seconds spent on each since the trainer was made."""
         self._logged_at = 0.0
+
+    def make_providers(self) -> dict[Need, Provider]:
+        """What brings each need of `self.objective` that a model computes."""
+        return {}
 
     # ---- batches ----
 
@@ -197,6 +209,7 @@ class DynamicSFTTrainer(SFTTrainer):
         """Forward and backward of every part of one micro batch; gradients meet at the last."""
         began = time.perf_counter()
         model.train()
+        inputs["rows"] = [complete(model, row, self.providers) for row in inputs["rows"]]
         parts = self._parts(inputs)
         nested = self.args.memory == "pass"
         total = torch.zeros((), device=self.args.device)
@@ -240,7 +253,8 @@ class DynamicSFTTrainer(SFTTrainer):
             raise ValueError("DynamicSFTTrainer returns losses only; logits are never all built")
         count = inputs["loss_tokens"] if num_items_in_batch is None else num_items_in_batch
         globally = num_items_in_batch is not None
-        return sum(self._row_loss(model, row, count, globally=globally) for row in inputs["rows"])
+        rows = [complete(model, row, self.providers) for row in inputs["rows"]]
+        return sum(self._row_loss(model, row, count, globally=globally) for row in rows)
 
     def _row_loss(
         self,
@@ -253,17 +267,21 @@ class DynamicSFTTrainer(SFTTrainer):
     ) -> torch.Tensor:
         """Weighted cross-entropy of one row over `count`, scaled for the average over ranks."""
         device = self.args.device
-        # One forward, logits at the M loss positions only: [1, N] -> [1, M, V].
-        out = model(**attention.inputs(row, device, layout), use_cache=False)
-        logits = out.logits[0]
-        targets = attention.to_device(row.targets, device, torch.long)
-        weights = attention.to_device(row.weights, device)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        nll = F.cross_entropy(logits, targets, reduction="none")
-        if model.training:
-            self._watch(nll.detach(), weights, row)
-        loss = (nll * weights.to(nll.dtype)).sum()
+        ids = attention.to_device(row.targets, device, torch.long)
+        columns = self._columns(row)
+        self.past.listening = model.training
+
+        def losses(logits: torch.Tensor, piece: slice) -> torch.Tensor:
+            known = {name: one[piece] for name, one in columns.items()}
+            targets = Targets(logits, ids[piece], known)
+            out, weights = self.objective.weighted(targets, self.past)
+            if model.training:
+                self._watch(targets, weights)
+            return out
+
+        # One forward, logits at the M loss positions only, some at a time.
+        given = attention.inputs(row, device, layout)
+        loss, out = self._head.run(lambda: model(**given, use_cache=False), losses)
         if self.aux_loss_enabled:
             balance = out.aux_loss * len(row.targets)
             loss = loss + self.router_aux_loss_coef * balance
@@ -302,10 +320,24 @@ class DynamicSFTTrainer(SFTTrainer):
 
     # ---- numbers ----
 
-    def _watch(self, nll: torch.Tensor, weights: torch.Tensor, row: Row) -> None:
-        recorded = attention.to_device(row.logprobs, nll.device)
+    def _columns(self, row: Row) -> dict[str, torch.Tensor]:
+        """[M] each: what `Targets` reads."""
+        own: dict[str, npt.NDArray[Any]] = {
+            "weight": row.weights,
+            "recorded": row.logprobs,
+            "version": row.versions,
+            "trajectory": row.trajectory,
+            "index": row.response_index,
+        }
+        device = self.args.device
+        return {
+            name: attention.to_device(one, device) for name, one in {**own, **row.columns}.items()
+        }
+
+    def _watch(self, targets: Targets, weights: torch.Tensor) -> None:
+        recorded = targets.recorded
         known = recorded.isfinite()
-        drift = (-nll - recorded).abs().where(known, 0).sum()
+        drift = (targets.logp.detach() - recorded).abs().where(known, 0).sum()
         add = {"weight": weights.sum(), "drift": drift, "drift_tokens": known.sum()}
         for name, value in add.items():
             self._sums[_SUMS.index(name)] += value

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from learner.config import check_training
+from learner.config import check_objective, check_training
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,8 +42,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Trajectories of one optimizer step, over all ranks and accumulation steps."""
     epochs: float = 1.0
     """Passes over the data; `training.max_steps` takes precedence."""
-    objective: Literal["sft", "reward"] = "reward"
-    """What a token counts: `sft` (1) or `reward` (the verifiers' score of its pass)."""
+    objective: str | dict[str, Any] | list[str | dict[str, Any]] = "reward"
+    """The loss of a token: `reward` (weighted by the verifiers' score of its pass), `sft`, or any
+    of docs/objectives.md, with parameters (`{name: asft, kl: 0.1}`), or a list, which is summed."""
     training: dict[str, Any] = {}
     """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and those that say how
     trajectories become rows and what a token counts."""
@@ -69,3 +70,4 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"number of ranks ({self.ranks})"
             )
         check_training("training", self.training)
+        check_objective("objective", self.objective)

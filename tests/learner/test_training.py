@@ -110,7 +110,10 @@ def test_deepspeed_is_a_mapping_or_a_file(tmp_path):
     ("options", "match"),
     [
         ({"trajectories_per_step": -1}, "learner.trajectories_per_step must be above 0, got -1"),
-        ({"objective": "rewrd"}, "learner.objective must be reward or sft"),
+        (
+            {"objective": "rewrd"},
+            "learner.objective: objective 'rewrd' is unknown; did you mean 'reward'",
+        ),
         ({"weight_dtype": "fp32"}, "learner.weight_dtype must be float32"),
         ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number, got 'fast'"),
     ],

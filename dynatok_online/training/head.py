@@ -1,0 +1,336 @@
+"""The loss of a row without the row's logits: a model's head, a few targets at a time.
+
+`ChunkedHead.run` calls a causal language model whose head is held back. Where the head would make
+logits of M hidden states, it makes those of some, asks for their losses, takes their gradients at
+once, and forgets them: [m, V] at a time, never [M, V]. Nothing is computed twice, and the result
+is the loss as a scalar whose backward hands out the gradients that were taken.
+
+    head = ChunkedHead(model)                     # once
+    loss, out = head.run(lambda: model(**inputs), lambda logits, piece: losses)
+    loss.backward()
+
+What a family does to logits behind its head (soft-capping, scaling) is its own code: its
+`forward`, run on the logits of a chunk in the place of its backbone's and head's work.
+
+A head is `nn.Linear` (its weight's gradient is added up in place, in float32 at least), or any
+other module that maps each position by itself, such as a head with an adapter. Two kinds are left
+to the model, which then makes all logits at once: a head that is not the model's own child, and
+one with parts under ZeRO 3, where each part comes and goes by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+"""([m, V] logits in float32 at least, which targets of the row) -> [m] losses."""
+
+MOST_TARGETS = 1024
+MOST_LOGITS = 2**25
+"""Of one chunk: 128 MiB in float32."""
+
+Gradients = list[torch.Tensor | None]
+
+
+class ChunkedHead:
+    """The head of one model; see the module's docstring. `model`: the causal language model
+    itself, inside whatever wraps it (peft, DDP, DeepSpeed)."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._head = model.get_output_embeddings()
+        self._name = next((n for n, one in model.named_children() if one is self._head), None)
+        self._takes = inspect.signature(type(model).forward).parameters
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the head can be held back; otherwise the model makes all logits at once."""
+        if self._name is None:
+            return False
+        sharded = any(hasattr(one, "ds_id") for one in self._head.parameters())
+        return not sharded or self._linear
+
+    @property
+    def _linear(self) -> bool:
+        return type(self._head) is torch.nn.Linear
+
+    def run(self, call: Callable[[], Any], loss_of: ChunkLoss) -> tuple[torch.Tensor, Any]:
+        """The sum of all losses, [] in float32 at least, and what `call` (the model, through its
+        wrappers, with `logits_to_keep`) returned. Its logits are none where `chunked`."""
+        if not self.chunked:
+            out = call()
+            logits = _wide(out.logits[0])
+            return loss_of(logits, slice(0, len(logits))).sum(), out
+        with self._held_back(loss_of) as found:
+            out = call()
+        if len(found) != 1:
+            name = type(self._model).__name__
+            raise ValueError(f"{name} called its head {len(found)} times in one forward, not once")
+        return found[0], out
+
+    @contextlib.contextmanager
+    def _held_back(self, loss_of: ChunkLoss) -> Iterator[list[torch.Tensor]]:
+        """While open, the head makes losses, which go into the list, and the model no logits."""
+        found: list[torch.Tensor] = []
+        head = self._head
+        own, before = head.forward, vars(head).get("forward")
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            return self._losses(own, hidden, loss_of)
+
+        def pass_on(_: Any, __: Any, loss: torch.Tensor) -> torch.Tensor:
+            found.append(loss)
+            # No logits, but a graph: DDP looks from here for the parameters that were used.
+            return loss.expand(1, 1, self._model.config.get_text_config().vocab_size)[:, :0]
+
+        # A hook, because those of DeepSpeed, which gathers the weight, must be around the loss.
+        hook = head.register_forward_hook(pass_on)
+        head.forward = forward
+        try:
+            yield found
+        finally:
+            hook.remove()
+            del head.forward
+            if before is not None:
+                head.forward = before
+
+    def _losses(
+        self, own: Callable[..., Any], hidden: torch.Tensor, loss_of: ChunkLoss
+    ) -> torch.Tensor:
+        parameters = list(self._head.parameters()) if self._linear else _trained(self._head)
+        run: _Linear | _Module = _Module(own, self._finish, loss_of)
+        if self._linear:
+            run = _Linear(self._finish, loss_of)
+        if not torch.is_grad_enabled():
+            return run(hidden, parameters, [False] * (1 + len(parameters)))[0]
+        out: torch.Tensor = _Taken.apply(run, hidden, *parameters)
+        return out
+
+    def _finish(self, raw: torch.Tensor) -> torch.Tensor:
+        """[m, V] logits of what the head made ([m, V]): what the model does behind its head."""
+        options: dict[str, Any] = {"output_router_logits": False, "use_cache": False}
+        given = {name: value for name, value in options.items() if name in self._takes}
+        stand = _Stand(self._model, self._name, raw[None])
+        ids = torch.zeros(1, len(raw), dtype=torch.long, device=raw.device)
+        out = type(self._model).forward(stand, input_ids=ids, **given)
+        return _wide(out.logits[0])
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [one for one in module.parameters() if one.requires_grad]
+
+
+def _pieces(count: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, min(MOST_TARGETS, MOST_LOGITS // vocabulary))
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
+
+
+class _Taken(torch.autograd.Function):
+    """A loss whose gradients were taken while it was computed."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, hidden: torch.Tensor, *parameters: Any) -> torch.Tensor:
+        total, ctx.gradients = run(hidden, parameters, ctx.needs_input_grad[1:])
+        out: torch.Tensor = total
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        gradients, ctx.gradients = ctx.gradients, None
+        # In place: a head's gradient may be the largest tensor of all.
+        return None, *(None if one is None else one.mul_(grad.to(one.dtype)) for one in gradients)
+
+
+class _Linear:
+    """Losses and gradients of a head that is one matrix."""
+
+    def __init__(self, finish: Callable[[torch.Tensor], torch.Tensor], loss_of: ChunkLoss) -> None:
+        self._finish = finish
+        self._loss_of = loss_of
+
+    def __call__(
+        self, hidden: torch.Tensor, parameters: Sequence[torch.Tensor], needed: Sequence[bool]
+    ) -> tuple[torch.Tensor, Gradients]:
+        kind = hidden.device.type
+        given = parameters
+        with torch.no_grad():
+            if torch.is_autocast_enabled(kind):
+                lower = torch.get_autocast_dtype(kind)
+                parameters = [one.to(lower) for one in given]
+            # What autocast would do at every chunk is done.
+            with torch.autocast(kind, enabled=False):
+                total, gradients = self._run(hidden, parameters, needed)
+        return total, [
+            None if grad is None else grad.to(one.dtype)
+            for grad, one in zip(gradients, [hidden, *given], strict=True)
+        ]
+
+    def _run(
+        self, hidden: torch.Tensor, parameters: Sequence[torch.Tensor], needed: Sequence[bool]
+    ) -> tuple[torch.Tensor, Gradients]:
+        weight = parameters[0]
+        bias = parameters[1] if len(parameters) > 1 else None
+        h = hidden[0].to(weight.dtype)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=h.device)
+        gradients: Gradients = [torch.zeros_like(hidden) if needed[0] else None]
+        gradients += [
+            torch.zeros_like(one, dtype=exact) if wanted else None
+            for one, wanted in zip(parameters, needed[1:], strict=True)
+        ]
+        for piece in _pieces(len(h), len(weight)):
+            raw = F.linear(h[piece], weight, bias)
+            loss, grad = self._chunk(raw, piece, any(needed))
+            del raw
+            total += loss
+            if grad is None:
+                continue
+            if gradients[0] is not None:
+                gradients[0][0, piece] = grad @ weight
+            if len(gradients) > 1 and gradients[1] is not None:
+                _add_product(gradients[1], grad, h[piece])
+            if len(gradients) > 2 and gradients[2] is not None:
+                gradients[2] += grad.sum(0, dtype=exact)
+        return total, gradients
+
+    def _chunk(
+        self, raw: torch.Tensor, piece: slice, wanted: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The sum of the losses of a chunk, and its gradient by the head's output."""
+        raw.requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            loss = self._loss_of(self._finish(raw), piece).sum()
+        if not wanted:
+            return loss, None
+        if not loss.requires_grad:  # an objective that counts none of these
+            return loss, None
+        (grad,) = torch.autograd.grad(loss, raw)
+        return loss.detach(), grad
+
+
+def _add_product(out: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor) -> None:
+    """out += grad.T @ hidden: [V, H] += [m, V] and [m, H]."""
+    if out.dtype == grad.dtype:
+        out.addmm_(grad.T, hidden)
+        return
+    # Half precision: each product is rounded once, and sums are wide. In stripes, for memory.
+    for start in range(0, len(out), 16384):
+        stripe = slice(start, start + 16384)
+        out[stripe] += grad[:, stripe].T @ hidden
+
+
+class _Module:
+    """Losses and gradients of a head that is any module of one position at a time."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        finish: Callable[[torch.Tensor], torch.Tensor],
+        loss_of: ChunkLoss,
+    ) -> None:
+        self._forward = forward
+        self._finish = finish
+        self._loss_of = loss_of
+
+    def __call__(
+        self, hidden: torch.Tensor, parameters: Sequence[torch.Tensor], needed: Sequence[bool]
+    ) -> tuple[torch.Tensor, Gradients]:
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        total = total.to(hidden.device)
+        given = [hidden, *parameters]
+        gradients: Gradients = [
+            torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32))
+            if wanted
+            else None
+            for one, wanted in zip(given, needed, strict=True)
+        ]
+        wanted = any(needed)
+        vocabulary = self._vocabulary(hidden)
+        for piece in _pieces(hidden.shape[1], vocabulary):
+            h = hidden[:, piece].detach().requires_grad_(needed[0])
+            with torch.set_grad_enabled(wanted):
+                loss = self._loss_of(self._finish(self._forward(h)[0]), piece).sum()
+            total += loss.detach()
+            if not loss.requires_grad:
+                continue
+            inputs = [one for one, n in zip([h, *parameters], needed, strict=True) if n]
+            found = iter(torch.autograd.grad(loss, inputs, allow_unused=True))
+            for at, n in enumerate(needed):
+                grad = next(found) if n else None
+                sums = gradients[at]
+                if grad is None or sums is None:
+                    continue
+                if at:
+                    sums += grad
+                else:
+                    sums[:, piece] = grad
+        return total, [
+            None if sums is None else sums.to(one.dtype)
+            for sums, one in zip(gradients, given, strict=True)
+        ]
+
+    def _vocabulary(self, hidden: torch.Tensor) -> int:
+        with torch.no_grad():
+            return int(self._forward(hidden[:, :0]).shape[-1])
+
+
+class _Stand:
+    """A model in whose forward the backbone does nothing and the head returns `raw`."""
+
+    def __init__(self, model: Any, head: str | None, raw: torch.Tensor) -> None:
+        self._model = model
+        self._instead: dict[str | None, Any] = {
+            model.base_model_prefix: _Backbone(getattr(model, model.base_model_prefix), raw),
+            head: _Head(getattr(model, head or ""), raw),
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        instead = self._instead
+        return instead[name] if name in instead else getattr(self._model, name)
+
+
+class _Head:
+    def __init__(self, head: Any, raw: torch.Tensor) -> None:
+        self._head, self._raw = head, raw
+
+    def __call__(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self._raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head, name)
+
+
+class _Backbone:
+    def __init__(self, backbone: Any, raw: torch.Tensor) -> None:
+        self._backbone, self._raw = backbone, raw
+
+    def __call__(self, *_: Any, **__: Any) -> _Nothing:
+        return _Nothing(self._raw)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._backbone, name)
+        return _Backbone(found, self._raw) if isinstance(found, torch.nn.Module) else found
+
+
+class _Nothing:
+    """The output of a backbone, without anything in it."""
+
+    def __init__(self, raw: torch.Tensor) -> None:
+        self.last_hidden_state = raw
+
+    def __getattr__(self, _: str) -> None:
+        return None
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.last_hidden_state if at == 0 else ()
