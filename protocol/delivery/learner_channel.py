@@ -266,7 +266,8 @@ class LearnerChannel:
             if self._authenticator is not None:
                 self._authenticator.stop()
             self._context.destroy()
-            remove_socket(self.endpoint)
+            if self.endpoint != self.config.endpoint:  # it is ours
+                remove_socket(self.endpoint)
 
     def _read_batch(self) -> None:
         for _ in range(_BATCH):

@@ -35,6 +35,7 @@ from protocol.wire.messages import (
 )
 
 FAST = ProtocolConfig(
+    endpoint="tcp://127.0.0.1:0",
     credits=4,
     heartbeat_seconds=0.05,
     dead_after_seconds=0.6,
