@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from dynatok_online.policy import parse_policy
 from protocol.config import ProtocolConfig
 from protocol.wire.envelope import check_name
 
-ReusePolicy = Literal["exact", "sticky", "none"]
-"""What a pass takes from the cache. `exact`: an unchanged prefix. `sticky`: besides, everything
-behind an edited slot, as it was computed under the old state. `none`: every pass starts over."""
+ReusePolicy = str
+"""What a pass takes from the cache: `exact`, `sticky`, `refresh:M` or `none`
+(`dynatok_online.policy` says what they mean)."""
 OnWeights = Literal["restart", "continue"]
 """What becomes of passes in flight when weights change. `restart`: they end, and new passes resume
 their responses. `continue`: they go on, on the KV that the old weights computed."""
@@ -103,8 +104,9 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How tokens are drawn."""
     reuse: ReusePolicy = "exact"
     """What a pass takes from the cache after an edit: `exact` (an unchanged prefix), `sticky` (all
-    but the edited slot) or `none`. A sticky edit takes a second place in the engine for one step:
-    where `engine.max_num_seqs` is set, let it be above `sessions`."""
+    but the edited slot), `refresh:64` (sticky, but the last 64 tokens are computed anew;
+    `refresh:0-128` draws how many for every pass) or `none`. A sticky edit takes a second place in
+    the engine for one step: where `engine.max_num_seqs` is set, let it be above `sessions`."""
     placement: Literal["head", "late"] = "head"
     """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -137,6 +139,7 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         check_name("actor.name", self.name)
+        parse_policy(self.reuse, "actor.reuse")
         _positive(
             "actor",
             sessions=self.sessions,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._edit_cost import Shape, Timed, pairs
+from dynatok_online.prompt import Placement
 from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
     from actor.sessions.serving import Serving
 
 STATIC = "static"
-MODES = ("exact head", "exact late", "sticky")
+MODES: dict[str, tuple[str, Placement]] = {
+    "exact head": ("exact", "head"),
+    "exact late": ("exact", "late"),
+    "sticky": ("sticky", "head"),
+    **{f"refresh {last}": (f"refresh:{last}", "head") for last in (32, 64, 128)},
+}
+"""How each mode reuses the cache, and where its slot stands."""
 
 
 class Bench:
@@ -46,6 +53,7 @@ class Bench:
         from actor.sessions.live_session import LiveSession
         from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 
+        reuse, placement = MODES.get(mode, ("exact", "head"))
         length = options.pop("length", self._shape.response)
         prefix = options.pop("prefix", "P")
         segment = length / states
@@ -69,8 +77,8 @@ class Bench:
             encode=self.encode,
             decode=lambda token_ids: "",
             sampling=SamplingConfig(ignore_eos=True),
-            reuse="sticky" if mode == "sticky" else "exact",
-            placement="late" if mode == "exact late" else "head",
+            reuse=reuse,
+            placement=placement,
             **options,
         )
 

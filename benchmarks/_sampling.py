@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dynatok_online.policy import parse_policy
 from dynatok_online.tasks.rendering import renderer_of
 from dynatok_online.tasks.scripted import Script
 from dynatok_online.tasks.task import Task
@@ -111,7 +112,7 @@ def sample_trajectories(
 
 def _room(task: Task, reuse: str, encode: Callable[[str], list[int]]) -> int:
     """Tokens of the longest prompt that the task can have: every slot in its longest state."""
-    renderer = renderer_of(task, encode, fixed_width=reuse == "sticky")
+    renderer = renderer_of(task, encode, fixed_width=parse_policy(reuse).keeps)
     longest: dict[str, str] = {}
     for slot, state in task.all_states():
         if slot not in longest or renderer.length(slot, state.text) > renderer.length(

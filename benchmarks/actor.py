@@ -2,7 +2,8 @@
 
 One engine per model generates the same prompts in every mode: `static` (one state throughout) and
 edited (4 and 8 states of one slot, in equal segments), with exact reuse and the slot at the head,
-exact reuse and the slot late, and sticky reuse. Prompts, number of tokens and sampling are the
+exact reuse and the slot late, sticky reuse, and sticky reuse that computes the last 32, 64 or 128
+tokens anew (`refresh`). Prompts, number of tokens and sampling are the
 same; modes take turns in one run, each round under a cache salt of its own, and a ratio is the
 median over rounds of two times of the same round.
 
@@ -202,7 +203,7 @@ def card(rows: Sequence[Row], shape: Shape, console: Console) -> None:
             "" if row.edit_ms_p95 is None else f"{row.edit_ms_p95:.1f}",
             str(row.reused_tokens),
             str(row.computed_tokens),
-            end_section=row.mode in (STATIC, MODES[-1]),
+            end_section=row.mode in (STATIC, [*MODES][-1]),
         )
     console.print(table)
     for row in rows:

@@ -169,7 +169,8 @@ def parse_flags(flags: Sequence[str], root: type[msgspec.Struct]) -> dict[str, A
     """`--learner.training.learning-rate 1e-3 --seed=7 --actor.seeded` as a nested mapping.
 
     Dashes and underscores are the same; a flag without a value means true; values are YAML,
-    except where the field is text. Raises ConfigError that names the flag.
+    except where the field is text, or a list of words, which commas may part. Raises ConfigError
+    that names the flag.
     """
     out: dict[str, Any] = {}
     at = 0
@@ -201,6 +202,8 @@ def _flag_value(name: str, text: str, path: tuple[str, ...], root: type[msgspec.
         hint = struct_fields(section).get(part) if section else None
     if str in _options(hint) and dict not in [typing.get_origin(o) for o in _options(hint)]:
         return None if text == "null" and type(None) in _options(hint) else text
+    if hint == tuple[str, ...] and not text.startswith("["):
+        return [one.strip() for one in text.split(",")]
     try:
         return parse_yaml(text)
     except yaml.YAMLError as error:

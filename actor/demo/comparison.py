@@ -1,4 +1,4 @@
-"""A comparison: one prompt written in up to three lanes, and the log of what happened.
+"""A comparison: one prompt written in up to four lanes, and the log of what happened.
 
 Every page folds the same log, from its beginning or from the event that it has already: a reload,
 a second tab or a lost connection costs nothing. The log is also what an exported page replays.

@@ -7,9 +7,12 @@ from typing import Any
 import msgspec
 
 from actor.config import ReusePolicy, SamplingConfig
+from dynatok_online.policy import parse_policy
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.tiny import topics
+
+MOST_LANES = 4
 
 
 class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +39,8 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Tokens that every slot takes, in every lane, shorter texts filled up, so that an edit moves
     nothing behind it. 0: in sticky lanes as many as may be expected, elsewhere as they come."""
     lanes: tuple[ReusePolicy, ...] = ("exact",)
-    """Reuse policies that write side by side: `exact`, `sticky`, `none` (start over)."""
+    """Reuse policies that write side by side: `exact`, `sticky`, `refresh:64` (sticky, but the last
+    64 tokens are computed anew), `none` (start over)."""
     placement: Placement = "head"
     """Where the slots stand: where the template says, or `late`, after the response."""
     max_tokens: int = 400
@@ -65,8 +69,10 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(
                 f"tokens_per_second is {self.tokens_per_second}; write 0 (full speed) or more"
             )
-        if not self.lanes or len(set(self.lanes)) != len(self.lanes):
-            raise ValueError(f"lanes is {list(self.lanes)}; name one to three, each once")
+        if not 1 <= len(set(self.lanes)) == len(self.lanes) <= MOST_LANES:
+            raise ValueError(f"lanes is {list(self.lanes)}; name one to four, each once")
+        for lane in self.lanes:
+            parse_policy(lane, "lanes")
         named = {state.requirement for state in self.slots.values()}
         if self.model == "tiny" or named & topics.WORD_LISTS.keys():
             topics.register()

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from actor.config import ReusePolicy
+from dynatok_online.policy import parse_policy
 from dynatok_online.prompt import Placement
 from dynatok_online.requirements import refuse_code
 from dynatok_online.tasks.task import SlotState
@@ -31,11 +32,15 @@ class Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
 
     template: Text
     slots: Annotated[dict[Name, SlotState], msgspec.Meta(max_length=16)]
-    lanes: Annotated[tuple[ReusePolicy, ...], msgspec.Meta(min_length=1, max_length=3)] = ("exact",)
+    lanes: Annotated[tuple[ReusePolicy, ...], msgspec.Meta(min_length=1, max_length=4)] = ("exact",)
     placement: Placement = "head"
     temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 400
+
+    def __post_init__(self) -> None:
+        for lane in self.lanes:
+            parse_policy(lane, "lanes")
 
 
 class Edit(msgspec.Struct, tag="edit", forbid_unknown_fields=True):
@@ -64,7 +69,7 @@ class Speed(msgspec.Struct, tag="speed", forbid_unknown_fields=True):
 class Send(msgspec.Struct, tag="send", forbid_unknown_fields=True):
     """Send the finished session's trajectory of a lane to the learner."""
 
-    lane: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+    lane: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
 
 
 Request = Hello | Start | Edit | Pause | Stop | Speed | Send

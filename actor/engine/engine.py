@@ -139,7 +139,7 @@ class VllmEngine:
             # Told until it is surely heard: a request may be aborted before it is scheduled.
             ended = tuple(self._ended)
             use |= {"session": cache.session, "previous": cache.previous, "held": cache.held}
-            use |= {"head": head, "ended": ended}
+            use |= {"head": head, "ended": ended, "anew": cache.anew}
         if cache.name:
             self.cache_log.expect(cache.name)
         params.skip_reading_prefix_cache = not cache.read

@@ -41,6 +41,7 @@ class _Use:
     session: str = ""
     previous: str = ""
     held: int = 0
+    anew: tuple[int, ...] = ()
     head: bool = False
     ended: tuple[str, ...] = ()
     chains: list[Name] = field(default_factory=list)
@@ -114,7 +115,7 @@ def _assign(
 ) -> list[int]:
     """Name the request's full blocks; the indices of those kept on a changed beginning."""
     tokens = request._all_token_ids
-    old, held = _kept_from(request, use)
+    old, held, anew = _kept_from(request, use)
     old_names, old_chains, old_tokens = [], [], []
     if old is not None:
         old_names, old_chains = old.block_hashes, old.dynatok_use.chains
@@ -130,7 +131,7 @@ def _assign(
     for j in range(request.num_tokens // size):
         start, stop = j * size, (j + 1) * size
         # Compared token by token: a name is only ever asked for where it is right.
-        same = j < most and old_tokens[start:stop] == tokens[start:stop]
+        same = j < most and j not in anew and old_tokens[start:stop] == tokens[start:stop]
         as_before = as_before and same
         if as_before and old_chains[j] == old_names[j]:
             name = fresh = old_names[j]
@@ -155,11 +156,12 @@ def _assign(
     return kept
 
 
-def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int]:
-    """The request whose blocks this one keeps, and how many of its tokens count."""
+def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int, tuple[int, ...]]:
+    """The request whose blocks this one keeps, how many of its tokens count, and the blocks
+    among them that do not."""
     if use.named:
         if request.num_preemptions:  # what it held itself
-            return request, request.num_tokens
+            return request, request.num_tokens, ()
     else:
         for session in use.ended:
             _sessions.pop(session, None)
@@ -170,8 +172,8 @@ def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int]:
             } | {use.name: request}
     previous = _sessions.get(use.session, {}).get(use.previous)
     if previous is None or previous.cache_salt != request.cache_salt:
-        return None, 0
-    return previous, use.held
+        return None, 0, ()
+    return previous, use.held, use.anew
 
 
 def _extend(request: Request, use: _Use, size: int, hash_function: Any) -> list[Name]:

@@ -45,8 +45,12 @@ class Alone:
         self._config = config
         self._encode, self.decode = load_tokenizer(model)
         self._serving = Serving(engine, f"alone-{os.getpid()}")
-        self._serving.open(0, self._serving.new_salt(0))
+        self.fresh_cache()
         self._notice = BorderNotice(self._encode, config.placement, say)
+
+    def fresh_cache(self) -> None:
+        """From here on nothing that is cached is found."""
+        self._serving.open(0, self._serving.new_salt(0))
 
     def session(self, task: Task, reuse: ReusePolicy) -> LiveSession:
         """A session of a task; its draws depend on the task alone."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from actor.config import ReusePolicy, SamplingConfig
+from dynatok_online.policy import parse_policy
 
 
 class AloneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +51,8 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
     seed: int = 0
     """Chooses the tasks and the draws."""
     reuse: ReusePolicy = "exact"
-    """What a pass takes from the cache after an edit: `exact`, `sticky` or `none`."""
+    """What a pass takes from the cache after an edit: `exact`, `sticky`, `refresh:64` (sticky, but
+    the last 64 tokens are computed anew; `refresh:0-128` draws how many for every pass), `none`."""
     shard_size: int = 250
     """Trajectories of one Parquet file."""
     push_to_hub: str = ""
@@ -58,6 +60,7 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_policy(self.reuse)
         for name in ("trajectories", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
@@ -111,7 +114,8 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each chooses its own tasks and draws; intervals are over seeds."""
     reuse: tuple[ReusePolicy, ...] = ("exact",)
-    """Reuse policies to measure, one after the other."""
+    """Reuse policies to measure, one after the other: `exact,sticky,refresh:64` draws adherence
+    against the tokens that edits compute again."""
     base_model: str = ""
     """Judges fluency: per-token NLL of the responses under it. Empty: no such judge."""
 
@@ -122,4 +126,8 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds is {self.seeds}; write one or more numbers from 0 up")
         if not self.reuse:
-            raise ValueError("reuse is empty; write exact, sticky or none")
+            raise ValueError("reuse is empty; write exact, sticky, refresh:64 or none")
+        for policy in self.reuse:
+            parse_policy(policy)
+        if len(set(self.reuse)) != len(self.reuse):
+            raise ValueError(f"reuse is {list(self.reuse)}; name each policy once")

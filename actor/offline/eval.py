@@ -47,13 +47,15 @@ def run(config: EvalConfig) -> int:
         with progress_bar("eval", len(config.reuse) * sum(map(len, tasks.values()))) as bar:
             for reuse in config.reuse:
                 for seed in config.seeds:
+                    # Else a policy would find what another one computed of the same tasks.
+                    alone.fresh_cache()
                     samples[reuse, seed] = await _sample(
                         alone, tasks[seed], reuse, config.sessions, bar
                     )
 
     with_engine(config, config.seeds[0], work)
     for (reuse, seed), found in samples.items():
-        path = folder / "trajectories" / f"{reuse}-{seed}.parquet"
+        path = folder / "trajectories" / f"{reuse.replace(':', '-')}-{seed}.parquet"
         write_trajectories(path, [one.finished.trajectory for one in found])
     report: dict[str, Any] = {}
     for reuse in config.reuse:

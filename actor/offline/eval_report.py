@@ -58,9 +58,15 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     except ImportError:
         return
     names = sorted({name for part in report.values() for name in part["mean"]["by_requirement"]})
-    figure = Figure(figsize=(8, 1.2 + 0.45 * len(names) * len(report)), dpi=150)
+    bars = 1.2 + 0.45 * len(names) * len(report)
+    curve = 3.0 if len(report) > 1 else 0.0
+    figure = Figure(figsize=(8, bars + curve), dpi=150)
     figure.set_layout_engine("constrained")
-    axes = figure.subplots()
+    if curve:
+        axes, below = figure.subplots(2, 1, height_ratios=[bars, curve])
+        _draw_curve(below, report)
+    else:
+        axes = figure.subplots()
     labels = []
     for at, (reuse, name) in enumerate((r, n) for n in names for r in report):
         one = report[reuse]["mean"]["by_requirement"].get(name, {})
@@ -85,3 +91,21 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
+
+
+def _draw_curve(axes: Any, report: dict[str, Any]) -> None:
+    """Adherence after an edit against the tokens that edits compute again: what to choose from."""
+    for reuse, part in report.items():
+        one = part["mean"]["all"]
+        if not {"adherence_after_edit", "recomputed_per_edit"} <= one.keys():
+            continue
+        at, height = one["recomputed_per_edit"]["mean"], one["adherence_after_edit"]["mean"]
+        half = one["adherence_after_edit"]["half"] or 0.0
+        axes.errorbar(at, height, yerr=half, fmt="o", color="#2563a8", ecolor="#374151", lw=1)
+        axes.annotate(reuse, (at, height), (6, 6), textcoords="offset points", fontsize=8)
+    axes.set_ylim(0, 1.02)
+    axes.margins(x=0.15)
+    axes.set_xlabel("tokens computed again per edit")
+    axes.set_ylabel("after an edit")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -14,6 +14,7 @@ from actor.sessions.live_session import Finished
 from dynatok_online.adherence.measures import interval, repetition
 from dynatok_online.adherence.outcomes import Judged
 from dynatok_online.adherence.summary import share
+from dynatok_online.spans.blocks import recomputed_tokens
 from dynatok_online.trajectory import Trajectory
 
 MEASURES = {
@@ -24,6 +25,7 @@ MEASURES = {
     "repetition": "share of runs of four words that stood before",
     "nll_under_base": "NLL per token under the base model",
     "computed_per_token": "tokens computed per generated token",
+    "recomputed_per_edit": "tokens computed again per edit",
 }
 """What is measured, in the order of the report."""
 
@@ -49,6 +51,7 @@ def summary(samples: Sequence[Sample], base_model: str = "") -> dict[str, Any]:
         **_adherence([one for sample in samples for one in sample.judged]),
         "repetition": _mean([repetition(sample.text) for sample in samples]),
         "computed_per_token": sum(one.computed_tokens for one in counts) / max(1, generated),
+        "recomputed_per_edit": _mean([n for one in samples for n in _recomputed(one)]),
     }
     if base_model:
         everything["nll_under_base"] = nll_under(
@@ -60,6 +63,17 @@ def summary(samples: Sequence[Sample], base_model: str = "") -> dict[str, Any]:
         "edits": sum(one.edits for one in counts),
         "by_requirement": {name: _adherence(units) for name, units in sorted(by_name.items())},
     }
+
+
+def _recomputed(sample: Sample) -> list[int]:
+    """Of each pass that an edit began: tokens computed although they had been before."""
+    trajectory = sample.finished.trajectory
+    edited = {edit.effective_at for edit in trajectory.edits}
+    return [
+        recomputed_tokens(trajectory, k)
+        for k, one in enumerate(trajectory.passes)
+        if k and one.start in edited
+    ]
 
 
 def _adherence(judged: Sequence[Judged]) -> dict[str, float | None]:

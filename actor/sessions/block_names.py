@@ -19,8 +19,10 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
+from dynatok_online.policy import NOTHING, Refresh
 from dynatok_online.trajectory import OUTSIDE, Reuse, TokenIds
 
 
@@ -58,17 +60,18 @@ class BlockNames:
         *,
         reused: int,
         previous: PassBlocks | None = None,
+        same: Sequence[bool] = (),
         computed_ahead: Container[int] = (),
         kept: Container[int] | None = None,
     ) -> PassBlocks:
         """The blocks of pass `index`, whose first `reused` ones were found in the cache.
 
-        `previous` is the pass that a sticky session keeps blocks of. Of the reused blocks,
-        `computed_ahead` were computed by the pass itself, in a request of its own, and `kept` (by
-        default all that can be) came from `previous`.
+        `previous` is the pass that a sticky session keeps blocks of, `same` which of them it may
+        keep (`same_blocks`). Of the reused blocks, `computed_ahead` were computed by the pass
+        itself, in a request of its own, and `kept` (by default all that can be) came from
+        `previous`.
         """
         size = self.block_size
-        same = same_blocks(tokens, previous.tokens, size) if previous is not None else ()
         chain = xxhash.xxh3_128_digest(salt.encode())
         names, origins = [], []
         for j in range(len(tokens) // size):
@@ -90,20 +93,32 @@ class BlockNames:
         return PassBlocks(index, tokens, salt, tuple(names), tuple(origins))
 
 
-def same_blocks(tokens: TokenIds, others: TokenIds, size: int) -> np.ndarray:
-    """[B] bool: which of the full blocks that both have hold the same tokens."""
-    blocks = min(len(tokens), len(others)) // size
-    equal = tokens[: blocks * size] == others[: blocks * size]
-    return np.asarray(equal.reshape(blocks, size).all(axis=1))
+def same_blocks(
+    fed: TokenIds, held: TokenIds, size: int, refresh: Refresh = NOTHING
+) -> npt.NDArray[np.bool_]:
+    """[B] which of the full blocks that both have may be kept by a pass that feeds `fed`.
+
+    Those with the same tokens at the same place; after an edit, without what `refresh` names.
+    """
+    common = min(len(fed), len(held))
+    same = np.asarray(fed[:common] == held[:common])
+    if not same.all():
+        at = np.arange(common)
+        # Of each position the last one up to it that has changed.
+        changed = np.maximum.accumulate(np.where(same, -1, at))
+        same[(changed >= 0) & (at - changed <= refresh.first)] = False
+        same[max(0, len(held) - refresh.last) :] = False
+    blocks = common // size
+    return np.asarray(same[: blocks * size].reshape(blocks, size).all(axis=1))
 
 
-def heads(fed: TokenIds, previous: PassBlocks, size: int) -> list[int]:
+def heads(fed: TokenIds, same: npt.NDArray[np.bool_], size: int) -> list[int]:
     """How many tokens to prefill first, so that blocks behind a changed one are found again.
 
     A request takes cached blocks up to the first that is missing. Each run of changed blocks with
     unchanged ones behind it is therefore computed by a request of its own that ends in it.
     """
-    same = same_blocks(fed[: len(fed) - 1], previous.tokens, size)
+    same = same[: (len(fed) - 1) // size]
     ends = np.flatnonzero(~same[:-1] & same[1:]) + 1
     return [int(end) * size + 1 for end in ends]
 

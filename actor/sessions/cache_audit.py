@@ -16,6 +16,7 @@ import numpy as np
 from actor.sessions.block_names import PassBlocks
 from actor.sessions.generation import Scheduled, cut_labels
 from actor.sessions.serving import Served
+from dynatok_online.policy import NOTHING, Refresh
 from dynatok_online.trajectory import OUTSIDE, RESPONSE, TokenIds
 
 
@@ -28,6 +29,8 @@ class PassRecord:
     states: Mapping[str, str]
     fed: TokenIds
     finish_reason: str
+    refresh: Refresh = NOTHING
+    """What it computed anew of what it could have kept."""
     scheduled: Scheduled | None = None
     """What the engine's cache events say of it; None: they have not been asked."""
 
@@ -90,6 +93,8 @@ def cut_at_preemptions(
                 ),
                 fed=np.append(part.fed, np.asarray(generated.token_ids[:start], np.int32)),
                 finish_reason="preempted" if i + 1 < len(cuts) else part.finish_reason,
+                # What it held itself is kept as it was.
+                refresh=NOTHING if start else part.refresh,
                 scheduled=one,
             )
         )

@@ -40,6 +40,8 @@ class CacheUse:
     """Name of the request whose blocks the session keeps; empty: none."""
     held: int = 0
     """How many positions of `previous` count as its own."""
+    anew: tuple[int, ...] = ()
+    """Blocks among them that do not count either."""
 
 
 @dataclass(frozen=True, slots=True)

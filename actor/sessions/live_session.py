@@ -7,7 +7,8 @@ token received), a stop token, or a limit. Sessions are independent; many run at
 How a session treats the cache and its slots is chosen when it is made:
 
 - `reuse`: `exact` takes an unchanged prefix from the cache, so a pass equals a fresh prompt;
-  `sticky` recomputes only an edited slot and keeps all that comes after it; `none` starts over.
+  `sticky` recomputes only an edited slot and keeps all that comes after it, `refresh:64` but for
+  its last 64 tokens (`dynatok_online.policy`); `none` starts over.
 - `placement`: `head` leaves slots where the template puts them; `late` moves their lines behind
   the response so far, just before the next token (`dynatok_online.prompt.late`).
 - `on_pass` gets the trajectory so far, up to a pass that has its first token (only if `on_tokens`
@@ -30,6 +31,7 @@ from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
 from dynatok_online.adherence.passes import begins_thinking
 from dynatok_online.adherence.scoring import Decode, score_passes
+from dynatok_online.policy import parse_policy
 from dynatok_online.prompt import Placement, Prompt
 from dynatok_online.tasks.rendering import renderer_of
 from dynatok_online.tasks.task import SlotState, Task
@@ -55,7 +57,7 @@ class Finished:
 class LiveSession:
     """Runs one task to its end. `edit` may be called from other coroutines at any time.
 
-    With `reuse="sticky"`, or a `slot_width`, slots have a fixed width in tokens (see
+    With `reuse="sticky"` or `refresh`, or a `slot_width`, slots have a fixed width in tokens (see
     `dynatok_online.tasks.rendering`); ValueError for a state that does not fit.
     """
 
@@ -79,11 +81,11 @@ class LiveSession:
         self.states: dict[str, SlotState] = dict(task.states)
         """What stands in the slots now."""
         self._serving = serving
-        self._reuse = reuse
+        self._policy = parse_policy(reuse)
         self._renderer = renderer_of(
             task,
             encode,
-            fixed_width=reuse == "sticky",
+            fixed_width=self._policy.keeps,
             placement=placement,
             slot_width=slot_width,
         )
@@ -96,7 +98,7 @@ class LiveSession:
         self._on_tokens = on_tokens
         self._on_pass = on_pass
         self._recorder = Recorder(
-            serving.engine.block_size, reuse, serving.new_session() if reuse == "sticky" else ""
+            serving.engine.block_size, reuse, serving.new_session() if self._policy.keeps else ""
         )
         self._pass_states: list[tuple[int, dict[str, SlotState]]] = []
         self._limit = min(task.max_tokens, sampling.max_tokens or task.max_tokens)
@@ -149,7 +151,7 @@ class LiveSession:
             raise
         finally:
             self._done = True
-            if self._reuse == "sticky":
+            if self._policy.keeps:
                 self._serving.engine.end_session(self._recorder.session)
         if log is not self._serving.engine.cache_log:
             # An engine has died, and another one serves: neither's log knows all passes.
@@ -181,7 +183,7 @@ class LiveSession:
             return "length"
         self._surprises.clear()
         salt = self._serving.cache_salt
-        keep = recorder.keep(fed, salt)
+        keep = recorder.keep(fed, salt, self._draw(at))
         next_edit = self._editor.next_index(at)
         known_edit = next_edit is not None and next_edit - at < room
         interrupt = self._interrupt = Interrupt()
@@ -202,7 +204,7 @@ class LiveSession:
                 max_tokens=next_edit - at if known_edit and next_edit is not None else room,
                 seed=self._pass_seed(at),
                 interrupt=interrupt,
-                read_cache=self._reuse != "none",
+                read_cache=self._policy.text != "none",
                 keep=keep,
                 on_start=started,
                 on_tokens=None if self._on_tokens is None else self._stream,
@@ -223,7 +225,9 @@ class LiveSession:
             recorder.empty_pass(served, len(keep.heads) if keep else 0)
             return finish
         self._pass_states.append((at, dict(self.states)))
-        recorder.add_pass(served, layout=layout, states=texts, fed=fed, finish_reason=finish)
+        recorder.add_pass(
+            served, layout=layout, states=texts, fed=fed, finish_reason=finish, keep=keep
+        )
         if self._on_pass is not None:
             self._on_pass(self._trajectory())
         return finish
@@ -250,7 +254,11 @@ class LiveSession:
         """A seed for the draws of the pass that begins at response index `at`."""
         if not self._seeded:
             return None
-        return zlib.crc32(f"{self.task.seed}/{self.task.task_id}/{at}".encode())
+        return zlib.crc32(self._draw(at).encode())
+
+    def _draw(self, at: int) -> str:
+        """Names what is drawn for the pass that begins at response index `at`."""
+        return f"{self.task.seed}/{self.task.task_id}/{at}"
 
     def _finished(self) -> Finished:
         recorder = self._recorder
@@ -268,7 +276,7 @@ class LiveSession:
         self, scores: Sequence[Mapping[str, float]] = (), begun: Pass | None = None
     ) -> Trajectory:
         """What happened so far; see `Recorder.trajectory`."""
-        info = {"task": self.task.task_id, "seed": str(self.task.seed), "reuse": self._reuse}
+        info = {"task": self.task.task_id, "seed": str(self.task.seed), "reuse": self._policy.text}
         return self._recorder.trajectory(
             self.task.task_id, self._renderer.pieces, scores, info, begun
         )

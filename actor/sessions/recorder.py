@@ -19,10 +19,17 @@ import msgspec
 import numpy as np
 
 from actor.config import ReusePolicy
-from actor.sessions.block_names import BlockNames, PassBlocks, heads, reuse_runs, same_blocks
+from actor.sessions.block_names import (
+    BlockNames,
+    PassBlocks,
+    heads,
+    reuse_runs,
+    same_blocks,
+)
 from actor.sessions.cache_audit import PassRecord, contradictions, cut_at_preemptions
 from actor.sessions.generation import CacheLog, EventsLost, Generated, Scheduled
 from actor.sessions.serving import Keep, Served
+from dynatok_online.policy import NOTHING, Policy, Refresh, parse_policy
 from dynatok_online.trajectory import (
     OUTSIDE,
     RESPONSE,
@@ -80,9 +87,11 @@ class Recorder:
     _held: list[PassBlocks] = field(default_factory=list)
     _empty: list[str] = field(default_factory=list)
     _names: BlockNames = field(init=False)
+    _policy: Policy = field(init=False)
 
     def __post_init__(self) -> None:
         self._names = BlockNames(self.block_size)
+        self._policy = parse_policy(self.reuse)
 
     @property
     def requests(self) -> list[str]:
@@ -93,15 +102,28 @@ class Recorder:
         """A slot was changed before the next pass."""
         self.edits.append(edit)
 
-    def keep(self, fed: TokenIds, cache_salt: str) -> Keep | None:
-        """What a pass that feeds `fed` keeps of the one before it, if the session is sticky."""
-        if self.reuse != "sticky":
+    def keep(self, fed: TokenIds, cache_salt: str, draw: str = "") -> Keep | None:
+        """What a pass that feeds `fed` keeps of the one before it, if the session is sticky.
+
+        `draw` names the pass where the policy draws how much is computed anew.
+        """
+        if not self._policy.keeps:
             return None
         last = self._previous(cache_salt)
         if last is None:
             return Keep(self.session)
-        name, held = self._parts[-1].served.name, len(last.tokens)
-        return Keep(self.session, name, held, tuple(heads(fed, last, self.block_size)))
+        size, refresh = self.block_size, self._policy.refresh(draw)
+        same = same_blocks(fed, last.tokens, size, refresh)
+        blocks = int(np.flatnonzero(same).max(initial=-1)) + 1
+        all_same = same_blocks(fed, last.tokens, size)[:blocks]
+        return Keep(
+            self.session,
+            self._parts[-1].served.name,
+            held=blocks * size,
+            anew=tuple(np.flatnonzero(all_same & ~same[:blocks]).tolist()),
+            refresh=refresh,
+            heads=tuple(heads(fed, same, size)),
+        )
 
     def add_pass(
         self,
@@ -111,9 +133,11 @@ class Recorder:
         states: Mapping[str, str],
         fed: TokenIds,
         finish_reason: str,
+        keep: Keep | None = None,
     ) -> None:
-        """A pass has ended, with at least one token."""
-        self._add(PassRecord(served, tuple(layout), dict(states), fed, finish_reason))
+        """A pass has ended, with at least one token; `keep` is what it was submitted with."""
+        refresh = NOTHING if keep is None else keep.refresh
+        self._add(PassRecord(served, tuple(layout), dict(states), fed, finish_reason, refresh))
 
     def empty_pass(self, served: Served, heads: int = 0) -> None:
         """A pass has ended before its first token: it leaves no trace but its count."""
@@ -135,6 +159,8 @@ class Recorder:
         What its own heads computed is not reported yet: it is what nobody here has computed.
         """
         index, size, at = len(self.passes), self.block_size, len(self.response)
+        previous = self._previous(cache_salt)
+        same = self._same(fed, previous, NOTHING if keep is None else keep.refresh)
 
         def origins(ahead: Container[int]) -> tuple[int, ...]:
             held = self._names.copy().pass_blocks(
@@ -142,14 +168,14 @@ class Recorder:
                 fed,
                 cache_salt,
                 reused=cached // size,
-                previous=self._previous(cache_salt),
+                previous=previous,
+                same=same,
                 computed_ahead=ahead,
             )
             return held.origins
 
         found = origins(())
         if keep is not None and keep.heads:
-            same = same_blocks(fed, self._held[-1].tokens, size)
             ends = keep.heads[-1] // size
             found = origins([j for j in range(ends) if not same[j] and found[j] == OUTSIDE])
         reuse = reuse_runs(found, index, size)
@@ -223,7 +249,7 @@ class Recorder:
             logprobs=np.asarray(self._logprobs, np.float32),
             passes=(*passes, *([] if begun is None else [begun])),
             edits=edits,
-            policy="sticky" if self.reuse == "sticky" else "exact",
+            policy="sticky" if self._policy.keeps else "exact",
             block_size=self.block_size,
             info=dict(info or {}),
         )
@@ -239,12 +265,14 @@ class Recorder:
             for block in range(head.num_cached_tokens // size, head.length // size)
             if block < cached // size
         }
+        previous = self._previous(served.cache_salt)
         held = self._names.pass_blocks(
             index,
             tokens,
             served.cache_salt,
             reused=cached // size,
-            previous=self._previous(served.cache_salt),
+            previous=previous,
+            same=self._same(part.fed, previous, part.refresh),
             computed_ahead=ahead,
             kept=None if part.scheduled is None else part.scheduled.kept,
         )
@@ -275,9 +303,15 @@ class Recorder:
 
     def _previous(self, cache_salt: str) -> PassBlocks | None:
         """The blocks that a sticky pass keeps."""
-        if self.reuse == "sticky" and self._held and self._held[-1].salt == cache_salt:
+        if self._policy.keeps and self._held and self._held[-1].salt == cache_salt:
             return self._held[-1]
         return None
+
+    def _same(self, fed: TokenIds, previous: PassBlocks | None, refresh: Refresh) -> Sequence[bool]:
+        """Which blocks of `previous` a pass may keep."""
+        if previous is None:
+            return ()
+        return same_blocks(fed, previous.tokens, self.block_size, refresh).tolist()
 
     def _start_over(self) -> None:
         """Forget the passes; what was counted of the session as a whole stays."""

@@ -32,6 +32,7 @@ from actor.sessions.generation import (
     Request,
     cut_labels,
 )
+from dynatok_online.policy import NOTHING, Refresh
 
 
 class Interrupt:
@@ -65,6 +66,10 @@ class Keep:
     """Name of the pass whose blocks are kept; empty: none."""
     held: int = 0
     """How many of its positions count."""
+    anew: tuple[int, ...] = ()
+    """Blocks among them that are computed anew although they hold the same tokens."""
+    refresh: Refresh = NOTHING
+    """What `held` and `anew` follow from."""
     heads: tuple[int, ...] = ()
     """Lengths of the beginnings that are prefilled first (see `block_names.heads`)."""
 
@@ -263,7 +268,7 @@ class Serving:
         self._requests += 1
         name = f"{self.run_id}/{self._requests}"
         keep = Keep("") if keep is None else keep
-        cache = CacheUse(salt, name, read_cache, keep.session, keep.previous, keep.held)
+        cache = CacheUse(salt, name, read_cache, keep.session, keep.previous, keep.held, keep.anew)
         stream = None if on_tokens is None else _Stream(on_tokens)
         self._passes[interrupt] = stream
         self._idle.clear()

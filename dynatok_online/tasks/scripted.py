@@ -3,7 +3,8 @@
 Given a task and a response (a gold text written by a person, or tokens sampled elsewhere), `Script`
 lists its passes, what each reuses of the one before it, and what it computes. `exact` reuses the
 longest unchanged prefix, in whole blocks. `sticky` keeps every whole block, save those with a token
-of an edited slot. The last position that a pass feeds is always computed.
+of an edited slot; `refresh:M` (`dynatok_online.policy`) computes some of these anew. The last
+position that a pass feeds is always computed.
 
     trajectory = scripted_trajectory(task, encode(text), encode, reuse="sticky", block_size=16)
 """
@@ -15,12 +16,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from dynatok_online.policy import Refresh, parse_policy
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.rendering import renderer_of
 from dynatok_online.tasks.task import Task
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, TokenIds, Trajectory, VersionRun
-
-REUSES = ("exact", "sticky")
 
 
 class Script:
@@ -35,12 +35,10 @@ class Script:
         block_size: int = 1,
         placement: Placement = "head",
     ) -> None:
-        if reuse not in REUSES:
-            raise ValueError(f"reuse {reuse!r} is unknown; use one of {', '.join(REUSES)}")
         self.task = task
-        self._reuse = reuse
+        self._policy = parse_policy(reuse, none=False)
         self._renderer = renderer_of(
-            task, encode, fixed_width=reuse == "sticky", placement=placement
+            task, encode, fixed_width=self._policy.keeps, placement=placement
         )
         self._block = block_size
         self._passes: list[tuple[int, tuple[int, ...], tuple[Reuse, ...]]] = []
@@ -67,10 +65,10 @@ class Script:
                 np.concatenate([tokens, sampled]),
                 np.concatenate([held, np.full(len(sampled), k - 1)]),
             )
-            if self._reuse == "sticky":
-                self._stick(origin, fed, layout, at)
-            else:
-                self._share_prefix(origin, fed)
+            if self._policy.keeps:
+                refresh = self._policy.refresh(f"{self.task.seed}/{self.task.task_id}/{at}")
+                self._stick(origin, fed, layout, at, refresh)
+            self._share_prefix(origin, fed)
         self._passes.append((at, layout, _runs(origin, k)))
         self._held = (fed, origin)
         return fed, [(a, b) for a, b in _edges(origin) if origin[a] == k]
@@ -82,7 +80,14 @@ class Script:
         same = same // self._block * self._block
         origin[:same] = held[:same]
 
-    def _stick(self, origin: np.ndarray, fed: TokenIds, layout: tuple[int, ...], at: int) -> None:
+    def _stick(
+        self,
+        origin: np.ndarray,
+        fed: TokenIds,
+        layout: tuple[int, ...],
+        at: int,
+        refresh: Refresh,
+    ) -> None:
         _, before, _ = self._passes[-1]
         edited = np.zeros(len(origin), bool)
         position = 0
@@ -94,6 +99,11 @@ class Script:
         limit = min(len(origin) - 1, len(held))
         # What stands behind the response so far has moved: other tokens are no KV to keep.
         edited[:limit] |= tokens[:limit] != fed[:limit]
+        if refresh.first:
+            (ends,) = np.nonzero(edited[:-1] & ~edited[1:])
+            for end in ends.tolist():
+                edited[end + 1 : end + 1 + refresh.first] = True
+        edited[max(0, len(held) - refresh.last) :] = True
         for start in range(0, limit // self._block * self._block, self._block):
             if not edited[start : start + self._block].any():
                 origin[start : start + self._block] = held[start : start + self._block]
@@ -133,7 +143,7 @@ class Script:
                 for edit in self.task.edits
                 if edit.index < len(tokens)
             ),
-            policy=self._reuse,
+            policy="sticky" if self._policy.keeps else "exact",
             block_size=self._block,
         )
 

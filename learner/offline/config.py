@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from dynatok_online.policy import parse_policy
 from learner.config import check_objective, check_training
 
 
@@ -26,8 +27,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Leave out rows that cannot be used, and count them, instead of stopping at the first."""
     limit: int = 0
     """Use only so many trajectories; 0: all."""
-    reuse: Literal["exact", "sticky"] = "exact"
-    """Gold responses: the reuse policy of the engine that they stand for."""
+    reuse: str = "exact"
+    """Gold responses: the reuse policy of the engine that they stand for: `exact`, `sticky`,
+    `refresh:64` or, for a model that is to serve every number, `refresh:0-128`."""
     placement: Literal["head", "late"] = "head"
     """Gold responses: where slots stand, as in `actor.placement`."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -56,6 +58,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
+        parse_policy(self.reuse, none=False)
         for name in ("ranks", "trajectories_per_step", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")

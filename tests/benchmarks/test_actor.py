@@ -71,8 +71,11 @@ def test_a_small_run() -> None:
         (1, "static"),
         *((3, mode) for mode in MODES),
     ]
-    static, head, late, sticky = rows
+    static, head, late, sticky, *refreshed = rows
     assert static["ratio_to_static"] == static["bound_ratio"] == 1.0
     assert sticky["computed_tokens"] < head["computed_tokens"]
     assert static["computed_tokens"] < min(late["computed_tokens"], sticky["computed_tokens"])
+    costs = [one["computed_tokens"] for one in (sticky, *refreshed)]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[1]
     assert all(one["edit_ms_p50"] > 0 for one in rows[1:])

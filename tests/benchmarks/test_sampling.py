@@ -69,7 +69,7 @@ def again(model: LlamaForCausalLM, trajectories: list[Trajectory]) -> float:
 
 
 @pytest.mark.parametrize("block_size", [1, 4])
-@pytest.mark.parametrize("reuse", ["exact", "sticky"])
+@pytest.mark.parametrize("reuse", ["exact", "sticky", "refresh:1-5", "refresh:2+1"])
 def test_recorded_logprobs_are_those_of_the_packed_rows(
     model: LlamaForCausalLM, reuse: str, block_size: int
 ) -> None:

@@ -58,10 +58,14 @@ def test_shipped_configurations_are_read() -> None:
     [
         ("collect", ["--trajectory", "3"], "did you mean 'trajectories'?"),
         ("collect", ["--trajectories", "0"], "trajectories is 0; write 1 or more"),
-        ("collect", ["--reuse", "sticki"], "reuse is 'sticki'; write one of exact, sticky, none"),
+        (
+            "collect",
+            ["--reuse", "sticki"],
+            "reuse is 'sticki'; write exact, sticky, none or refresh:64",
+        ),
         ("train", ["--ranks", "0"], "ranks is 0; write 1 or more"),
         ("train", ["--ranks", "3"], "trajectories_per_step (16) must be divisible"),
-        ("eval", ["--reuse", "[sticki]"], "write one of exact, sticky, none"),
+        ("eval", ["--reuse", "[sticki]"], "write exact, sticky, none or refresh:64"),
         ("eval", ["--seeds", "[]"], "write one or more numbers from 0 up"),
     ],
 )

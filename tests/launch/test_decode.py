@@ -26,6 +26,7 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = "run"
     inner: Inner = Inner()
     either: dict[str, Any] | str = {}
+    words: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ({"sessions": 1}, "f.yaml: unknown key 'sessions'; did you mean 'inner.sessions'?"),
         (
             {"xyzzy": 1},
-            "f.yaml: unknown key 'xyzzy'; the top level has seed, name, inner, either",
+            "f.yaml: unknown key 'xyzzy'; the top level has seed, name, inner, either, words",
         ),
         (
             {"inner": {"xyzzy": 1}},
@@ -114,6 +115,12 @@ def test_flags_take_negative_numbers_text_and_null():
         "inner": {"engine": {"max_steps": -1}, "label": None},
         "either": "a.json",
     }
+
+
+@pytest.mark.parametrize("text", ["a,b:1-2", "[a, b:1-2]", "a, b:1-2"])
+def test_words_are_parted_by_commas_or_written_as_a_list(text):
+    assert parse_flags(["--words", text], Outer) == {"words": ["a", "b:1-2"]}
+    assert parse_flags(["--words", "a"], Outer) == {"words": ["a"]}
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,27 @@ def test_sticky_slots_are_as_wide_as_their_longest_state() -> None:
     assert one.passes[1].reuse == (Reuse(0, 0, 2), Reuse(0, 5, 11))
 
 
+def test_refresh_computes_the_last_and_the_first_tokens_anew() -> None:
+    def reused(reuse: str) -> tuple[Reuse, ...]:
+        return made(reuse, 1, (3, "a", "aa")).passes[1].reuse
+
+    # 12aa3BB4vwx, of which the pass before held 10 positions.
+    assert reused("refresh:0") == reused("sticky") == (Reuse(0, 0, 2), Reuse(0, 4, 10))
+    assert reused("refresh:2") == (Reuse(0, 0, 2), Reuse(0, 4, 8))
+    assert reused("refresh:0+1") == (Reuse(0, 0, 2), Reuse(0, 5, 10))
+    assert reused("refresh:3+2") == (Reuse(0, 0, 2), Reuse(0, 6, 7))
+    assert reused("refresh:6") == reused("refresh:99") == reused("exact") == (Reuse(0, 0, 2),)
+    assert made("refresh:2", 4, (3, "a", "aa")).passes[1].reuse == (Reuse(0, 4, 8),)
+    assert made("refresh:3", 4, (3, "a", "aa")).passes[1].reuse == ()
+
+
+def test_a_range_draws_for_every_pass_what_is_computed_anew() -> None:
+    edits = tuple((at, "a", "aa" if at % 2 else "AA") for at in range(1, 5))
+    one = made("refresh:0-9", 1, *edits)
+    assert one.policy == "sticky"
+    assert len({part.reuse[-1].stop - part.start for part in one.passes[1:]}) > 1
+
+
 def test_what_stands_behind_the_response_is_never_kept() -> None:
     late = msgspec.structs.replace(task((3, "a", "aa")), template="12{{a}}3{{b}}{{response}}4")
     one = scripted_trajectory(late, encode("vwxyz"), encode, reuse="sticky")

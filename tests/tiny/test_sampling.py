@@ -15,7 +15,10 @@ from dynatok_online.tiny import model_path, world
 from dynatok_online.tiny.sampling import decode, encode, sample_trajectories
 
 
-@pytest.mark.parametrize(("reuse", "block_size"), [("exact", 16), ("sticky", 16), ("sticky", 1)])
+@pytest.mark.parametrize(
+    ("reuse", "block_size"),
+    [("exact", 16), ("sticky", 16), ("sticky", 1), ("refresh:0-40+3", 1), ("refresh:999", 16)],
+)
 def test_logprobs_are_those_of_the_spans(reuse: str, block_size: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
     tasks = list(islice(world.tasks("heldout", seed=3, max_tokens=128, edits=(2, 3)), 6))
@@ -34,7 +37,7 @@ def test_logprobs_are_those_of_the_spans(reuse: str, block_size: int) -> None:
                 worst, other = (max(worst, gap), other) if strategy == "packed" else (worst, gap)
     assert worst < 1e-4
     # A fresh prompt says something else after a sticky edit.
-    assert (other > 1e-2) == (reuse == "sticky")
+    assert (other > 1e-2) == (reuse in ("sticky", "refresh:0-40+3"))
 
 
 def test_forced_text_stands_where_it_was_put() -> None:

@@ -70,7 +70,16 @@ function load(settings) {
   $("seed").value = settings.seed;
   $("max-tokens").value = settings.max_tokens;
   $("placement").value = settings.placement;
+  const refresh = settings.lanes.find((lane) => lane.startsWith("refresh:"));
+  if (refresh) showRefresh(refresh);
   for (const box of document.querySelectorAll("[name=lane]")) box.checked = settings.lanes.includes(box.value);
+}
+
+function showRefresh(lane) {
+  const last = lane.slice("refresh:".length);
+  $("refresh").value = lane;
+  write($("refresh-tokens"), visible(last));
+  $("refresh-last").value = Number.parseInt(last, 10);
 }
 
 function settings() {
@@ -185,6 +194,10 @@ $("share").addEventListener("click", async () => {
   notice("The address holds prompt, slots and settings; it is on the clipboard.");
 });
 $("settings").addEventListener("change", saveLink);
+$("refresh-last").addEventListener("input", (event) => {
+  showRefresh(`refresh:${event.target.value}`);
+  $("refresh").checked = true;
+});
 prompt.template.addEventListener("change", saveLink);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("start").disabled) start();

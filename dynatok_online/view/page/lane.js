@@ -1,7 +1,7 @@
 // One lane: its figures, its response, its block strip, and what the pointer is on.
 
 import { el, write } from "dynatok/dom.js";
-import { POLICIES } from "dynatok/policies.js";
+import { policyOf } from "dynatok/policies.js";
 import { COLOURS, Response } from "dynatok/response.js";
 import { KINDS, Strip } from "dynatok/strip.js";
 import { quoted, share, visible } from "dynatok/text.js";
@@ -14,7 +14,7 @@ export class LaneView {
     this.lane = store.lanes[index];
     this.index = index;
     this.drawn = -1;
-    const [title, what] = POLICIES[this.lane.reuse] ?? [this.lane.reuse, ""];
+    const [title, what] = policyOf(this.lane.reuse);
     this.response = new Response(this.lane, (token) => this.showToken(token));
     this.strip = new Strip(this.lane, (at) => this.showBlock(at));
     this.status = el("span", { class: "status" });

@@ -1,7 +1,7 @@
 // The edits of a session, newest first, each with how long its first token took in every lane.
 
 import { el, write } from "dynatok/dom.js";
-import { POLICIES } from "dynatok/policies.js";
+import { policyOf } from "dynatok/policies.js";
 import { COLOURS } from "dynatok/response.js";
 import { quoted } from "dynatok/text.js";
 
@@ -50,7 +50,7 @@ export class Timeline {
     if (!lanes.length) parts.push("waiting for its first token");
     for (const effect of lanes) {
       const { reuse } = this.store.lanes[effect.lane];
-      const name = this.store.lanes.length > 1 ? `${(POLICIES[reuse]?.[0] ?? reuse).toLowerCase()}: ` : "";
+      const name = this.store.lanes.length > 1 ? `${policyOf(reuse)[0].toLowerCase()}: ` : "";
       parts.push(`${name}token ${effect.index}${effect.ms == null ? "" : ` after ${effect.ms.toFixed(0)} ms`}`);
     }
     const seen = this.seen.get(edit.key);

@@ -43,8 +43,8 @@ def test_the_page_of_the_tiny_world_opens_with_another_model():
     [
         (["--prot", "3"], "did you mean 'port'"),
         (["--port", "70000"], "port is 70000; write 0 (any free one) to 65535"),
-        (["--lanes", "[exact, exact]"], "name one to three, each once"),
-        (["--lanes", "[stiky]"], "'stiky'"),
+        (["--lanes", "[exact, exact]"], "name one to four, each once"),
+        (["--lanes", "[stiky]"], "lanes is 'stiky'; write exact, sticky, none or refresh:64"),
         (["--tokens-per-second", "-1"], "write 0 (full speed) or more"),
         (["--template", "{{case}}"], "has a state but no place"),
         (["--hosts", "[http://node7/]"], "write names as in a browser's address"),

@@ -29,3 +29,17 @@ def test_a_page_names_no_code(kind: str, name: str) -> None:
 def test_what_the_page_was_offered_it_may_send_back(kind: str, made: type) -> None:
     assert isinstance(decode(message(kind, OWN), {OWN, None}), made)
     assert isinstance(decode(message(kind, "max_words:3")), made)
+
+
+def test_lanes_are_policies() -> None:
+    def start(*lanes: str) -> str:
+        return json.dumps({"type": "start", "template": "t", "slots": {}, "lanes": lanes})
+
+    four = ("exact", "sticky", "refresh:64", "none")
+    made = decode(start(*four))
+    assert isinstance(made, Start)
+    assert made.lanes == four
+    with pytest.raises(ValueError, match="lanes is 'refresh:x'; write exact"):
+        decode(start("refresh:x"))
+    with pytest.raises(ValueError, match="length <= 4"):
+        decode(start(*four, "refresh:8"))

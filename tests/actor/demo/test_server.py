@@ -192,7 +192,7 @@ def test_the_socket_checks_origin_and_token(wrong):
         ('{"type": "shell", "command": "ls"}', "Invalid value 'shell'"),
         ('{"type": "stop", "more": 1}', "unknown field `more`"),
         (json.dumps(START | {"seed": -1}), "Expected `int` >= 0"),
-        (json.dumps(START | {"lanes": ["exact"] * 4}), "length <= 3"),
+        (json.dumps(START | {"lanes": ["exact"] * 5}), "length <= 4"),
         (json.dumps(START | {"template": "x" * 20_001}), "length <= 20000"),
         (json.dumps(START | {"temperature": 1e9}), "<= 10"),
         (json.dumps({"type": "edit", "slots": {"tone": {"text": "x"}}}), "press Start first"),

@@ -33,7 +33,7 @@ from tests.actor.models import nudged
 
 pytestmark = pytest.mark.engine
 
-MODES = [("exact", "head"), ("exact", "late"), ("sticky", "head"), ("sticky", "late")]
+MODES = [(reuse, place) for reuse in ("exact", "sticky", "refresh") for place in ("head", "late")]
 
 
 def encode(text: str) -> list[int]:
@@ -66,6 +66,13 @@ def random_task(rng: random.Random, name: str) -> Task:
     return Task(name, template, first, tuple(edits), length, seed=rng.randrange(2**31))
 
 
+def random_refresh(rng: random.Random) -> ReusePolicy:
+    """Some tokens or none, all, or as many as are drawn for each pass."""
+    last = rng.choice(["0", "1", "31", str(rng.randint(2, 200)), "999", "0-128", "0-300"])
+    first = rng.choice(["", "", "+1", f"+{rng.randint(2, 90)}"])
+    return f"refresh:{last}{first}"
+
+
 @dataclass
 class Swarm:
     """Many sessions of one mode at once, with surprises and new weights in the middle."""
@@ -79,6 +86,8 @@ class Swarm:
     updates: int
     on_weights: OnWeights
     seed: int
+    """Besides the tasks, chooses each session's tokens to compute anew where `reuse` is
+    `refresh`."""
     at_once: int = 32
     first: int = 0
     """The first weight version; the ring takes each version once."""
@@ -126,7 +135,7 @@ class Swarm:
             encode=encode,
             decode=lambda token_ids: "",
             sampling=SamplingConfig(ignore_eos=True),
-            reuse=self.reuse,
+            reuse=random_refresh(rng) if self.reuse == "refresh" else self.reuse,
             placement=self.placement,
             slot_width=40,
             on_tokens=(lambda token_ids: None) if surprised else None,
@@ -310,6 +319,43 @@ def test_a_corrupted_record_is_caught(vllm, serving, reference) -> None:
             else:
                 caught += 1
     assert caught > 0
+
+
+def test_what_covers_everything_behind_the_slot_is_exact(vllm, serving) -> None:
+    """The same origins and log-probabilities, edit by edit, with a toggle; less computes less."""
+
+    def made(reuse: ReusePolicy, states: str) -> Finished:
+        edits = tuple(
+            ScheduledEdit(at, "s", SlotState(text * 28))
+            for at, text in zip((70, 110, 160), states[1:], strict=True)
+        )
+        task = Task("t", "x" * 100 + "{{s}}", {"s": SlotState(states[0] * 28)}, edits, 200)
+        serving.open(0, serving.new_salt(0))  # whoever comes first would compute for all
+        live = LiveSession(
+            task,
+            serving,
+            encode=encode,
+            decode=lambda token_ids: "",
+            sampling=SamplingConfig(ignore_eos=True),
+            reuse=reuse,
+            slot_width=28,
+        )
+        done = vllm.run(live.run())
+        assert done.problems == ()
+        assert not audit(done.trajectory)
+        return done
+
+    exact, whole = made("exact", "abab"), made("refresh:160", "abab")
+    assert [one.reuse for one in whole.trajectory.passes] == [
+        one.reuse for one in exact.trajectory.passes
+    ]
+    assert whole.trajectory.response.tolist() == exact.trajectory.response.tolist()
+    gap = np.abs(whole.trajectory.logprobs - exact.trajectory.logprobs).max()
+    assert gap < 1e-5
+    policies = ("exact", "refresh:96", "refresh:64", "refresh:32", "sticky", "refresh:0")
+    computed = [made(one, "abcd").counts.computed_tokens for one in policies]
+    assert computed[:5] == sorted(set(computed), reverse=True)
+    assert computed[5] == computed[4]
 
 
 def largest_gap(model: Any, trajectory: Trajectory) -> float:

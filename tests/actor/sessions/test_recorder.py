@@ -226,7 +226,7 @@ def test_a_sticky_pass_that_was_preempted_and_lost_blocks_is_two_passes() -> Non
     # Under the other state block 2 (with the slot) is computed, block 3 kept, then 5 tokens.
     keep = recorder.keep(fed_tokens(LAYOUT_B, PIECES, recorder.response), "s")
     assert keep is not None
-    assert (keep.previous, keep.held, keep.heads) == ("p0", 17, (13,))
+    assert (keep.previous, keep.held, keep.heads) == ("p0", 16, (13,))
     head = Head("p1.0", 13, 8)
     add(recorder, LAYOUT_B, [60, 61, 62, 63, 64], 16, name="p1", heads=(head,))
     assert recorder.passes[1].reuse == (Reuse(0, 0, 8), Reuse(0, 12, 16))
@@ -245,6 +245,51 @@ def test_a_sticky_pass_that_was_preempted_and_lost_blocks_is_two_passes() -> Non
     assert (third.start, third.stop, third.finish_reason) == (9, 12, "edit")
     assert third.reuse == (Reuse(0, 0, 8), Reuse(1, 8, 12))
     assert recorder.counts.preemptions == 1
+
+
+def test_what_is_kept_ends_where_refresh_begins() -> None:
+    """Held: 17 positions; the slot is position 10, so blocks 0, 1 and 3 are as before."""
+
+    def kept(reuse: str) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        recorder = Recorder(4, reuse, "s")
+        add(recorder, LAYOUT_A, [50, 51, 52, 53, 54, 55, 56], 0, name="p0")
+        keep = recorder.keep(fed_tokens(LAYOUT_B, PIECES, recorder.response), "s")
+        assert keep is not None
+        return keep.held, keep.anew, keep.heads
+
+    assert kept("refresh:0") == kept("sticky") == (16, (), (13,))
+    assert kept("refresh:1") == (16, (), (13,)), "position 16 is in no whole block"
+    assert kept("refresh:2") == (8, (), ()), "block 3 holds position 15"
+    assert kept("refresh:10") == (4, (), ()), "what stands before the slot is found by its name"
+    assert kept("refresh:99") == (0, (), ())
+    assert kept("refresh:0+1") == (16, (), (13,)), "position 11 is in the slot's own block"
+    assert kept("refresh:0+2") == (8, (), ())
+
+
+def test_blocks_behind_the_slot_are_computed_anew_by_the_request_ahead() -> None:
+    recorder = Recorder(4, "refresh:0+2", "s")
+    add(recorder, LAYOUT_A, [50 + i for i in range(11)], 0, name="p0")  # KV for 21
+    keep = recorder.keep(fed_tokens(LAYOUT_B, PIECES, recorder.response), "s")
+    assert keep is not None
+    assert (keep.held, keep.anew, keep.heads) == (20, (3,), (17,))
+    recorder.add_pass(
+        Served(Generated([60], [-1.0], 20, "length", (("0", 1),)), 0, "s", "p1",
+               (Head("p1.0", 17, 8),)),
+        layout=LAYOUT_B,
+        states={},
+        fed=fed_tokens(LAYOUT_B, PIECES, recorder.response),
+        finish_reason="edit",
+        keep=keep,
+    )  # fmt: skip
+    assert reuse(recorder)[1] == (Reuse(0, 0, 8), Reuse(0, 16, 20))
+
+
+def test_a_pass_without_an_edit_keeps_everything_whatever_the_policy() -> None:
+    recorder = Recorder(4, "refresh:99+99", "s")
+    add(recorder, LAYOUT_A, [50, 51, 52, 53, 54, 55, 56], 0, name="p0")
+    keep = recorder.keep(fed_tokens(LAYOUT_A, PIECES, recorder.response), "s")
+    assert keep is not None
+    assert (keep.held, keep.anew, keep.heads) == (16, (), ())
 
 
 def test_preemption_that_lost_nothing_cuts_nothing() -> None:
