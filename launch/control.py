@@ -127,9 +127,9 @@ def _ask_slurm(known: dict[str, Any]) -> None:
     )
     if word in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "CONFIGURING"):
         known["status"] = "waiting"
-    elif word in ("RUNNING", "COMPLETING") and known["status"] == "submitted":
+    elif word == "RUNNING":  # what the file says may be from before it was requeued
         known["status"] = "running"
-    elif word not in ("RUNNING", "COMPLETING") and known["status"] in RUNNING:
+    elif word != "COMPLETING" and known["status"] in RUNNING:
         known["status"] = "lost"
 
 

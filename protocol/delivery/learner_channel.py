@@ -94,6 +94,11 @@ class LearnerChannel:
         self._room = room
         self._before = before
         self._announcements = Announcements(2 * config.heartbeat_seconds)
+        self._due: dict[bytes, Peer] = {}
+        """Who is to be acknowledged something."""
+        self._freed = False
+        """Whether somebody may have a credit now who had none."""
+        self._looked_at = 0.0
         self._commands: deque[Callable[[], object]] = deque()
         self._accepts: deque[str] = deque()
         self._woken = False
@@ -251,6 +256,7 @@ class LearnerChannel:
                     break
                 self._read_batch()
                 self._commit()
+                self._feed()
                 self._acknowledge()
                 self._notice_lost()
                 if self._authenticator is not None:
@@ -306,13 +312,13 @@ class LearnerChannel:
             self._trajectory(peer, envelope.epoch, envelope.sequence, message, frame)
         elif isinstance(message, Heartbeat):
             peer.serving = message.serving
-            peer.acknowledge_later(peer.epoch)
+            self._later(peer, peer.epoch)
             self._announce_again(peer, message.seen)
         else:
             self._events.put(Received(peer.actor, peer.epoch, 0, message))
             if isinstance(message, WeightsApplied):
                 peer.serving = message.version
-                peer.acknowledge_later(peer.epoch)
+                self._later(peer, peer.epoch)
             elif isinstance(message, Bye):
                 self._forget(peer)
 
@@ -338,7 +344,7 @@ class LearnerChannel:
         self._send_peer(peer, Welcome(self._window(peer), stored, tasks))
         for stream in hello.streams:
             if stream.epoch != epoch:
-                peer.acknowledge_later(stream.epoch)
+                self._later(peer, stream.epoch)
         self._announce_again(peer, 0)
         self._events.put(Received(actor, epoch, 0, hello))
 
@@ -375,7 +381,7 @@ class LearnerChannel:
         ask = verdict is Arrival.GAP and now - peer.gap_asked > self.config.heartbeat_seconds
         if ask:
             peer.gap_asked = now
-        peer.acknowledge_later(epoch, resend=ask)
+        self._later(peer, epoch, resend=ask)
 
     def _commit(self) -> None:
         if not self._uncommitted:
@@ -386,8 +392,35 @@ class LearnerChannel:
             self._events.put(event)
         self._uncommitted.clear()
 
+    def _later(self, peer: Peer, epoch: int, resend: bool = False) -> None:
+        peer.acknowledge_later(epoch, resend)
+        self._due[peer.identity] = peer
+
+    def _feed(self) -> None:
+        """What has become free goes to those who wait for it."""
+        if self._room is None or not self._freed:
+            return
+        self._freed = False
+        rooms: dict[int, int] = {}
+
+        def room(actor: str) -> int:
+            peer = self._peers.of(actor)
+            if peer is None or self._room is None:
+                return 0
+            if peer.serving not in rooms:
+                rooms[peer.serving] = self._room(peer.serving)
+            return rooms[peer.serving]
+
+        for actor in self._grants.feed(room):
+            peer = self._peers.of(actor)
+            if peer is not None:
+                self._later(peer, peer.epoch)
+
     def _acknowledge(self) -> None:
-        for peer in self._peers.all():
+        due, self._due = self._due, {}
+        for identity, peer in due.items():
+            if self._peers.find(identity) is not peer:
+                continue
             for epoch, resend in peer.take_due().items():
                 stored = self._receipts.last(peer.actor, epoch)
                 self._send_peer(peer, Acknowledge(stored, self._window(peer), epoch, resend))
@@ -398,9 +431,10 @@ class LearnerChannel:
 
     def _accepted(self, actor: str) -> None:
         self._grants.accepted(actor)
+        self._freed = True
         peer = self._peers.of(actor)
         if peer is not None:
-            peer.acknowledge_later(peer.epoch)
+            self._later(peer, peer.epoch)
 
     def _announce(self, message: Announcement) -> None:
         self._broadcast(message, self._announcements.add(message))
@@ -415,6 +449,9 @@ class LearnerChannel:
 
     def _notice_lost(self) -> None:
         now = time.monotonic()
+        if now - self._looked_at < self.config.heartbeat_seconds / 2:
+            return
+        self._looked_at, self._freed = now, True  # there may be room since the last step
         for peer in self._peers.current():
             silent = now - peer.heard
             if silent > self.config.dead_after_seconds:
@@ -426,6 +463,7 @@ class LearnerChannel:
     def _forget(self, peer: Peer) -> None:
         if self._peers.leave(peer):
             self._grants.left(peer.actor)
+            self._freed = True
 
     def _refuse(self, peer: Peer, reason: str) -> None:
         peer.refused = True

@@ -15,6 +15,7 @@ while they hear nothing: a learner that is started again takes the same address 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -27,6 +28,9 @@ import psutil
 from protocol.run.json_files import read_json, write_json
 
 FILE: Final = "endpoint.json"
+HOST: Final = "DYNATOK_HOST"
+"""Variable with the name or address by which other machines reach this one, where its host name
+is not that."""
 _PRIVATE: Final = "ipc://*"
 _FOLDER: Final = "dynatok-run-"
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%A-Za-z0-9]+\]")
@@ -81,7 +85,8 @@ def to_tell(bound: str, endpoint: str, interface: str = "") -> str:
     """What actors are told where `bound` is listened on: this host's name for every interface."""
     if not bound.startswith("tcp://") or not _anywhere(endpoint) or interface:
         return bound
-    return f"tcp://{socket.gethostname()}:{bound.rpartition(':')[2]}"
+    host = os.environ.get(HOST) or socket.gethostname()
+    return f"tcp://{host}:{bound.rpartition(':')[2]}"
 
 
 def address_with(address: str, port: int) -> str:

@@ -17,6 +17,9 @@ from protocol.config import ProtocolConfig
 from protocol.wire.envelope import Rejected
 
 _QUEUED_MESSAGES: Final = 10_000
+_CONNECT_MS: Final = 3000
+"""A connection that is not made by then is tried anew. Left to itself, the kernel asks once more
+after ever longer times: half a minute after a cut of a minute nobody was back."""
 
 
 def new_epoch() -> int:
@@ -34,6 +37,7 @@ def apply_options(socket: zmq.Socket[Any], config: ProtocolConfig) -> None:
     socket.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_seconds * 1000))
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.dead_after_seconds * 1000))
     socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
 
 
 class Refusals:

@@ -15,6 +15,7 @@ import pytest
 
 from launch import control
 from launch.decode import ConfigError
+from launch.engines import slurm
 from launch.supervisor import Outcome
 from protocol.run.json_files import write_json
 from protocol.run.stop import asked_to_stop
@@ -116,3 +117,28 @@ def test_stop_now_is_a_signal_to_the_one_who_watches(run_dir):
     assert watcher.wait(10) == -signal.SIGTERM
     assert control.state(run_dir)["status"] == "lost"
     assert asked_to_stop(run_dir) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "word", "status"),
+    [
+        ("submitted", "PENDING", "waiting"),
+        ("submitted", "RUNNING", "running"),
+        ("interrupted", "PENDING", "waiting"),  # requeued
+        ("interrupted", "RUNNING", "running"),  # and started again
+        ("running", "COMPLETING", "running"),
+        ("finished", "COMPLETING", "finished"),
+        ("finished", "COMPLETED", "finished"),
+        ("interrupted", "COMPLETED", "interrupted"),
+        ("running", "CANCELLED", "lost"),
+        ("submitted", "NODE_FAIL", "lost"),
+        ("running", "", "lost"),  # SLURM has forgotten it
+    ],
+)
+def test_what_slurm_says_of_a_job_comes_first(run_dir, monkeypatch, written, word, status):
+    job = {"JobState": word, "Reason": "None"} if word else {}
+    monkeypatch.setattr(slurm, "state_of", lambda number: job)
+    write_json(run_dir / control.FILE, {"engine": "slurm", "job": "7", "status": written})
+    now = control.state(run_dir)
+    assert now["status"] == status
+    assert now["scheduler"] == (f"JobState={word}" if word else "")

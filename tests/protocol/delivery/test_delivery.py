@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -193,3 +194,61 @@ def test_nothing_lost_nothing_twice_on_a_bad_network(seed: int) -> None:
             receipts.add("a", one_epoch, sequence)
             trained.append(frame)
     assert sorted(trained, key=int) == sent, "each exactly once"
+
+
+def test_more_actors_than_room_take_turns():
+    """Each sends as soon as it may: nobody is served twice before all were once."""
+    grants = Grants(credits=16)
+    names = [f"actor-{number}" for number in range(100)]
+    room = 10
+    for name in names:
+        grants.joined(name)
+    granted = {name: grants.window(name, room) for name in names}
+    assert sum(granted.values()) == room
+    served = Counter(dict.fromkeys(names, 0))
+    for _ in range(5):
+        for name in [one for one in names if granted[one]]:
+            grants.stored(name)
+            grants.accepted(name)
+            granted[name] = grants.window(name, room)
+            served[name] += 1
+            for fed in grants.feed(lambda actor: room):
+                granted[fed] = grants.window(fed, room)
+            assert sum(granted.values()) <= room
+    # Rounds of a hundred turns are not whole here: one of difference is fair.
+    assert max(served.values()) - min(served.values()) <= 1
+
+
+def test_one_without_room_does_not_hold_up_those_behind_it():
+    """Who serves old weights has less room than others: what it samples would be too old."""
+    grants = Grants(credits=4)
+    for name in ("old", "new", "busy"):
+        grants.joined(name)
+    assert grants.window("busy", 1) == 1
+    assert grants.window("old", 0) == grants.window("new", 1) == 0
+    grants.stored("busy")
+    assert grants.feed(lambda actor: 1) == [], "it is stored and not trained on"
+    grants.accepted("busy")
+    assert grants.feed(lambda actor: 0 if actor == "old" else 1) == ["new"]
+    assert grants.window("new", 1) == 1
+    grants.left("new")
+    assert grants.feed(lambda actor: 1) == ["old"]
+
+
+def test_running_sums_are_sums():
+    """Whatever happens in whatever order, nothing is counted twice or forgotten."""
+    draw = random.Random(3)
+    grants = Grants(credits=3)
+    names = ["a", "b", "c", "d"]
+    for _ in range(5000):
+        name = draw.choice(names)
+        what = draw.choice(("joined", "left", "stored", "accepted", "window", "feed"))
+        if what == "window":
+            grants.window(name, draw.randrange(6))
+        elif what == "feed":
+            grants.feed(dict.fromkeys(names, draw.randrange(6)).__getitem__)
+        else:
+            getattr(grants, what)(name)
+        assert grants._stored == sum(grants._waiting.values())
+        assert grants._flying == sum(grants._granted.values())
+        assert min([0, *grants._granted.values(), *grants._waiting.values()]) == 0
