@@ -10,13 +10,12 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from actor.demo.config import DemoConfig
+from actor.demo.config import MOST_LANES, DemoConfig
 from actor.engine.engine import VllmEngine
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
 from dynatok_online.trajectory import Trajectory
 
-LANES = 3
 PROBE = 2.0
 """Seconds between two looks at an engine that nobody uses."""
 PROBE_TIMEOUT = 10.0
@@ -111,7 +110,7 @@ class OwnEngine:
             seed=self._config.seed,
         )
         if not self._servings:
-            names = [f"{self._run_id}-{lane}" for lane in range(LANES)]
+            names = [f"{self._run_id}-{lane}" for lane in range(MOST_LANES)]
             self._servings = [Serving(self.engine, name) for name in names]
         for serving in self._servings:
             serving.engine = self.engine

@@ -61,6 +61,7 @@ class FakeRequest:
             if (
                 before is not None
                 and j < min(self.cache.held // BLOCK, len(before.names))
+                and j not in self.cache.anew
                 and before.block(j) == self.block(j)
                 and before.names[j] in self.engine.blocks
             ):

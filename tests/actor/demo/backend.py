@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from actor.demo.config import DemoConfig
+from actor.demo.config import MOST_LANES, DemoConfig
 from actor.demo.control import Control
 from actor.demo.pace import Pausable
 from actor.demo.server import PageServer
@@ -112,7 +112,7 @@ class FakeBackend:
     def __init__(self, engine: SlowEngine) -> None:
         self.engine = engine
         self.version = 0
-        self.servings = [Serving(engine, f"run-{lane}") for lane in range(3)]
+        self.servings = [Serving(engine, f"run-{lane}") for lane in range(MOST_LANES)]
         for one in self.servings:
             one.open(0, one.new_salt(0))
         self.tokenizer = Tokenizer(

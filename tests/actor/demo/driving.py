@@ -57,6 +57,10 @@ def start(page: Page, *lanes: str, placement: str = "head", **settings: str) -> 
     page.wait_for_selector("#start:not([disabled])", timeout=90_000)
     for name in ("exact", "sticky", "none"):
         page.locator(f"[name=lane][value={name}]").set_checked(name in (lanes or ("exact",)))
+    refresh = [lane.removeprefix("refresh:") for lane in lanes if lane.startswith("refresh:")]
+    for last in refresh:
+        page.fill("#refresh-last", last)  # which also chooses the lane
+    page.locator("#refresh").set_checked(bool(refresh))
     page.select_option("#placement", placement)
     # The fields show the session that was written last; every test begins in one state.
     for requirement in ("lower", "sea", "digits"):

@@ -80,7 +80,7 @@ async def nothing(control: Any) -> None:
     pass
 
 
-@pytest.mark.parametrize("reuse", ["exact", "sticky", "none"])
+@pytest.mark.parametrize("reuse", ["exact", "sticky", "refresh:4", "none"])
 @pytest.mark.parametrize("placement", ["head", "late"])
 def test_the_log_of_each_policy_is_the_record(reuse, placement):
     async def steps(control: Any) -> None:
@@ -100,25 +100,25 @@ def test_the_log_of_each_policy_is_the_record(reuse, placement):
     assert [e.source for e in recorded.edits] == ["human", "human"]
     kinds = {block[0] for p in folded(control.session.log, 0)["passes"] for block in p["blocks"]}
     # Behind a late slot stands nothing that could be kept.
-    assert ("kept" in kinds) == (reuse == "sticky" and placement == "head")
+    assert ("kept" in kinds) == (reuse in ("sticky", "refresh:4") and placement == "head")
     assert ("reused" in kinds) == (reuse != "none")
     effects = [event for event in control.session.log if event["type"] == "effect"]
     assert [event["edit"] for event in effects] == [0, 1]
     assert all(event["ms"] < 5000 for event in effects)
 
 
-def test_three_lanes_share_seed_and_edits_and_no_cache():
+def test_four_lanes_share_seed_and_edits_and_no_cache():
     async def steps(control: Any) -> None:
         await until(lambda: control.session.written >= 20)
         await control.handle(Edit(UPPER))
 
-    control, backend = scenario(steps, lanes=("exact", "sticky", "none"))
-    for lane in range(3):
+    control, backend = scenario(steps, lanes=("exact", "sticky", "refresh:4", "none"))
+    for lane in range(4):
         check(control, lane)
-    assert len({request.salt for request in backend.engine.requests}) == 3
+    assert len({request.salt for request in backend.engine.requests}) == 4
     assert all(len(one.passes) == 2 for one in control.session.trajectories)
     names = [one.trajectory_id.rpartition("-")[2] for one in control.session.trajectories]
-    assert names == ["exact", "sticky", "none"]
+    assert names == ["exact", "sticky", "refresh:4", "none"]
 
 
 def test_a_pause_holds_and_an_edit_in_it_waits():

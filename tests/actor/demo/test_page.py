@@ -86,7 +86,7 @@ def test_the_whole_story_is_what_the_engine_recorded(
     demo: Demo, open_page: OpenPage, tmp_path: Path, shots: Path
 ) -> None:
     page = open_page(demo.address)
-    start(page, "exact", "sticky", "none")
+    start(page, "exact", "sticky", "refresh:32", "none")
     wait_for_tokens(page, 45)
     chip(page, "upper")
     wait_for_tokens(page, 90)
@@ -100,9 +100,9 @@ def test_the_whole_story_is_what_the_engine_recorded(
     page.click("#pause")
     announced(page, "Paused")
     page.wait_for_timeout(300)
-    held = [tokens(page, lane) for lane in range(3)]
+    held = [tokens(page, lane) for lane in range(4)]
     page.wait_for_timeout(500)
-    assert [tokens(page, lane) for lane in range(3)] == held
+    assert [tokens(page, lane) for lane in range(4)] == held
     chip(page, "title")
     page.click("#pause")
     wait_for_tokens(page, held[0] + 25)
@@ -123,8 +123,8 @@ def test_the_whole_story_is_what_the_engine_recorded(
     ):
         states.append({"case": case, "words": words, "numbers": digits})
     recorded = saved_trajectories(page, tmp_path)
-    assert [one.info["reuse"] for one in recorded] == ["exact", "sticky", "none"]
-    live = [shown(page, lane) for lane in range(3)]
+    assert [one.info["reuse"] for one in recorded] == ["exact", "sticky", "refresh:32", "none"]
+    live = [shown(page, lane) for lane in range(4)]
     for lane, one in zip(live, recorded, strict=True):
         check_lane(lane, one, states)
         order = [states.index({n: t.strip() for n, t in p.states.items()}) for p in one.passes]
@@ -133,12 +133,13 @@ def test_the_whole_story_is_what_the_engine_recorded(
             *("UPPER CASE", "the forest", "lower case", "UPPER CASE", "Title Case", "UPPER CASE"),
         ]
         assert lane["status"] == "finished"
-    exact, sticky, none = live
+    exact, sticky, refreshed, none = live
     assert exact["legend"]["kept"] == none["legend"]["kept"] == none["legend"]["reused"] == 0
     assert exact["legend"]["reused"] > 0
-    assert sticky["legend"]["kept"] > 0
+    assert sticky["legend"]["kept"] > refreshed["legend"]["kept"] > 0
     assert int(none["figures"]["recomputed"]) > int(exact["figures"]["recomputed"])
-    assert int(exact["figures"]["recomputed"]) > int(sticky["figures"]["recomputed"])
+    by_cost = [int(one["figures"]["recomputed"]) for one in (exact, refreshed, sticky)]
+    assert by_cost == sorted(set(by_cost), reverse=True)
     # Exact equals a fresh prompt, so equal seeds wrote the same text until edits met other tokens.
     common = min(one.passes[0].stop for one in recorded)
     assert len({tuple(one.response[:common].tolist()) for one in recorded}) == 1
@@ -148,7 +149,7 @@ def test_the_whole_story_is_what_the_engine_recorded(
 
     replay = open_page(save(page, "html", tmp_path / "session.html").as_uri())
     replay.wait_for_selector(".lane")
-    assert [shown(replay, lane) for lane in range(3)] == live
+    assert [shown(replay, lane) for lane in range(4)] == live
     replay.screenshot(path=shots / "replay.png", full_page=True)
 
 

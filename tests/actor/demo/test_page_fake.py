@@ -111,7 +111,7 @@ def test_it_fits_is_readable_and_nothing_shifts(
     page = open_page(fake_demo.address, color_scheme=scheme)
     page.wait_for_selector("#start:not([disabled])")
     page.screenshot(path=shots / f"empty-{scheme}.png")
-    start(page, "exact", "sticky", "none", max_tokens="700")
+    start(page, "exact", "sticky", "refresh:64", "none", max_tokens="700")
     wait_for_tokens(page, 10)
     page.evaluate(SHIFTS)
     for requirement, count in (("upper", 80), ("forest", 160), ("lower", 240), ("sea", 320)):
