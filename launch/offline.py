@@ -16,7 +16,7 @@ from launch import environment, picture
 from launch.panel import last_line
 from launch.process import describe_exit
 from learner.offline.config import TrainConfig
-from learner.offline.ranks import LOGS, log_of, run_ranks
+from learner.ranks import log_of, run_ranks
 from protocol.run.json_files import read_json
 from protocol.run.run_folder import make_run_folder
 
@@ -28,10 +28,13 @@ def run(config: TrainConfig) -> int:
     head = "# Resolved configuration. Use it again: dynatok train config.yaml\n"
     text = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
     (run_dir / "config.yaml").write_text(head + text, encoding="utf-8")
-    (run_dir / LOGS).mkdir()
     _say(f"run folder {run_dir}")
     with _in(environment.for_child("learner", processes=config.ranks)):
-        failed = run_ranks(config.ranks, run_dir)
+        failed, asked = run_ranks(
+            config.ranks, "learner.offline.train", run_dir / "train.json", run_dir
+        )
+    if asked is not None:
+        return 128 + asked
     if failed:
         return _explain(failed, run_dir)
     picture.draw(run_dir)

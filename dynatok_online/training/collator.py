@@ -18,7 +18,7 @@ from dynatok_online.objectives.known import known_columns
 from dynatok_online.objectives.objective import Objective
 from dynatok_online.objectives.token_weights import token_weights
 from dynatok_online.objectives.written import objective_of
-from dynatok_online.rows.plan import plan_rows
+from dynatok_online.rows.plan import plan_ranks
 from dynatok_online.spans.audit import audit
 from dynatok_online.trajectory import Trajectory, from_row
 
@@ -39,6 +39,13 @@ class TrajectoryCollator:
 
     def __call__(self, items: Sequence[Trajectory | Mapping[str, Any]]) -> dict[str, Any]:
         """Raises ValueError naming the trajectory that cannot be trained on, and why."""
+        (batch,) = self.plan(items, ranks=1)
+        return batch
+
+    def plan(
+        self, items: Sequence[Trajectory | Mapping[str, Any]], ranks: int
+    ) -> list[dict[str, Any]]:
+        """One batch for every rank, of as many rows. What is not about rows is in the first."""
         began = time.perf_counter()
         trajectories = [one if isinstance(one, Trajectory) else from_row(one) for one in items]
         for one in trajectories:
@@ -55,16 +62,26 @@ class TrajectoryCollator:
                 )
         weights = [token_weights(one, thought=self.thought) for one in trajectories]
         columns = [known_columns(one) | self.objective.columns(one) for one in trajectories]
-        rows = plan_rows(
-            trajectories, weights, self.max_row_tokens, strategy=self.strategy, columns=columns
+        planned = plan_ranks(
+            trajectories,
+            weights,
+            self.max_row_tokens,
+            strategy=self.strategy,
+            ranks=ranks,
+            columns=columns,
         )
-        return {
-            "rows": rows,
-            "loss_tokens": sum(len(row.targets) for row in rows),
-            "tokens": sum(row.tokens for row in rows),
-            "truncated_tokens": sum(truncated_tokens(one) for one in trajectories),
-            "plan_seconds": time.perf_counter() - began,
-        }
+        truncated = sum(truncated_tokens(one) for one in trajectories)
+        seconds = time.perf_counter() - began
+        return [
+            {
+                "rows": rows,
+                "loss_tokens": sum(len(row.targets) for row in rows),
+                "tokens": sum(row.tokens for row in rows),
+                "truncated_tokens": truncated if rank == 0 else 0,
+                "plan_seconds": seconds if rank == 0 else 0.0,
+            }
+            for rank, rows in enumerate(planned)
+        ]
 
 
 def truncated_tokens(trajectory: Trajectory) -> int:

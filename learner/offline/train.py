@@ -1,6 +1,6 @@
 """One rank of `dynatok train`: the same trainer and loss as online, on data that lies still.
 
-`learner.offline.ranks` starts the ranks, with torchrun's variables, on `RUN_DIR/train.json`.
+`learner.ranks` starts the ranks, with torchrun's variables, on `RUN_DIR/train.json`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ CONFIG = "train.json"
 RESULT = "result.json"
 
 
-def main(run_dir: Path) -> int:
-    """Train, save the model, write the result; the exit code."""
-    config = msgspec.json.decode((run_dir / CONFIG).read_bytes(), type=TrainConfig)
+def main(path: Path) -> int:
+    """Train as `RUN_DIR/train.json` says, save the model, write the result; the exit code."""
+    run_dir = path.parent
+    config = msgspec.json.decode(path.read_bytes(), type=TrainConfig)
     first = os.environ.get("RANK", "0") == "0"
     try:
         result = train(config, run_dir, first)

@@ -133,7 +133,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
             time.sleep(0.1)
             for one in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess, OSError, KeyError):
-                    if "learner.offline.ranks" in one.cmdline() and one.environ()["RANK"] == "1":
+                    if "learner.ranks" in one.cmdline() and one.environ()["RANK"] == "1":
                         one.kill()
                         return
 

@@ -1,0 +1,148 @@
+"""The ranks of one learner on this machine, started and watched by torchrun's agent.
+
+The agent holds the port at which the ranks find each other from the moment it is bound, and ends
+all of them when one fails. Where the agent itself is killed, the kernel ends the ranks. A signal
+is a request, and goes to rank 0 alone, which tells the others; only an agent that lost a rank
+sends SIGTERM to those that are left. Run as a module, this file is one rank:
+
+    RANK=0 WORLD_SIZE=2 ... python -m learner.ranks learner.online.rank CONFIG.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Final, NamedTuple, NoReturn
+
+import psutil
+
+from protocol.run.grace import end_with_parent
+
+LOGS: Final = "logs"
+"""Folder of a run that holds `rank-N.log`: the output of each rank, but for what rank 0 writes to
+stderr, which people see."""
+_PARENT: Final = "DYNATOK_PARENT"
+"""Variable that tells a rank the process id of its agent."""
+_LOG_FOLDER: Final = "DYNATOK_RANK_LOGS"
+"""Variable that tells a rank where its log goes."""
+_PATIENCE: Final = 5
+"""Seconds between the signal that ends a rank and SIGKILL."""
+_REQUESTS: Final = {
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGINT,  # SIGTERM is the agent's own word: another rank has died
+    signal.SIGHUP: signal.SIGINT,
+    signal.SIGQUIT: signal.SIGINT,
+    signal.SIGUSR1: signal.SIGUSR1,
+}
+"""What the agent is sent -> what rank 0 is sent for it."""
+
+
+def log_of(run_dir: Path, rank: int) -> Path:
+    """Where a rank writes."""
+    return run_dir / LOGS / f"rank-{rank}.log"
+
+
+class Ended(NamedTuple):
+    """How the ranks ended."""
+
+    failed: dict[int, int]
+    """Rank -> exit code of those that failed; negative: the signal that killed it."""
+    asked: signal.Signals | None
+    """The signal that had asked them to end, if one had."""
+
+
+def run_ranks(ranks: int, entry: str, config: Path, run_dir: Path) -> Ended:
+    """Have so many ranks call `main(CONFIG)` of the module `entry`, and wait for their end.
+
+    The ranks get the environment of this process, and end with it. Raises SystemExit for a
+    signal that comes before they are there.
+    """
+    # Imports torch.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # What the agent says about a failed rank is for its own developers; ours is one line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    (run_dir / LOGS).mkdir(exist_ok=True)
+    asked: list[signal.Signals] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(signal.Signals(number))
+        first = _first_rank()
+        if first is not None:
+            with contextlib.suppress(psutil.Error):
+                first.send_signal(_REQUESTS[signal.Signals(number)])
+        elif number != signal.SIGUSR1:
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, pass_on) for number in _REQUESTS}
+    variables = {_PARENT: str(os.getpid()), _LOG_FOLDER: str(run_dir)}
+    os.environ.update(variables)
+    failed: dict[int, int] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix="dynatok-ranks-") as scratch:
+            launch = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=ranks,
+                run_id=run_dir.name,
+                rdzv_backend="c10d",
+                rdzv_endpoint="127.0.0.1:0",
+                local_addr="127.0.0.1",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=scratch),
+                shutdown_timeout=_PATIENCE,
+                signals_to_handle="",
+            )
+            elastic_launch(launch, sys.executable)("-m", "learner.ranks", entry, str(config))
+    except ChildFailedError as error:
+        failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for name in variables:
+            del os.environ[name]
+    return Ended(failed, next((one for one in asked if one != signal.SIGUSR1), None))
+
+
+def _first_rank() -> psutil.Process | None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.environ().get("RANK") == "0" and "learner.ranks" in child.cmdline():
+                return child
+    return None
+
+
+def _be_rank(entry: str, config: Path) -> int:
+    """This process is a rank; its exit code."""
+    end_with_parent(int(os.environ[_PARENT]))
+    rank = int(os.environ["RANK"])
+    if rank:
+        # Rank 0 says when it is over. SIGTERM ends this one as if it were killed.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:  # unwinds, so that a progress bar gives the terminal back
+        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with log_of(Path(os.environ[_LOG_FOLDER]), rank).open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        if rank:
+            os.dup2(log.fileno(), sys.stderr.fileno())
+    code: int = importlib.import_module(entry).main(config)  # imports torch
+    return code
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    raise SystemExit(_be_rank(sys.argv[1], Path(sys.argv[2])))
