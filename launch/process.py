@@ -67,13 +67,17 @@ def describe_exit(code: int) -> str:
 
 
 def members(sessions: Iterable[int]) -> list[int]:
-    """Pids of the live processes (zombies left out) in these sessions."""
+    """Pids of the live processes (zombies left out) in these sessions, and in those that were
+    begun by a process of one of them, as each rank of a learner begins its own."""
     wanted = set(sessions)
     found = []
-    for pid in psutil.pids() if wanted else ():
+    for pid in sorted(psutil.pids()) if wanted else ():
         with contextlib.suppress(psutil.NoSuchProcess, OSError):
             # The session first: it is one system call, and most processes are none of ours.
-            if os.getsid(pid) in wanted and psutil.Process(pid).status() not in _GONE:
+            session = os.getsid(pid)
+            if session == pid and psutil.Process(pid).ppid() in found:
+                wanted.add(session)
+            if session in wanted and psutil.Process(pid).status() not in _GONE:
                 found.append(pid)
     return found
 
@@ -108,9 +112,9 @@ def stop(
     `ask`: session -> the signal for its leader, if that is another.
 
     The leader is asked first, so that it can end its workers in its own order; workers that have
-    lost their leader are asked themselves. Removes the shared memory that they had mapped, and
-    `segments`, but not what is to `keep`. Returns whether all went without being killed. A zombie
-    counts as gone.
+    lost their leader are asked themselves. A rank is its own session's leader, and led by its
+    parent. Removes the shared memory that they had mapped, and `segments`, but not what is to
+    `keep`. Returns whether all went without being killed. A zombie counts as gone.
     """
     sessions = set(sessions)
     asked: set[int] = set()
@@ -119,8 +123,7 @@ def stop(
     while (left := members(sessions)) and time.monotonic() < deadline and not hurry():
         doomed |= shared_memory(left)
         for pid in left:
-            leader = _session(pid)
-            if pid not in asked and (pid == leader or leader not in left):
+            if pid not in asked and _leader(pid) not in left:
                 asked.add(pid)
                 _signal(pid, (ask or {}).get(pid, signal.SIGTERM))
         time.sleep(0.05)
@@ -136,9 +139,11 @@ def stop(
     return gentle
 
 
-def _session(pid: int) -> int | None:
-    with contextlib.suppress(ProcessLookupError):
-        return os.getsid(pid)
+def _leader(pid: int) -> int | None:
+    """Who is asked before this one: the leader of its session, or the parent of a leader."""
+    with contextlib.suppress(ProcessLookupError, psutil.Error):
+        session = os.getsid(pid)
+        return psutil.Process(pid).ppid() if session == pid else session
     return None
 
 

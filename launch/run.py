@@ -25,7 +25,7 @@ from launch.config import (
 from launch.decode import ConfigError
 from launch.engines import local
 from launch.panel import display
-from launch.supervisor import SAVING, Command, Outcome, supervise
+from launch.supervisor import PATIENCE, SAVING, Command, Outcome, supervise
 from protocol.run import endpoint
 from protocol.run.json_files import read_json
 
@@ -79,7 +79,8 @@ def _run(config: RunConfig, run_dir: Path, on: str, dry_run: bool) -> int:
         say(f"wrote {run_dir}; each process can be started alone from its own file")
         print(json.dumps({"run_dir": str(run_dir), "status": "dry-run"}))
         return 0
-    return watch(run_dir, config, local.commands(run_dir, actors), {"engine": "local"}).code
+    commands = local.commands(run_dir, actors, learner.ranks)
+    return watch(run_dir, config, commands, {"engine": "local"}).code
 
 
 def _submit(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
@@ -123,6 +124,7 @@ def watch(
         restarts=config.restarts,
         time_limit=config.time_limit,
         saving=saving,
+        patience=max(PATIENCE, config.learner.stop_grace + 1),
     )
     endpoint.forget_endpoint(run_dir)
     record.ended(outcome)

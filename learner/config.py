@@ -62,9 +62,11 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         default_factory=lambda: {"zero_optimization": {"stage": 2}}
     )
     """A DeepSpeed configuration, or the path of one. An empty one trains without DeepSpeed."""
+    ranks: int = 1
+    """Training processes of this machine, one a GPU where there are any. The loss does not depend
+    on their number; what is kept of model and optimizer on each is `deepspeed`'s ZeRO stage."""
     trajectories_per_step: int = 16
-    """Trajectories of one optimizer step. With gradient accumulation, each micro step takes its
-    share of them."""
+    """Trajectories of one optimizer step, over all ranks and accumulation steps."""
     objective: str | dict[str, Any] | list[str | dict[str, Any]] = "reward"
     """The loss of a token: `reward` (weighted by the verifiers' score of its pass), `sft`, or any
     of docs/objectives.md, with parameters (`{name: asft, kl: 0.1}`), or a list, which is summed."""
@@ -110,11 +112,16 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds to wait for the trajectories of one step before the run fails."""
     publish_deadline: float = 30.0
     """Seconds to wait for a free weight buffer before the run fails."""
+    stop_grace: float = 30.0
+    """Seconds that it may take after a signal to make its step, write a checkpoint and end. Large
+    models need more."""
     finish_deadline: float = 600.0
     """Seconds to wait, after the last step, until the actors have evaluated and left."""
 
     def __post_init__(self) -> None:
         for name in (
+            "ranks",
+            "stop_grace",
             "trajectories_per_step",
             "publish_every",
             "journal_bytes",

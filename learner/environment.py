@@ -7,13 +7,13 @@ import os
 from protocol.run.threads import threads
 
 
-def set_environment(distributed: bool, given_threads: int = 0) -> None:
+def set_environment(distributed: bool, given_threads: int = 0, processes: int = 2) -> None:
     """What libraries read when they are imported. What is set already stays.
 
-    `given_threads`: `learner.threads`; 0: `OMP_NUM_THREADS`, or the half of the cores that an
-    actor leaves.
+    `given_threads`: `learner.threads`; 0: `OMP_NUM_THREADS`, or an equal share of the cores where
+    so many processes compute on this machine.
     """
-    os.environ.update(threads(2, given=given_threads))
+    os.environ.update(threads(processes, given=given_threads))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not distributed:

@@ -5,16 +5,22 @@ crashed (restarted, it resumes from its last checkpoint), 2 where the configurat
 3 where the run must not continue. Its last line on stderr says why.
 
 Threads: this one trains. The channel's thread answers the actors, so nobody looks dead during a
-long step; the inbox's thread audits what came. They meet in `Stream`.
+long step; the inbox's thread audits what came. They meet in `Stream`. With several ranks, each is
+a process; this one then is their agent, and computes nothing.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from learner.config import LearnerConfig
 from learner.environment import set_environment
@@ -24,10 +30,18 @@ from protocol.run.grace import end_within_grace
 if TYPE_CHECKING:
     from learner.online.learner import Learner
 
+_FINAL: Final = (2, 3)
+"""Exit codes that say: do not start me again."""
+
 
 def run(config: LearnerConfig) -> int:
     """Train until `training.max_steps`, a signal, or a failure."""
-    set_environment(distributed=bool(config.deepspeed), given_threads=config.threads)
+    return run_first(config) if config.ranks == 1 else _run_group(config)
+
+
+def run_first(config: LearnerConfig) -> int:
+    """As rank 0, or as the only one."""
+    set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
     learner: Learner | None = None
     over = threading.Event()
     code, last_words = 0, ""
@@ -56,15 +70,54 @@ def run(config: LearnerConfig) -> int:
 
 
 def _obey_signals(learner: Learner, over: threading.Event) -> None:
-    """End after the current step, or, where that takes too long, at once."""
+    """End after the current step, with a checkpoint, or, where that takes too long, at once.
+
+    SIGUSR1 asks for a checkpoint alone. Where there are more ranks, SIGTERM is their agent's word
+    that one of them has died: a checkpoint cannot be written any more.
+    """
 
     def close() -> None:
         learner.close(failure="a signal came while it could not be obeyed")
 
     def stop(number: int, _frame: object) -> None:
         learner.stop(signal.Signals(number).name)
-        end_within_grace(128 + number, over, close)
+        end_within_grace(128 + number, over, close, learner.config.stop_grace)
 
-    signal.signal(signal.SIGTERM, stop)
+    def give_up(number: int, _frame: object) -> None:
+        learner.stream.crash(RuntimeError("another rank has ended"))
+        end_within_grace(1, over, close, 1.0)
+
+    def save(number: int, _frame: object) -> None:
+        learner.save()
+
+    signal.signal(signal.SIGTERM, stop if learner.config.ranks == 1 else give_up)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGUSR1, stop)  # all that srun passes on
+    # Within a step of SLURM it is all that srun passes on, and asks for the end.
+    signal.signal(signal.SIGUSR1, stop if "SLURM_STEP_ID" in os.environ else save)
+
+
+def _run_group(config: LearnerConfig) -> int:
+    """Start the ranks, and wait for their end. The last line on stderr says what ended them."""
+    from learner.ranks import log_of, run_ranks  # imports torch
+
+    set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="dynatok-learner-") as scratch:
+        path = Path(scratch) / "learner.json"
+        path.write_bytes(msgspec.json.encode(config))
+        failed, _ = run_ranks(config.ranks, "learner.online.rank", path, run_dir)
+    if not failed:
+        return 0
+    if failed.get(0) in _FINAL:
+        return failed[0]  # it has said why
+    for rank, code in failed.items():
+        if code in _FINAL:
+            lines = log_of(run_dir, rank).read_text(errors="replace").splitlines()
+            print(f"learner: rank {rank}: {lines[-1] if lines else ''}", file=sys.stderr)
+            return code
+    rank, code = min(failed.items(), key=lambda one: one[1])  # who was killed is why others ended
+    how = f"exited with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+    log = f"; its log: {log_of(run_dir, rank)}" if rank else ""
+    print(f"learner: rank {rank} {how}{log}", file=sys.stderr, flush=True)
+    return 1

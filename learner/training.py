@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from dynatok_online.training.trainer import DynamicSFTConfig
+    from learner.config import LearnerConfig
 
 
 class Settings(Protocol):
@@ -118,7 +119,7 @@ def training_arguments(
         raise ValueError(f"{where}training: {error}") from error
 
 
-def stream_arguments(settings: Settings, run_dir: Path) -> DynamicSFTConfig:
+def stream_arguments(settings: LearnerConfig, run_dir: Path) -> DynamicSFTConfig:
     """The arguments of a trainer that is fed by a stream, and can be killed at any moment."""
     given = settings.training
     if given.get("save_only_model") or given.get("save_total_limit", 2) == 1:
@@ -127,7 +128,25 @@ def stream_arguments(settings: Settings, run_dir: Path) -> DynamicSFTConfig:
             "loses the run: leave out save_only_model, and let save_total_limit be 2 or more"
         )
     # The stream itself knows where it was.
-    return training_arguments(settings, run_dir, defaults={"ignore_data_skip": True})
+    defaults: dict[str, Any] = {"ignore_data_skip": True}
+    if settings.ranks > 1:
+        defaults |= reachable()
+    return training_arguments(settings, run_dir, world_size=settings.ranks, defaults=defaults)
+
+
+def reachable() -> dict[str, Any]:
+    """Arguments without which ranks do not find each other where there is no accelerator."""
+    import torch
+
+    if torch.accelerator.is_available():
+        return {}
+    return {"use_cpu": True, "ddp_backend": "gloo"}
+
+
+def message_deadline(config: LearnerConfig, arguments: DynamicSFTConfig) -> float:
+    """Seconds that a rank waits for word of rank 0, which may wait itself for a batch, or for a
+    free buffer."""
+    return config.batch_deadline + config.publish_deadline + arguments.ddp_timeout
 
 
 def _arguments_of(config: Any) -> list[str]:

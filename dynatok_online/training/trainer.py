@@ -172,12 +172,18 @@ class DynamicSFTTrainer(SFTTrainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:  # or transformers asks again, up to max_steps times
             self.control.should_epoch_stop = True
-        elif self.args.world_size > 1:
-            counts = torch.tensor([self._backwards(batch) for batch in batches], device=device)
-            most = self.accelerator.gather(counts[None]).amax(0).tolist()
-            for batch, want in zip(batches, most, strict=True):
-                batch["rows"] += [empty_row()] * (want - self._backwards(batch))
+        else:
+            self._fill(batches)
         return batches, count
+
+    def _fill(self, batches: list[Batch]) -> None:
+        """All ranks: rows of nothing where another rank has more of them."""
+        if self.args.world_size == 1:
+            return
+        counts = torch.tensor([self._backwards(batch) for batch in batches])
+        most = self.accelerator.gather(counts[None].to(self.args.device)).amax(0).tolist()
+        for batch, want in zip(batches, most, strict=True):
+            batch["rows"] += [empty_row()] * (want - self._backwards(batch))
 
     def _get_num_items_in_batch(
         self, batch_samples: list[Batch], device: torch.device

@@ -21,14 +21,14 @@ def processes(actors: Sequence[ActorConfig]) -> list[tuple[str, str]]:
     return [("learner", "learner"), *((one.name, "actor") for one in actors)]
 
 
-def commands(run_dir: Path, actors: Sequence[ActorConfig]) -> list[Command]:
-    """The learner and its actors."""
+def commands(run_dir: Path, actors: Sequence[ActorConfig], ranks: int = 1) -> list[Command]:
+    """The learner, of so many ranks, and its actors."""
     found = processes(actors)
     return [
         Command(
             name,
             process_argv(run_dir, name, verb),
-            environment.for_child(verb, processes=len(found)),
+            environment.for_child(verb, processes=len(found) - 1 + ranks),
         )
         for name, verb in found
     ]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
@@ -26,7 +25,7 @@ from dynatok_online.trajectory import Trajectory
 from learner.environment import compile_nothing
 from learner.offline.config import TrainConfig
 from learner.step_log import StepLog
-from learner.training import training_arguments
+from learner.training import reachable, training_arguments
 from protocol.run.json_files import write_json
 from protocol.run.metrics import Metrics
 from protocol.run.progress import progress_bar
@@ -60,9 +59,7 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
     data = fitting(read_data(config, model, bad), config.training, bad)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
-    defaults: dict[str, Any] = {"max_steps": steps, "save_strategy": "no"}
-    if not torch.accelerator.is_available():
-        defaults |= {"use_cpu": True, "ddp_backend": "gloo"}  # or ranks do not find each other
+    defaults = {"max_steps": steps, "save_strategy": "no", **reachable()}
     arguments = training_arguments(config, run_dir, world_size=world, where="", defaults=defaults)
     trainer = DynamicSFTTrainer(model, arguments, data)
     trainer.remove_callback(PrinterCallback)

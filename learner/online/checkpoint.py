@@ -41,6 +41,8 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of the run so far."""
     worst_gap: tuple[int, float, float, int] | None = None
     """The largest `logprob_gap` so far: version, mean, largest, tokens."""
+    ranks: int = 1
+    """Processes that the optimizer's state is spread over."""
 
 
 class Checkpoint(NamedTuple):
@@ -131,28 +133,18 @@ class Progress:
 class CheckpointCallback(TrainerCallback):
     """Completes what the trainer has just saved. `saved` may then delete what it includes.
 
-    `needed`: whether a checkpoint must be written now, whatever `save_steps` says.
+    `meet`: waits until every rank has written its files.
     """
 
     def __init__(
         self,
         state: Callable[[int], StreamState],
         saved: Callable[[StreamState], None],
-        needed: Callable[[], bool] = lambda: False,
+        meet: Callable[[], None] = lambda: None,
     ) -> None:
         self._state = state
         self._saved = saved
-        self._needed = needed
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """After the optimizer moved."""
-        control.should_save = control.should_save or self._needed()
+        self._meet = meet
 
     def on_save(
         self,
@@ -162,6 +154,7 @@ class CheckpointCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """The trainer's own files are written, by the training thread, between two steps."""
+        self._meet()
         assert args.output_dir is not None
         now = self._state(state.global_step)
         complete(Path(args.output_dir) / f"{_PREFIX}{state.global_step}", now)

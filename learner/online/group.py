@@ -93,9 +93,7 @@ class Group:
             data = torch.frombuffer(bytearray(_encoder.encode(messages[other])), dtype=torch.uint8)
             length = torch.tensor([len(data)])
             # Kept until it was sent.
-            sending += [
-                (dist.isend(one, other, group=self._group), one) for one in (length, data)
-            ]
+            sending += [(dist.isend(one, other, group=self._group), one) for one in (length, data)]
         for work, _ in sending:
             work.wait()
 

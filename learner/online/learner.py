@@ -6,13 +6,15 @@ sender is kept until the last actor has gone, because it may still be reading.
 
 A learner that finds a checkpoint in its run folder resumes from it: trainer, offsets and counters
 come from the checkpoint, and what the journal has beyond it is given out again.
+
+With several ranks this is rank 0; what it tells the others is in `group`, what they do in
+`follower`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -21,29 +23,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
-from dynatok_online import tiny
 from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing
 from learner.log import say
 from learner.online.adapters import check_servable
-from learner.online.callbacks import PublishCallback
+from learner.online.callbacks import DecideCallback
 from learner.online.canary import canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.online.gap import Gap, GapProbe
 from learner.online.gather import as_checkpoint, gather_weights
+from learner.online.group import Begin, Goodbye, Group, ranks
 from learner.online.inbox import Inbox
 from learner.online.publisher import Publisher, Weights, shapes
 from learner.online.report import Report
 from learner.online.resume import ResumePoint, open_journal
 from learner.online.shadow import Shadow
 from learner.online.staleness import WAITED_STALE
+from learner.online.steps import Dealer
 from learner.online.stream import Batches, LearnerFailed, Stream
 from learner.online.trainer import OnlineTrainer
 from learner.step_log import StepLog
-from learner.training import lora_arguments, stream_arguments
+from learner.training import message_deadline, stream_arguments
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.endpoint import find_endpoint, to_tell, write_endpoint
 from protocol.run.exporter import open_exporter
@@ -59,13 +62,17 @@ class Learner:
     """Built ready to train. `train` runs it, `stop` ends it early, `close` gives all back."""
 
     def __init__(self, config: LearnerConfig) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) != 1:
-            raise ValueError("the online learner runs as one process; start it with WORLD_SIZE=1")
-        torch.set_num_threads(number_of_threads(2, given=config.threads))
+        if ranks() != config.ranks:
+            raise ValueError(
+                f"learner.ranks is {config.ranks}, but WORLD_SIZE says {ranks()} processes: leave "
+                "it out, and start the learner by `dynatok learner`, which starts its ranks"
+            )
+        torch.set_num_threads(number_of_threads(1 + config.ranks, given=config.threads))
         set_seed(config.seed)
         self.config = config
         self._run_dir = Path(config.run_dir)
         self._newest: WeightManifest | None = None
+        self._save_asked = False
         self._closed = threading.Lock()
         self._opened: list[Any] = []
         try:
@@ -78,7 +85,6 @@ class Learner:
         if config.deepspeed:
             compile_nothing()
         arguments = stream_arguments(config, self._run_dir)
-        model = tiny.resolve(config.model)
         metrics = Metrics(self._run_dir, "learner")
         self._opened.append(metrics)
         self.traces = Traces(self._run_dir, "learner")
@@ -86,7 +92,7 @@ class Learner:
         exporter = open_exporter(self._run_dir, config.run_id, "learner", config.prometheus_port)
         if exporter is not None:
             self._opened.append(exporter)
-        self._resume = ResumePoint(self._run_dir)
+        self._resume = ResumePoint(self._run_dir, config.ranks)
         self._versions = VersionFile(self._run_dir)
         before = self._versions.read()
         self.stream = Stream(
@@ -98,8 +104,16 @@ class Learner:
         self.batches = Batches(
             self.stream, config.trajectories_per_step, config.batch_deadline, self._on_batch
         )
-        self.trainer = OnlineTrainer(model, arguments, self.batches, **lora_arguments(config.lora))
-        self.trainer.remove_callback(PrinterCallback)
+        self.trainer = OnlineTrainer(config, arguments)
+        self.group = Group(message_deadline(config, arguments))
+        keeps = arguments.save_strategy != "no"
+        self.trainer.steps = Dealer(
+            self.batches,
+            self.group,
+            self.trainer.data_collator,
+            arguments.gradient_accumulation_steps,
+            save_at_end=keeps,
+        )
         base = self.trainer.model
         check_servable(base)
         shadow = Shadow(base, arguments.max_row_tokens)
@@ -144,10 +158,9 @@ class Learner:
             coming=self.channel.broadcast,
         )
         self.stream.hint = self._why_no_batch
-        self.stream.idle = self._stop_if_saved
+        self.stream.idle = self._obey_request
         state = self._resume.state
-        self._saved_step = state.step
-        self._publishing = PublishCallback(
+        self._deciding = DecideCallback(
             self.publisher,
             self.stream,
             config.publish_every,
@@ -155,8 +168,11 @@ class Learner:
             config.max_seconds or math.inf,
             max_policy_lag=config.max_policy_lag,
             seconds_before=state.seconds,
+            tell=self.group.tell,
+            save_due=self._save_due,
+            save_at_stop=keeps,
         )
-        self.trainer.add_callback(self._publishing)
+        self.trainer.add_callback(self._deciding)
         self.report = Report(
             self._run_dir,
             metrics=metrics,
@@ -173,9 +189,7 @@ class Learner:
         self.trainer.add_callback(
             StepLog(self.report.stages, self.report.write_step, self.report.reached)
         )
-        self.trainer.add_callback(
-            CheckpointCallback(self._state, self._saved, needed=self._wants_checkpoint)
-        )
+        self.trainer.add_callback(CheckpointCallback(self._state, self._saved, self.group.meet))
         if self._resume.path is not None:
             self.stream.restore(state.counts)
             self.inbox.restore(state.counts)
@@ -220,14 +234,18 @@ class Learner:
         Raises LearnerFailed with the reason where the run cannot continue.
         """
         checkpoint = self._resume.path
-        if checkpoint is None or self._resume.state.step < self.trainer.args.max_steps:
+        left = checkpoint is None or self._resume.state.step < self.trainer.args.max_steps
+        self.group.tell(Begin(str(checkpoint or ""), left))
+        if checkpoint is None or left:
             self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         else:  # nothing is left to train, only to publish
             self.trainer.load(checkpoint)
-            self.publisher.publish(self.config.publish_deadline)
+            self.publisher.publish()
         self.stream.raise_failure()
-        if self.stream.stopped is not None:
-            say(f"stopped by {self.stream.stopped} after {self.report.step} steps")
+        stopped = self.stream.stopped
+        self.group.tell(Goodbye(finished=stopped is None))
+        if stopped is not None:
+            say(f"stopped by {stopped} after {self.report.step} steps")
             return
         self.report.finished = True
         self.report.write()  # before actors leave: none of them is missed then
@@ -241,6 +259,10 @@ class Learner:
     def stop(self, reason: str) -> None:
         """End the run after the current step. Safe in a signal handler."""
         self.stream.stop(reason)
+
+    def save(self) -> None:
+        """Write a checkpoint after the current step. Safe in a signal handler."""
+        self._save_asked = True
 
     def close(self, failure: str = "") -> None:
         """Write the summary and give everything back. May be called twice, from any thread."""
@@ -299,18 +321,17 @@ class Learner:
         refused = self.channel.refusals.last.get("no_room")
         return out if refused is None else f"{out}; no room for more: {refused}"
 
-    def _wants_checkpoint(self) -> bool:
-        """The run is asked to stop; or the journal is nearly full.
-
-        A checkpoint is what lets the journal delete trajectories that were trained on.
-        """
+    def _save_due(self) -> bool:
+        """Someone asks for a checkpoint; or the journal, which it lets delete what was trained
+        on."""
+        self._obey_request()
         consumed, _ = self._resume.progress.offsets()
-        return asked_to_stop(self._run_dir) is not None or self._journal.wants_release(consumed)
+        return self._save_asked or self._journal.wants_release(consumed)
 
-    def _stop_if_saved(self) -> None:
-        """Obey a request to stop where no step is lost by it."""
+    def _obey_request(self) -> None:
+        """Stop where the run is asked to, by `RUN/stop.json`."""
         request = asked_to_stop(self._run_dir)
-        if request is not None and self._saved_step == self.report.step:
+        if request is not None:
             self.stop(request.reason)
 
     def _published(self, version: int, weights: Weights) -> None:
@@ -330,16 +351,16 @@ class Learner:
             step=step,
             consumed=records,
             tasks=tasks,
-            seconds=self._publishing.seconds,
+            seconds=self._deciding.seconds,
             counts=self.stream.counts() | self.inbox.counts(),
             worst_gap=self.probe.worst,
+            ranks=self.config.ranks,
         )
 
     def _saved(self, state: StreamState) -> None:
+        self._save_asked = False
         self.channel.checkpointed(state.consumed)
-        self._saved_step = state.step
         say(f"checkpoint of step {state.step} is on disk")
-        self._stop_if_saved()
 
     def _on_batch(self, batch: list[Trajectory]) -> None:
         step = self.trainer.state.global_step + 1

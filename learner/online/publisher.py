@@ -62,11 +62,23 @@ class Publisher:
         self.seconds = 0.0
         """Time spent publishing."""
 
-    def publish(self, wait: float = 0.0) -> bool:
-        """Publish the weights as they are. False: no buffer became free within `wait` seconds."""
+    def ready(self, wait: float = 0.0) -> bool:
+        """False: no buffer became free within `wait` seconds, and nothing can be published."""
         began = time.perf_counter()
         try:
             self._sender.wait_free(wait)
+        except NoFreeSlot as error:
+            self.postponed += 1
+            self.obstacle = str(error)
+            return False
+        finally:
+            self.seconds += time.perf_counter() - began
+        return True
+
+    def publish(self) -> None:
+        """Publish the weights as they are, once `ready`. Under ZeRO-3 every rank gathers."""
+        began = time.perf_counter()
+        try:
             weights = self._gather()
             self._shadow.load(weights)
             manifest = self._sender.publish(
@@ -76,17 +88,12 @@ class Publisher:
                 self._readers(),  # asked when all is written
                 self._coming,
             )
-        except NoFreeSlot as error:
-            self.postponed += 1
-            self.obstacle = str(error)
-            return False
         finally:
             self.seconds += time.perf_counter() - began
         self.version = manifest.version
         # The bookkeeping comes first: an actor may answer before the next line is reached.
         self._published(self.version, weights)
         self._announce(manifest)
-        return True
 
 
 def to_bytes(tensor: torch.Tensor) -> Tensor:

@@ -17,8 +17,15 @@ _BEGINNING = StreamState(step=0, consumed=Offsets(), tasks={})
 class ResumePoint:
     """What a run folder says about the run so far."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, ranks: int = 1) -> None:
+        """`ranks`: processes of this learner. Raises ValueError for a checkpoint of another
+        number of them: each holds a part of the optimizer's state."""
         checkpoint = latest(run_dir / CHECKPOINTS)
+        if checkpoint is not None and checkpoint.state.ranks != ranks:
+            raise ValueError(
+                f"learner.ranks is {ranks}, but {checkpoint.path} was written by "
+                f"{checkpoint.state.ranks}: resume with --learner.ranks {checkpoint.state.ranks}"
+            )
         self.path = None if checkpoint is None else checkpoint.path
         """Folder of the newest checkpoint; None: there is none."""
         self.state = _BEGINNING if checkpoint is None else checkpoint.state

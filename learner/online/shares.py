@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -64,7 +65,7 @@ def _micro_steps(batch: Batch, count: int) -> list[Batch]:
     rows = batch["rows"]
     edges = [len(rows) * k // count for k in range(count + 1)]
     out = []
-    for k, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for k, (start, stop) in enumerate(pairwise(edges)):
         mine = rows[start:stop]
         # What is about the whole batch is counted once.
         rest = {name: value if k == 0 else 0 for name, value in batch.items() if name != "rows"}

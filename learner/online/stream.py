@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from dynatok_online.trajectory import Trajectory
@@ -159,7 +159,7 @@ class Stream:
 
 
 class Batches:
-    """The stream as a trainer sees it: an iterable of trajectories, taken `count` at a time.
+    """The stream as training takes it: `count` trajectories at a time.
 
     `on_batch` runs in the training thread, on each batch, before it is trained on. `waited` adds
     up the seconds spent waiting.
@@ -178,13 +178,11 @@ class Batches:
         self._on_batch = on_batch
         self.waited = 0.0
 
-    def __iter__(self) -> Iterator[Trajectory]:
-        while True:
-            began = time.monotonic()
-            batch = self._stream.take(self._count, self._deadline)
-            self.waited += time.monotonic() - began
-            if batch is None:
-                return
-            if self._on_batch is not None:
-                self._on_batch(batch)
-            yield from batch
+    def take(self) -> list[Trajectory] | None:
+        """The next batch; None once the stream was stopped. Raises what `Stream.take` raises."""
+        began = time.monotonic()
+        batch = self._stream.take(self._count, self._deadline)
+        self.waited += time.monotonic() - began
+        if batch is not None and self._on_batch is not None:
+            self._on_batch(batch)
+        return batch

@@ -28,24 +28,30 @@ def end_with_parent(parent: int) -> None:
 
 
 def end_within_grace(
-    code: int, over: threading.Event | None = None, last: Callable[[], None] = lambda: None
+    code: int,
+    over: threading.Event | None = None,
+    last: Callable[[], None] = lambda: None,
+    seconds: float = GRACE,
 ) -> None:
-    """End the process with `code` after `GRACE` seconds, unless `over` is set before.
+    """End the process with `code` after so many seconds, unless `over` is set before.
 
     A library may be starting processes, compiling, or ignoring signals: then `last` is called,
     child processes are killed, and the process is gone. Returns at once; safe in a signal handler.
     """
     watch = threading.Thread(
-        target=_end, args=(code, over or threading.Event(), last), name="grace", daemon=True
+        target=_end,
+        args=(code, over or threading.Event(), last, seconds),
+        name="grace",
+        daemon=True,
     )
     watch.start()
 
 
-def _end(code: int, over: threading.Event, last: Callable[[], None]) -> None:
-    if over.wait(GRACE):
+def _end(code: int, over: threading.Event, last: Callable[[], None], seconds: float) -> None:
+    if over.wait(seconds):
         return
     try:
-        text = f"still busy {GRACE:g} s after the signal: ending at once"
+        text = f"still busy {seconds:g} s after the signal: ending at once"
         print(text, file=sys.stderr, flush=True)
         last()
     finally:

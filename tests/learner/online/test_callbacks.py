@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from learner.online.callbacks import PublishCallback
+from learner.online.callbacks import DecideCallback, FollowCallback
+from learner.online.group import Fate, Group
 from learner.online.publisher import Publisher
 from learner.online.stream import LearnerFailed, Stream
 
@@ -20,12 +22,15 @@ class FakePublisher:
         self.published = 0
         self.obstacle = "version 3 by actor-1"
 
-    def publish(self, wait: float = 0.0) -> bool:
-        self.published += not self.full
+    def ready(self, wait: float = 0.0) -> bool:
         return not self.full
 
+    def publish(self) -> None:
+        assert not self.full
+        self.published += 1
 
-def steps(callback: PublishCallback, numbers: range, max_steps: int = 100) -> TrainerControl:
+
+def steps(callback: DecideCallback, numbers: range, max_steps: int = 100) -> TrainerControl:
     """Runs these steps, or as many as the callback allows."""
     arguments, control = cast(TrainingArguments, None), TrainerControl()
     for step in numbers:
@@ -38,8 +43,8 @@ def steps(callback: PublishCallback, numbers: range, max_steps: int = 100) -> Tr
     return control
 
 
-def made(publisher: FakePublisher, **options: Any) -> PublishCallback:
-    return PublishCallback(cast(Publisher, publisher), Stream(4), 2, 0.0, **options)
+def made(publisher: FakePublisher, stream: Stream | None = None, **options: Any) -> DecideCallback:
+    return DecideCallback(cast(Publisher, publisher), stream or Stream(4), 2, 0.0, **options)
 
 
 def test_every_second_step_and_a_full_ring_is_tried_again_at_the_next() -> None:
@@ -66,3 +71,48 @@ def test_final_weights_that_cannot_go_out_fail_the_run() -> None:
     publisher.full = True
     with pytest.raises(LearnerFailed, match=r"weights could not be published .* by actor-1"):
         steps(made(publisher), range(1, 4), max_steps=3)
+
+
+def test_a_checkpoint_is_written_when_it_is_due() -> None:
+    due = False
+    callback = made(FakePublisher(), save_due=lambda: due)
+    assert not steps(callback, range(1, 2)).should_save
+    due = True
+    assert steps(callback, range(2, 3)).should_save
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_stream_that_was_stopped_ends_the_training_with_a_checkpoint(keeps: bool) -> None:
+    stream, publisher = Stream(4), FakePublisher()
+    callback = made(publisher, stream, save_at_stop=keeps)
+    assert not steps(callback, range(1, 2)).should_training_stop
+    stream.stop("SIGTERM")
+    control = steps(callback, range(2, 9))
+    assert control.should_training_stop
+    assert control.should_save is keeps
+    assert publisher.published == 0
+
+
+def test_other_ranks_do_what_the_first_one_says() -> None:
+    told: list[Fate] = []
+    stream = Stream(4)
+    callback = made(FakePublisher(), stream, tell=told.append, save_due=lambda: len(told) == 2)
+    steps(callback, range(1, 4))
+    stream.stop("SIGTERM")
+    steps(callback, range(4, 5))
+    assert told == [
+        Fate(),
+        Fate(publish=True),
+        Fate(save=True),
+        Fate(save=True, stop=True),
+    ]
+    group = cast(Group, SimpleNamespace(hear=lambda kind: told.pop(0)))
+    arguments, state = cast(TrainingArguments, None), TrainerState()
+    published: list[bool] = []
+    follower = FollowCallback(group, lambda: published.append(True))
+    said = []
+    while told:
+        control = TrainerControl()
+        follower.on_step_end(arguments, state, control)
+        said.append((len(published), control.should_save, control.should_training_stop))
+    assert said == [(0, False, False), (1, False, False), (1, True, False), (1, True, True)]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
 import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from learner.online.checkpoint import (
     FILE,
-    CheckpointCallback,
     StreamState,
     VersionFile,
     complete,
@@ -88,19 +85,3 @@ def test_a_version_is_never_used_twice_whatever_the_disk_says(tmp_path: Path) ->
     (tmp_path / "weights_version").write_text("")
     with pytest.raises(ValueError, match="cannot be read"):
         versions.read()
-
-
-def test_a_checkpoint_is_written_when_it_is_needed(tmp_path: Path) -> None:
-    needed = False
-    callback = CheckpointCallback(
-        lambda step: StreamState(step=step, consumed=Offsets(), tasks={}),
-        lambda state: None,
-        needed=lambda: needed,
-    )
-    arguments: Any = cast(TrainingArguments, None)
-    control = callback_control = TrainerControl()
-    callback.on_step_end(arguments, TrainerState(global_step=1), control)
-    assert not callback_control.should_save
-    needed = True
-    callback.on_step_end(arguments, TrainerState(global_step=2), control)
-    assert callback_control.should_save

@@ -74,10 +74,12 @@ def test_batches_are_looked_at_before_they_are_given_out(make):
     for index in range(4):
         stream.offer(make(str(index)))
     batches = Batches(stream, 2, deadline=5, on_batch=lambda batch: looked.append(len(batch)))
-    taken = iter(batches)
-    assert next(taken).trajectory_id == "0"
+    first = batches.take()
+    assert first is not None
+    assert [one.trajectory_id for one in first] == ["0", "1"]
     assert looked == [2]
-    next(taken), next(taken), next(taken)
+    assert len(batches.take() or ()) == 2
     assert looked == [2, 2]
     stream.stop("done")
-    assert list(taken) == []
+    assert batches.take() is None
+    assert looked == [2, 2]

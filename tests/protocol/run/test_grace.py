@@ -14,7 +14,6 @@ import multiprocessing, sys, threading, time
 from protocol.run import grace
 
 if __name__ == "__main__":
-    grace.GRACE = 0.2
     over = threading.Event()
     child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,))
     child.start()
@@ -25,7 +24,7 @@ if __name__ == "__main__":
         if "broken" in sys.argv:
             raise ValueError("broken")
 
-    grace.end_within_grace(7, over, last)
+    grace.end_within_grace(7, over, last, 0.2)
     if "over" in sys.argv:
         over.set()
         time.sleep(0.5)

@@ -1,0 +1,72 @@
+"""A rank above 0: trains on the rows that rank 0 hands it, and does what rank 0 says.
+
+It has no socket, no journal and no say. What goes wrong here is printed at once; the process ends
+a little later, so that the first word on why a group ended is rank 0's where rank 0 has failed.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from learner.config import LearnerConfig
+from learner.environment import compile_nothing, set_environment
+from learner.log import say
+from learner.online.callbacks import FollowCallback
+from learner.online.gather import gather_weights
+from learner.online.group import Begin, Goodbye, Group
+from learner.online.steps import Receiver
+from learner.online.trainer import OnlineTrainer
+from learner.training import message_deadline, stream_arguments
+from protocol.run.threads import number_of_threads
+
+_LAST_WORD = 10.0
+"""Seconds between a failure and the end of the process."""
+
+
+def follow(config: LearnerConfig) -> int:
+    """Train to the end; the exit code."""
+    set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
+    try:
+        _train(config)
+    except ValueError as error:
+        print(" ".join(str(error).split()), flush=True)
+        return 2
+    except Exception:  # a bug, a library's, or rank 0 is gone
+        traceback.print_exc()
+        time.sleep(_LAST_WORD)
+        return 1
+    return 0
+
+
+def _train(config: LearnerConfig) -> None:
+    torch.set_num_threads(number_of_threads(1 + config.ranks, given=config.threads))
+    set_seed(config.seed)
+    if config.deepspeed:
+        compile_nothing()
+    run_dir = Path(config.run_dir)
+    arguments = stream_arguments(config, run_dir)
+    trainer = OnlineTrainer(config, arguments)
+    group = Group(message_deadline(config, arguments))
+    trainer.steps = Receiver(group)
+    gather = partial(gather_weights, trainer.model, getattr(torch, config.weight_dtype))
+
+    def publish() -> None:
+        gather()
+
+    trainer.add_callback(FollowCallback(group, publish))
+    gather()  # rank 0 asks for the shapes
+    begin = group.hear(Begin)
+    if begin.train:
+        trainer.train(resume_from_checkpoint=begin.checkpoint or None)
+    else:
+        trainer.load(Path(begin.checkpoint))
+        publish()
+    if group.hear(Goodbye).finished:
+        trainer.save_model(str(run_dir / "model"))
+    say(f"rank {group.rank} is done after {trainer.state.global_step} steps")
