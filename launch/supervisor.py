@@ -3,9 +3,8 @@
 A run ends in one of four ways: every child exits 0 (`finished`); a signal or `RUN/stop.json` asks
 for the end (`interrupted`); a child fails for good, or the time limit is reached (`failed`). In
 each of them all processes of the run are gone within `patience` and two seconds, and `result.json`
-is written.
-`stop.json`, which SIGUSR1 writes too, gives the learner `saving` seconds more, to save. Where the
-supervisor itself is killed, the janitor does the clearing.
+is written. `stop.json`, which SIGUSR1 writes too, gives the learner `saving` seconds more, to
+save. Where the supervisor itself is killed, the janitor does the clearing.
 
 A child that crashes is started again alone, with its own command: an actor sends what its journal
 holds and takes the weights anew, the learner resumes from its last checkpoint while the actors

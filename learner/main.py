@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -109,15 +110,24 @@ def _run_group(config: LearnerConfig) -> int:
         failed, _ = run_ranks(config.ranks, "learner.online.rank", path, run_dir)
     if not failed:
         return 0
-    if failed.get(0) in _FINAL:
-        return failed[0]  # it has said why
-    for rank, code in failed.items():
-        if code in _FINAL:
-            lines = log_of(run_dir, rank).read_text(errors="replace").splitlines()
-            print(f"learner: rank {rank}: {lines[-1] if lines else ''}", file=sys.stderr)
-            return code
-    rank, code = min(failed.items(), key=lambda one: one[1])  # who was killed is why others ended
+    cause, code = _cause(failed)
     how = f"exited with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
-    log = f"; its log: {log_of(run_dir, rank)}" if rank else ""
-    print(f"learner: rank {rank} {how}{log}", file=sys.stderr, flush=True)
-    return 1
+    words = f"rank {cause} {how}; its log: {log_of(run_dir, cause)}"
+    if cause and code in _FINAL:
+        lines = log_of(run_dir, cause).read_text(errors="replace").splitlines()
+        words = f"rank {cause}: {lines[-1] if lines else ''}"
+    if cause or code < 0:  # rank 0 has said it itself
+        print(f"learner: {words}", file=sys.stderr, flush=True)
+    return code if code in _FINAL else 1
+
+
+def _cause(failed: Mapping[int, int]) -> tuple[int, int]:
+    """The rank, and its exit code, that the others have ended for: one that said that going on
+    makes no sense, was killed, or crashed. SIGTERM is the agent's, once one has failed."""
+
+    def order(one: tuple[int, int]) -> tuple[bool, bool, bool, int]:
+        rank, code = one
+        killed = code < 0 and code != -signal.SIGTERM
+        return code not in _FINAL, not killed, code == -signal.SIGTERM, rank
+
+    return min(failed.items(), key=order)

@@ -9,9 +9,9 @@ rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from dynatok_online.rows.row import Row
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.trajectory import Trajectory
 
+T = TypeVar("T")
 Batch = dict[str, Any]
 """What `TrajectoryCollator` makes: `rows`, and numbers about them."""
 
@@ -33,7 +34,7 @@ class Array(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Micro(msgspec.Struct, frozen=True, array_like=True):
-    """A micro step: its rows, by name of `Row`'s field (`field/key` for a mapping of arrays), and
+    """A micro step: the arrays of its rows, by the way to them (`targets`, `columns/entropy`), and
     the numbers beside them."""
 
     rows: list[dict[str, Array]]
@@ -82,38 +83,53 @@ def pack(batches: Sequence[Batch], loss_tokens: int) -> Share:
     micro = []
     for batch in batches:
         numbers = {name: value for name, value in batch.items() if name != "rows"}
-        micro.append(Micro([_packed(row) for row in batch["rows"]], numbers))
+        micro.append(Micro([dict(_flat(row)) for row in batch["rows"]], numbers))
     return Share(micro, loss_tokens)
 
 
 def unpack(share: Share) -> list[Batch]:
     """And back."""
-    return [{"rows": [_unpacked(row) for row in one.rows], **one.numbers} for one in share.micro]
+    return [{"rows": [_built(Row, row) for row in one.rows], **one.numbers} for one in share.micro]
 
 
-def _packed(row: Row) -> dict[str, Array]:
-    out = {}
-    for field in dataclasses.fields(row):
-        value = getattr(row, field.name)
-        if isinstance(value, Mapping):
-            out |= {f"{field.name}/{key}": _packed_array(one) for key, one in value.items()}
-        else:
-            out[field.name] = _packed_array(value)
-    return out
+def _flat(value: Any) -> Iterator[tuple[str, Array]]:
+    """The arrays of a row, named by the way to them; what is None has none."""
+    if isinstance(value, np.ndarray):
+        flat = np.ascontiguousarray(value)
+        yield "", Array(flat.dtype.str, value.shape, flat.tobytes())  # type: ignore[arg-type]
+        return
+    if dataclasses.is_dataclass(value):
+        value = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    for name, inner in (value or {}).items():
+        for way, array in _flat(inner):
+            yield f"{name}/{way}" if way else name, array
 
 
-def _unpacked(row: Mapping[str, Array]) -> Row:
+def _built(kind: type[T], arrays: Mapping[str, Array]) -> T:
+    """A dataclass of arrays, of mappings of them, and of further dataclasses."""
+    inner: dict[str, dict[str, Array]] = {}
     fields: dict[str, Any] = {}
-    for name, packed in row.items():
-        field, nested, key = name.partition("/")
-        array = np.frombuffer(packed.data, packed.dtype).reshape(packed.shape).copy()
+    for way, array in arrays.items():
+        name, nested, rest = way.partition("/")
         if nested:
-            fields.setdefault(field, {})[key] = array
+            inner.setdefault(name, {})[rest] = array
         else:
-            fields[field] = array
-    return Row(**fields)
+            fields[name] = _array(array)
+    for name, below in inner.items():
+        within = _dataclass_of(kind, name)
+        fields[name] = (
+            {key: _array(one) for key, one in below.items()}
+            if within is None
+            else _built(within, below)
+        )
+    return kind(**fields)
 
 
-def _packed_array(value: np.ndarray) -> Array:
-    flat = np.ascontiguousarray(value)
-    return Array(flat.dtype.str, value.shape, flat.tobytes())  # type: ignore[arg-type]
+def _dataclass_of(kind: type, name: str) -> Any:
+    """The dataclass that a field holds, if it holds one."""
+    hint = get_type_hints(kind)[name]
+    return next((one for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one)), None)
+
+
+def _array(packed: Array) -> np.ndarray:
+    return np.frombuffer(packed.data, packed.dtype).reshape(packed.shape).copy()
