@@ -71,7 +71,8 @@ class Receiver:
     def next(self) -> Step | None:
         """Waits for rank 0."""
         message = self._group.hear(Share, End)
-        if isinstance(message, End):
-            self.save_at_end = message.save
-            return None
-        return Step(unpack(message), message.loss_tokens)
+        if isinstance(message, Share):
+            return Step(unpack(message), message.loss_tokens)
+        assert isinstance(message, End)
+        self.save_at_end = message.save
+        return None
