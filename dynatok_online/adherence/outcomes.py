@@ -36,7 +36,7 @@ class Judged:
 
 def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
     """Every slot with evidence, stretch by stretch."""
-    asked = _requirements(task)
+    asked = asked_for(task)
     response = trajectory.response.tolist()
     written = stretches(trajectory)
     bounds = [(one.start, one.stop) for one in written]
@@ -72,7 +72,7 @@ def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
     return found
 
 
-def _requirements(task: Task) -> Mapping[tuple[str, str], str]:
+def asked_for(task: Task) -> Mapping[tuple[str, str], str]:
     """(slot, text) -> the requirement that this text states."""
     known = task.all_states()
     return {(slot, one.text): one.requirement for slot, one in known if one.requirement}

@@ -1,0 +1,71 @@
+"""How far a trained model has gone from where it began, on text whose prompt never changed.
+
+    drift = mean over positions of KL(model || base), in nats
+
+An objective that teaches how to follow edits should leave static text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from dynatok_online.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def before_first_edit(trajectory: Trajectory) -> Trajectory:
+    """The part of a response that was written before its prompt changed."""
+    passes = []
+    for one in trajectory.passes:
+        if one.layout != trajectory.passes[0].layout:
+            break
+        passes.append(one)
+    stop = passes[-1].stop if passes else 0
+    return msgspec.structs.replace(
+        trajectory,
+        passes=tuple(passes),
+        response=trajectory.response[:stop],
+        logprobs=trajectory.logprobs[:stop],
+        edits=(),
+    )
+
+
+def drift(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    trajectories: Sequence[Trajectory],
+    *,
+    max_tokens: int = 4096,
+) -> list[float]:
+    """Mean KL(model || base) of each trajectory that has static text, in nats per token.
+
+    Both models must be prepared for rows (`attention.prepare`).
+    """
+    import torch
+
+    from dynatok_online import attention
+    from dynatok_online.rows.plan import needed_tokens, plan_rows
+
+    static = [before_first_edit(one) for one in trajectories]
+    static = [one for one in static if len(one.response)]
+    sums, counts = np.zeros(len(static)), np.zeros(len(static))
+    budget = max([max_tokens, *(needed_tokens(one) for one in static)])
+    with torch.no_grad():
+        for row in plan_rows(static, max_tokens=budget):
+            p, q = (
+                one(**attention.inputs(row, one.device), use_cache=False)
+                .logits[0]
+                .double()
+                .log_softmax(-1)
+                for one in (model, base)
+            )
+            kl = (p.exp() * (p - q)).sum(-1).cpu().numpy()
+            np.add.at(sums, row.trajectory, kl)
+            np.add.at(counts, row.trajectory, 1)
+    return [float(one) for one in sums / counts]
