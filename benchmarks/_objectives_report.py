@@ -1,0 +1,177 @@
+"""The page of the objectives experiment, from its raw results alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._objectives_arms import CREDIT, DATA, arms
+from benchmarks._objectives_verdicts import GAIN, Result, credit, headlines, paired
+from dynatok_online.adherence.measures import interval
+
+COLUMNS = {
+    "adherence_after_edit": "adherence after edit",
+    "adherence_kept": "kept slots",
+    "adherence_static": "before the first edit",
+    "drift": "drift, nats",
+    "valid": "valid",
+    "unique": "unique",
+    "distinct_valid": "distinct valid",
+}
+
+
+def write_report(results: Sequence[Result], path: Path) -> None:
+    """Write `path` and its figure beside it."""
+    if not results:
+        raise SystemExit("there are no raw results yet: run the experiment first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = draw(results, path)
+    path.write_text("\n".join(text(results, figure)) + "\n")
+
+
+def text(results: Sequence[Result], figure: str | None) -> list[str]:
+    """The lines of the page."""
+    settings, machine = results[0]["settings"], results[0]["machine"]
+    by_arm: dict[str, list[Result]] = defaultdict(list)
+    for one in results:
+        by_arm[one["arm"]].append(one)
+    counts = sorted({len(found) for found in by_arm.values()})
+    lines = [
+        "# Objectives: what a token counts",
+        "",
+        "`dynatok bench objectives` runs what is missing of the raw results (`objectives.jsonl`, "
+        "one line per arm and seed) and writes this page from them.",
+        "",
+        f"The tiny world, model {settings['model']}, exact reuse. All arms of a seed begin with "
+        "the same weights; on gold they see the same texts in the same order. AdamW, ten steps of "
+        "warm-up, eight trajectories a step, learning rate 1e-3 (6e-4 on policy). Measured on "
+        f"{settings['tasks']} held-out tasks at temperature 1, after {settings['loss_tokens']} "
+        f"loss tokens and after {settings['seconds']:.0f} CPU seconds of training on one thread. "
+        "Mean ± 95 % interval over seeds, with their number. Drift: KL to the untrained model on "
+        "gold texts without edits. Coverage: eight responses to each of eight tasks, of which the "
+        "text since the last edit is valid, unique, both. "
+        f"{machine['cpu']}; torch {machine['torch']}, transformers {machine['transformers']}; "
+        f"{machine['date']}; "
+        + (
+            f"{counts[0]} seeds of every arm."
+            if len(counts) == 1
+            else f"{counts[0]} to {counts[-1]} seeds of an arm: the rest has not run yet."
+        ),
+        "",
+        *([f"![objectives]({figure})", ""] if figure else []),
+        "## Counterfactual credit",
+        "",
+        f"The rule, set before the runs: credit works where adherence after an edit, at "
+        f"{settings['loss_tokens']} loss tokens, is higher by {GAIN} or more than without it *and* "
+        "than with the same credit dealt out at random within each trajectory, and both intervals "
+        "lie above 0. Seeds are paired.",
+        "",
+        *credit(results),
+        "",
+    ]
+    for data, what in DATA.items():
+        here = [one.key for one in arms() if one.data == data and one.key in by_arm]
+        if not here:
+            continue
+        lines += [f"## On {what}", ""]
+        for where, when in (
+            ("at_loss_tokens", f"after {settings['loss_tokens']} loss tokens"),
+            ("at_seconds", f"after {settings['seconds']:.0f} s of training"),
+        ):
+            names = {
+                name: label
+                for name, label in COLUMNS.items()
+                if any(name in one.get(where, {}) for key in here for one in by_arm[key])
+            }
+            lines += [
+                f"| {when} | seeds | {' | '.join(names.values())} | against sft | steps |",
+                f"|---|---|{'---|' * (len(names) + 2)}",
+            ]
+            for key in ["base", *here]:
+                found = [one[where] for one in by_arm.get(key, []) if where in one]
+                if not found:
+                    continue
+                cells = [_cell([one.get(name) for one in found]) for name in names]
+                difference = paired(results, key, f"{data}/sft", where, "adherence_after_edit")
+                against = (
+                    ""
+                    if difference is None or key in ("base", f"{data}/sft")
+                    else _signed(difference)
+                )
+                steps = [one.get("step") for one in found]
+                label = "untrained" if key == "base" else key.partition("/")[2]
+                lines.append(
+                    f"| {label} | {len(found)} | {' | '.join(cells)} | {against} | "
+                    f"{'' if steps[0] is None else _mean(steps)} |"
+                )
+            lines.append("")
+    missing = [one.key for one in arms() if one.key not in by_arm]
+    lines += ["## What was published, and what came", "", *headlines(results), ""]
+    if missing:
+        lines += [f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.", ""]
+    return lines[:-1]
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [one for one in values if one is not None]
+    return str(interval(known)) if known else ""
+
+
+def _signed(one: Any) -> str:
+    return f"{one.mean:+.3f}" if math.isnan(one.half) else f"{one.mean:+.3f} ± {one.half:.3f}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.0f}"
+
+
+def draw(results: Sequence[Result], path: Path) -> str | None:
+    """Adherence after an edit against drift, at equal loss tokens; the file's name."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(10, 3.6), dpi=150, layout="constrained")
+    credited = {arm for arm, _, _ in CREDIT}
+    panels = [data for data in DATA if any(one["arm"].startswith(data) for one in results)]
+    if not panels:
+        return None
+    for axes, data in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for key in ["base", *(one.key for one in arms() if one.data == data)]:
+            found = [
+                one["at_loss_tokens"]
+                for one in results
+                if one["arm"] == key and "at_loss_tokens" in one
+            ]
+            if not found:
+                continue
+            x, y = (
+                interval([one[name] for one in found]) for name in ("drift", "adherence_after_edit")
+            )
+            color = "#c2512f" if key in credited else "#111827" if key == "base" else "#2563a8"
+            axes.errorbar(
+                x.mean,
+                y.mean,
+                xerr=0 if math.isnan(x.half) else x.half,
+                yerr=0 if math.isnan(y.half) else y.half,
+                fmt="o",
+                color=color,
+                markersize=4,
+                elinewidth=0.8,
+            )
+            name = "untrained" if key == "base" else key.partition("/")[2]
+            axes.annotate(
+                name, (x.mean, y.mean), xytext=(5, 3), textcoords="offset points", fontsize=6.5
+            )
+        axes.set_title(data, fontsize=9, loc="left")
+        axes.set_xlabel("drift, nats per token")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("adherence after an edit")
+    name = path.with_suffix(".png")
+    figure.savefig(name, metadata={"Software": ""})
+    return os.path.basename(name)

@@ -1,0 +1,99 @@
+"""The rules of the objectives experiment, and what they say. They were written before it ran.
+
+Counterfactual credit works where adherence after an edit, at equal loss tokens, is higher by 0.03
+or more than without it *and* than with the same credit dealt out at random within each trajectory,
+and both 95 % intervals (Student's t over paired seeds) lie above 0. Otherwise it is reported as not
+working, and stays off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks._objectives_arms import CREDIT
+from dynatok_online.adherence.measures import Interval, interval
+
+GAIN = 0.03
+
+Result = dict[str, Any]
+
+
+def paired(
+    results: Sequence[Result], arm: str, other: str, where: str, name: str
+) -> Interval | None:
+    """`arm` less `other`, over the seeds that both have; None where there is none."""
+    values: dict[str, dict[int, float]] = {arm: {}, other: {}}
+    for one in results:
+        found = one.get(where, {}).get(name)
+        if one["arm"] in values and found is not None:
+            values[one["arm"]][one["seed"]] = found
+    seeds = sorted(values[arm].keys() & values[other].keys())
+    return interval([values[arm][s] - values[other][s] for s in seeds]) if seeds else None
+
+
+def gains(one: Interval | None) -> bool:
+    """Whether a difference is what was asked for."""
+    return one is not None and one.mean >= GAIN and one.mean - one.half > 0
+
+
+def said(one: Interval | None) -> str:
+    """A difference with its interval and count."""
+    if one is None:
+        return "not run yet"
+    seeds = f"{one.count} seed{'s' if one.count > 1 else ''}"
+    return f"{one.mean:+.3f}{'' if one.count == 1 else f' ± {one.half:.3f}'} ({seeds})"
+
+
+def credit(results: Sequence[Result]) -> list[str]:
+    """The verdict on credit, data by data."""
+    lines = []
+    for arm, none, control in CREDIT:
+        found = [
+            paired(results, arm, other, "at_loss_tokens", "adherence_after_edit")
+            for other in (none, control)
+        ]
+        known = [one for one in found if one is not None]
+        if len(known) < 2 or min(one.count for one in known) < 2:
+            verdict = "undecided"
+        else:
+            verdict = "works" if all(map(gains, found)) else "does not work"
+        lines.append(
+            f"- `{arm}`: **{verdict}**. Against none {said(found[0])}, against the same credit "
+            f"at random {said(found[1])}."
+        )
+    return lines
+
+
+HEADLINES = (
+    ("DFT drifts less than SFT on corrupted data", "corrupted/dft", "corrupted/sft", "drift", -1),
+    ("ASFT drifts less than DFT", "corrupted/asft", "corrupted/dft", "drift", -1),
+    ("EKSFT drifts less than SFT", "gold/eksft", "gold/sft", "drift", -1),
+    (
+        "EKSFT follows edits no worse than SFT",
+        "gold/eksft",
+        "gold/sft",
+        "adherence_after_edit",
+        0,
+    ),
+    ("Half fine-tuning drifts less than SFT", "gold/halves", "gold/sft", "drift", -1),
+)
+"""Published claims that can be checked here in ratio: text, arm, other, measure, wanted sign (0: no
+worse)."""
+
+
+def headlines(results: Sequence[Result]) -> list[str]:
+    """Each published claim with the difference that decides it, at equal loss tokens."""
+    lines = []
+    for claim, arm, other, name, sign in HEADLINES:
+        one = paired(results, arm, other, "at_loss_tokens", name)
+        if one is None or one.count < 2:
+            verdict = "undecided"
+        elif sign:
+            held = sign * one.mean - one.half > 0
+            against = sign * one.mean + one.half < 0
+            verdict = "yes" if held else "the opposite" if against else "not seen"
+        else:
+            verdict = "yes" if one.mean + one.half >= 0 else "no"
+        lines.append(f"- {claim}: **{verdict}**. `{arm}` less `{other}`: {said(one)}.")
+    return lines
