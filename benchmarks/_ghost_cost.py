@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from benchmarks._edited_response import edited_response
 from dynatok_online import attention
 from dynatok_online.adherence.measures import interval
-from dynatok_online.attention.stored import StoredKV
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.rows.row import Row
-from dynatok_online.training.ghosts import context_logprobs
+from dynatok_online.training.ghosts import Shared
+from dynatok_online.training.head import ChunkedHead
 
 HEADING = "## Ghosts"
 
@@ -64,15 +65,22 @@ def _step(model: Any, row: Row, ghosts: bool) -> float:
     """Seconds of a forward and backward, with ghosts between them."""
     model.zero_grad(set_to_none=True)
     began = time.perf_counter()
-    left = StoredKV() if ghosts else None
-    layout = attention.Layout(row, (), left)
-    logits = model(**attention.inputs(row, model.device, layout), use_cache=False).logits[0]
+    head = ChunkedHead(model)
     targets = attention.to_device(row.targets, model.device, torch.long)
-    nll = F.cross_entropy(logits.float(), targets, reduction="none")
-    if left is not None:
-        before = context_logprobs(model, row, left)
-        nll = nll * torch.where(before.isnan(), 1.0, (-nll.detach() - before).exp().clamp(max=5))
-    nll.mean().backward()
+    shared = Shared(model, head, row) if ghosts else None
+    layout = attention.Layout(row) if shared is None else shared.layout
+
+    def losses(logits: torch.Tensor, piece: slice) -> torch.Tensor:
+        nll = F.cross_entropy(logits, targets[piece], reduction="none")
+        if shared is None:
+            return nll
+        delta = -nll.detach() - shared.found[piece]
+        return nll * torch.where(delta.isnan(), 1.0, delta.exp().clamp(max=5))
+
+    given = attention.inputs(row, model.device, layout)
+    with shared or nullcontext():
+        loss, _ = head.run(lambda: model(**given, use_cache=False), losses)
+    loss.backward()
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter() - began

@@ -1,13 +1,13 @@
 """The arms of the objectives experiment, the data that they train on, and what is run first.
 
-Every arm of a seed begins with the same weights and, on gold, sees the same texts in the same order.
-On policy each samples its own.
+Every arm of a seed begins with the same weights and, on gold, sees the same texts in the same
+order. On policy each samples its own.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +147,7 @@ def scored(task: Task, one: Trajectory) -> Trajectory:
     return msgspec.structs.replace(one, passes=tuple(passes))
 
 
-def shuffled_within(delta: np.ndarray, trajectory: np.ndarray, seed: int) -> np.ndarray:
+def shuffled_within(delta: np.ndarray, trajectory: np.ndarray, seed: Sequence[int]) -> np.ndarray:
     """[M] known values dealt out anew among those of the same trajectory; NaN stays."""
     rng = np.random.default_rng(seed)
     out = delta.copy()

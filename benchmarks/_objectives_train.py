@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean
@@ -73,10 +73,9 @@ class Budgets(TrainerCallback):
             control.should_training_stop = True
 
 
-class BenchTrainer(DynamicSFTTrainer):
-    """Deals out credit at random, where an arm is the control."""
+class CountingTrainer(DynamicSFTTrainer):
+    """Tells `budgets` what each step uses."""
 
-    shuffled_seed: int | None = None
     budgets: Budgets
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -84,15 +83,22 @@ class BenchTrainer(DynamicSFTTrainer):
         self.budgets.used += inputs["loss_tokens"]
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def context(self, model: Any, row: Any) -> Mapping[str, np.ndarray]:
-        """The column of ghosts; of a control, as if each token had another one's difference."""
-        column = super().context(model, row)
-        if self.shuffled_seed is None:
-            return column
+
+class ShuffledTrainer(CountingTrainer):
+    """The control: every token counts as if another token's difference were its own, dealt out at
+    random within each trajectory. It computes more than the real one (a forward to know the
+    differences), so only its figures at equal loss tokens compare."""
+
+    @property
+    def _shares(self) -> bool:
+        return False
+
+    def context(self, model: Any, row: Any) -> dict[str, np.ndarray]:
+        """The column of ghosts, so that each difference is another token's."""
+        before = super().context(model, row)["context"]
         now = _logprobs(model, row)
-        delta = now - column["context"]
-        seed = self.shuffled_seed * 1_000_003 + self.state.global_step
-        mixed = shuffled_within(delta, row.trajectory, seed)
+        seed = [self.args.seed, self.state.global_step]
+        mixed = shuffled_within(now - before, row.trajectory, seed)
         return {"context": (now - mixed).astype(np.float32)}
 
 
@@ -118,7 +124,8 @@ def run_arm(
     else:
         made = gold_batches(arm.data, seed, BATCH)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = BenchTrainer(
+        kind = ShuffledTrainer if arm.shuffled else CountingTrainer
+        trainer = kind(
             trained,
             DynamicSFTConfig(
                 output_dir=folder,
@@ -144,7 +151,6 @@ def run_arm(
             train_dataset=_one_by_one(made, budgets),
         )
         trainer.budgets = budgets
-        trainer.shuffled_seed = seed if arm.shuffled else None
         if arm.halves:
             trainer.add_callback(Halves(arm.halves, seed))
         trainer.add_callback(budgets)

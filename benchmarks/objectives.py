@@ -4,10 +4,10 @@
     dynatok bench objectives --report-only            write the page from the raw results
     dynatok bench objectives --arms gold/sft gold/dft --seeds 0 1
 
-The tiny world, by the trainer itself. Each arm of a seed begins with the same weights and is measured
-twice: after equally many loss tokens, and after equal training time (CPU seconds of this process on
-one thread; making data and measuring do not count). One line of raw results per arm and seed; what
-is there is not run again, so it can be stopped at any time. The rules that decide about
+The tiny world, by the trainer itself. Each arm of a seed begins with the same weights and is
+measured twice: after equally many loss tokens, and after equal training time (CPU seconds of this
+process on one thread; making data and measuring do not count). One line of raw results per arm and
+seed; what is there is not run again, so it can be stopped at any time. The rules that decide about
 counterfactual credit stand in `benchmarks/_objectives_verdicts.py`.
 """
 

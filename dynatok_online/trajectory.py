@@ -245,6 +245,30 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return out
 
 
+class Selected(Trajectory, frozen=True, kw_only=True, eq=False):
+    """A trajectory of a file whose tokens were weighed before training (`dynatok select`)."""
+
+    weights: np.ndarray
+    """[R] float32: what each response token counts, beside what an objective says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = self.weights
+        if weights.dtype != _FLOAT32 or weights.shape != self.response.shape:
+            raise ValueError(
+                f"trajectory {self.trajectory_id}: {len(self.response)} response tokens but "
+                f"weights are {weights.dtype.name} of shape {weights.shape}; they must be aligned"
+            )
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(f"trajectory {self.trajectory_id}: a weight is negative, or no number")
+
+
+def selected(trajectory: Trajectory, weights: Logprobs) -> Selected:
+    """`trajectory` with weights of its tokens."""
+    fields = {name: getattr(trajectory, name) for name in Trajectory.__struct_fields__}
+    return Selected(**fields, weights=weights)
+
+
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
     """The trajectory as plain lists and dicts: a row for `datasets`, JSON Lines or Parquet.
 
@@ -266,7 +290,8 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
     """The trajectory in a row made by `to_row`, or written by hand.
 
     Only `trajectory_id`, `pieces`, `response` and `passes` (with `layout`, `states`, `start`,
-    `stop`) are needed. Raises ValueError that says which field is wrong.
+    `stop`) are needed; with `weights` it is a `Selected`. Raises ValueError that says which field
+    is wrong.
     """
     row = dict(row)
     try:
@@ -285,9 +310,12 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
         logprobs = row.get("logprobs")
         if logprobs is None:
             logprobs = np.full(len(row["response"]), np.nan)
+        weighed = row.get("weights") is not None
         with np.errstate(over="raise"):
             row["logprobs"] = np.asarray(logprobs, np.float32)
-        return msgspec.convert(row, Trajectory)
+            if weighed:
+                row["weights"] = np.asarray(row["weights"], np.float32)
+        return msgspec.convert(row, Selected if weighed else Trajectory)
     except KeyError as error:
         raise ValueError(f"trajectory {row.get('trajectory_id', '?')} has no {error}") from error
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:

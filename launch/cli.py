@@ -139,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
             "gold launch/configs/smollm2-gold.yaml --out data/smollm2-gold.jsonl",
         ),
         (
+            "select",
+            "keep the responses, and tokens, that are worth training on, in a new data file",
+            "select launch/configs/tiny-select.yaml --data data/tiny --out data/selected.jsonl",
+        ),
+        (
             "train",
             "fine-tune on collected or hand-written trajectories",
             "train launch/configs/tiny-train.yaml --data data/tiny",
@@ -320,6 +325,7 @@ def _process(known: argparse.Namespace, flags: list[str]) -> int:
 _ALONE = {
     "collect": ("actor.offline.config:CollectConfig", "actor.offline.collect"),
     "gold": ("actor.offline.config:GoldConfig", "actor.offline.gold"),
+    "select": ("learner.offline.config:SelectConfig", "learner.offline.select"),
     "train": ("learner.offline.config:TrainConfig", "launch.offline"),
     "eval": ("actor.offline.config:EvalConfig", "actor.offline.eval"),
 }

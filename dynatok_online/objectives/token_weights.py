@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dynatok_online.trajectory import Pass, Trajectory
+from dynatok_online.trajectory import Pass, Selected, Trajectory
 
 OBJECTIVES = ("sft", "reward")
 
@@ -42,6 +42,13 @@ def token_weights(
     if thought is not None:
         weights[: thought_tokens(trajectory, *thought)] = 0.0
     return weights
+
+
+def selected_weights(trajectory: Trajectory) -> Weights:
+    """[R] float32 what was decided about each token before training (`dynatok select`); else 1."""
+    if isinstance(trajectory, Selected):
+        return np.asarray(trajectory.weights)
+    return np.ones(len(trajectory.response), np.float32)
 
 
 def thought_tokens(trajectory: Trajectory, opens: int, closes: int) -> int:

@@ -20,6 +20,8 @@ from typing import Any
 
 import msgspec
 
+from dynatok_online.objectives.context import Context
+from dynatok_online.objectives.contrast import Contrast
 from dynatok_online.objectives.objective import Objective, Term
 from dynatok_online.objectives.reward import Reward
 from dynatok_online.objectives.sft import Sft
@@ -27,7 +29,7 @@ from dynatok_online.objectives.targets import Factor, Loss
 
 LOSSES: dict[str, type[Loss]] = {"sft": Sft}
 
-FACTORS: dict[str, type[Factor]] = {"reward": Reward}
+FACTORS: dict[str, type[Factor]] = {"reward": Reward, "context": Context, "contrast": Contrast}
 
 KNOWN = (*LOSSES, *FACTORS)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dynatok_online.objectives.known import known_columns
 from dynatok_online.objectives.objective import Objective
-from dynatok_online.objectives.token_weights import token_weights
+from dynatok_online.objectives.token_weights import selected_weights, token_weights
 from dynatok_online.objectives.written import objective_of
 from dynatok_online.rows.plan import plan_ranks
 from dynatok_online.spans.audit import audit
@@ -60,7 +60,9 @@ class TrajectoryCollator:
                     f"objective {name} needs the log-probabilities that the actor recorded, and "
                     f"trajectory {one.trajectory_id} lacks some"
                 )
-        weights = [token_weights(one, thought=self.thought) for one in trajectories]
+        weights = [
+            token_weights(one, thought=self.thought) * selected_weights(one) for one in trajectories
+        ]
         columns = [known_columns(one) | self.objective.columns(one) for one in trajectories]
         planned = plan_ranks(
             trajectories,
@@ -69,6 +71,7 @@ class TrajectoryCollator:
             strategy=self.strategy,
             ranks=ranks,
             columns=columns,
+            ghosts="context" in self.objective.needs,
         )
         truncated = sum(truncated_tokens(one) for one in trajectories)
         seconds = time.perf_counter() - began

@@ -1,16 +1,20 @@
 """Runs the ghosts of a row: what its targets would be worth had the edit before them not come.
 
-    row = plan_rows(trajectories, ghosts=True)[0]
-    left = StoredKV()
-    logits = model(**attention.inputs(row, device, attention.Layout(row, (), left)), ...).logits
-    before = context_logprobs(model, row, left)     # [M], forward only, on the KV that is there
-    delta = logprobs_of_targets - before            # how much each token owes to the edit
+`context_logprobs` runs them by themselves, with the spans that they stand on: at most one more
+forward. `Shared` runs them in the middle of the row's own forward, when the backbone is through and
+the head is not: all KV is there, and only the tokens after edits are run once more. Both take no
+gradient and leave none; the model runs as in evaluation, with the weights of now.
 
-Without `left` the spans that ghosts stand on are run again first: at most one more forward.
+    shared = Shared(model, head, row)
+    with shared:
+        logits = model(**attention.inputs(row, device, shared.layout), use_cache=False).logits
+    delta = logprobs_of_targets - shared.found     # [M], how much each token owes to the edit
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,41 +24,88 @@ from dynatok_online import attention
 from dynatok_online.attention.stored import StoredKV
 from dynatok_online.rows.ghosts import alone
 from dynatok_online.rows.row import GhostRow, Row
+from dynatok_online.training.head import ChunkedHead
 
 
-def context_logprobs(
-    model: torch.nn.Module, row: Row, left: StoredKV | None = None, device: Any = None
-) -> torch.Tensor:
-    """[M] log p(target | prompt before the edit); NaN where none came before. At least float32.
+def context_logprobs(model: Any, head: ChunkedHead, row: Row) -> torch.Tensor:
+    """[M] log p(target | prompt before the last edit), at least float32; NaN before any edit.
 
-    `left`: the KV that the forward of `row` left, which is forgotten. Takes no gradient and leaves
-    none: the model runs as in evaluation, with the weights of now.
+    `model`: the causal language model itself, prepared for rows; `head`: its head.
     """
-    device = next(model.parameters()).device if device is None else device
-    ghosts = row.ghosts if left is not None else alone(row)
+    ghosts = alone(row)
     if ghosts is None:
-        found = torch.full((len(row.targets),), torch.nan, device=device)
-    else:
-        layout = attention.Layout(ghosts.row, () if left is None else (left,))
-        logprobs = _logprobs(model, ghosts, layout, device)
-        found = logprobs.new_full((len(row.targets),), torch.nan)
-        found[attention.to_device(ghosts.targets, device, torch.long)] = logprobs
-    if left is not None:
-        left.forget()
-    return found
+        return torch.full((len(row.targets),), torch.nan, device=model.device)
+    given = attention.inputs(ghosts.row, model.device)
+    take = _Take(ghosts, model.device)
+    with _evaluating(model):
+        head.run(lambda: model(**given, use_cache=False), take)
+    return take.spread(len(row.targets))
 
 
-@torch.no_grad()
-def _logprobs(
-    model: torch.nn.Module, ghosts: GhostRow, layout: attention.Layout, device: Any
-) -> torch.Tensor:
+class Shared:
+    """The ghosts of a row on the KV of its own forward, which runs inside this context.
+
+    `layout` belongs to the row; `found` is there when the head is reached (see `context_logprobs`).
+    """
+
+    def __init__(self, model: Any, head: ChunkedHead, row: Row) -> None:
+        self._model = model
+        self._head = head
+        self._row = row
+        self._left = StoredKV()
+        self._open = contextlib.ExitStack()
+        self.layout = attention.Layout(row, (), self._left)
+        self.found = torch.full((len(row.targets),), torch.nan, device=model.device)
+
+    def __enter__(self) -> Shared:
+        self._open.enter_context(self._head.before(self._run))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+        self._left.forget()
+
+    def _run(self) -> None:
+        ghosts = self._row.ghosts
+        if ghosts is not None:
+            layout = attention.Layout(ghosts.row, (self._left,))
+            given = attention.inputs(ghosts.row, self._model.device, layout)
+            at = given.pop("logits_to_keep")
+            take = _Take(ghosts, self._model.device)
+            with _evaluating(self._model):
+                hidden = self._model.base_model(**given, use_cache=False)[0]
+                self._head.of_hidden(hidden[:, at], take)
+            self.found = take.spread(len(self._row.targets))
+        self._left.forget()
+
+
+class _Take:
+    """As a loss of chunks: keeps the log-probabilities of its targets."""
+
+    def __init__(self, ghosts: GhostRow, device: Any) -> None:
+        self._ids = attention.to_device(ghosts.row.targets, device, torch.long)
+        self._at = attention.to_device(ghosts.targets, device, torch.long)
+        self._found: list[torch.Tensor] = []
+
+    def __call__(self, logits: torch.Tensor, piece: slice) -> torch.Tensor:
+        nll = F.cross_entropy(logits, self._ids[piece], reduction="none")
+        self._found.append(-nll)
+        return nll
+
+    def spread(self, count: int) -> torch.Tensor:
+        """[count] with NaN where no ghost predicts."""
+        found = torch.cat(self._found)
+        out = found.new_full((count,), torch.nan)
+        out[self._at] = found
+        return out
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        out = model(**attention.inputs(ghosts.row, device, layout), use_cache=False)
+        with torch.no_grad():
+            yield
     finally:
         model.train(training)
-    logits = out.logits[0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = attention.to_device(ghosts.row.targets, device, torch.long)
-    return -F.cross_entropy(logits, targets, reduction="none")

@@ -163,8 +163,8 @@ def _held(parameter: torch.nn.Parameter, optimizer: Any) -> Iterator[torch.Tenso
     mapping = getattr(parameter, "_hp_mapping", None)
     if mapping is not None:
         yield mapping.get_hp_fragment()
-        for name in mapping.get_optim_state_keys():
-            yield mapping.get_optim_state_fragment(name)
+        # There are none before the first step, and what had no gradient then has zeros after it.
+        yield from (mapping.optim_fragment or {}).values()
         return
     inner = optimizer
     while hasattr(inner, "optimizer"):

@@ -74,6 +74,19 @@ class ChunkedHead:
             raise ValueError(f"{name} called its head {len(found)} times in one forward, not once")
         return found[0], out
 
+    def of_hidden(self, hidden: torch.Tensor, loss_of: ChunkLoss) -> torch.Tensor:
+        """The sum of the losses of [1, M, H] hidden states that the backbone has made."""
+        return self._losses(type(self._head).forward.__get__(self._head), hidden, loss_of)
+
+    @contextlib.contextmanager
+    def before(self, call: Callable[[], None]) -> Iterator[None]:
+        """While open, `call` is called when the backbone has run and the head has not."""
+        hook = self._head.register_forward_pre_hook(lambda *_: call())
+        try:
+            yield
+        finally:
+            hook.remove()
+
     @contextlib.contextmanager
     def _held_back(self, loss_of: ChunkLoss) -> Iterator[list[torch.Tensor]]:
         """While open, the head makes losses, which go into the list, and the model no logits."""

@@ -27,10 +27,11 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import datasets
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -43,6 +44,7 @@ from dynatok_online.rows.parts import Part, cut_row
 from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
+from dynatok_online.training.ghosts import Shared, context_logprobs
 from dynatok_online.training.head import ChunkedHead
 from dynatok_online.training.providers import Provider, complete
 from dynatok_online.training.sources import (
@@ -137,14 +139,16 @@ class DynamicSFTTrainer(SFTTrainer):
                 "that does"
             )
         attention.prepare(base, args.attention)
+        plugin = self.accelerator.state.deepspeed_plugin
+        self._sharded = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        self._base = base
         self._head = ChunkedHead(base)
         self.providers = self.make_providers()
         """What brings the columns that an objective needs and a model computes."""
-        self.objective.check((*self.providers, "recorded"))
+        ghosts: list[Need] = ["context"] if args.strategy == "packed" else []
+        self.objective.check((*self.providers, *ghosts, "recorded"))
         self.past = Lagged(self.objective.watches, self.args.device)
-        plugin = self.accelerator.state.deepspeed_plugin
-        sharded = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
-        if args.memory == "pass" and sharded:
+        if args.memory == "pass" and self._sharded:
             raise ValueError(
                 "memory='pass' cannot be combined with weights that are sharded over ranks (ZeRO 3 "
                 "or FSDP): ranks would gather them in different orders, and wait for each other "
@@ -157,7 +161,22 @@ class DynamicSFTTrainer(SFTTrainer):
 
     def make_providers(self) -> dict[Need, Provider]:
         """What brings each need of `self.objective` that a model computes."""
-        return {}
+        needed = "context" in self.objective.needs and self.args.strategy == "packed"
+        return {"context": self.context} if needed and not self._shares else {}
+
+    @property
+    def _shares(self) -> bool:
+        """Whether ghosts run in the middle of a row's forward, on its KV: not where the weights
+        are in parts, or the row is run in parts."""
+        return self.args.memory == "row" and not self._sharded and self._head.chunked
+
+    def context(self, model: torch.nn.Module, row: Row) -> dict[str, npt.NDArray[np.float32]]:
+        """[M] log-probability of each target under the prompt before the last edit (ghosts)."""
+        if self._sharded and row.ghosts is None:
+            # Ranks gather weights together, so all must run equally often.
+            model(**attention.inputs(empty_row(), self.args.device), use_cache=False)
+        found = context_logprobs(self._base, self._head, row)
+        return {"context": found.float().cpu().numpy()}
 
     # ---- batches ----
 
@@ -276,9 +295,15 @@ class DynamicSFTTrainer(SFTTrainer):
         ids = attention.to_device(row.targets, device, torch.long)
         columns = self._columns(row)
         self.past.listening = model.training
+        shared = None
+        if "context" in self.objective.needs and "context" not in self.providers:
+            shared = Shared(self._base, self._head, row)
+            layout = shared.layout
 
         def losses(logits: torch.Tensor, piece: slice) -> torch.Tensor:
             known = {name: one[piece] for name, one in columns.items()}
+            if shared is not None:
+                known["context"] = shared.found[piece]
             targets = Targets(logits, ids[piece], known)
             out, weights = self.objective.weighted(targets, self.past)
             if model.training:
@@ -287,7 +312,8 @@ class DynamicSFTTrainer(SFTTrainer):
 
         # One forward, logits at the M loss positions only, some at a time.
         given = attention.inputs(row, device, layout)
-        loss, out = self._head.run(lambda: model(**given, use_cache=False), losses)
+        with shared or nullcontext():
+            loss, out = self._head.run(lambda: model(**given, use_cache=False), losses)
         if self.aux_loss_enabled:
             balance = out.aux_loss * len(row.targets)
             loss = loss + self.router_aux_loss_coef * balance

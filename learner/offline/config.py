@@ -1,4 +1,4 @@
-"""Settings of `dynatok train`. Imports nothing heavy."""
+"""Settings of `dynatok train` and `dynatok select`. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from dynatok_online.policy import parse_policy
 from learner.config import check_objective, check_training
 
 
-class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Offline training on trajectories, on one rank or several of this machine."""
+class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model, and the data that is read for it."""
 
-    name: str = "train"
-    """First part of the run folder's name."""
-    dir: str = "runs"
-    """Folder that holds the run folders."""
     seed: int = 0
     """Seed of everything that is drawn."""
     model: str = "tiny"
@@ -38,6 +34,63 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Opens chats that have no system message of their own; empty: none."""
     block_size: int = 16
     """Gold responses: its tokens per KV block."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
+        parse_policy(self.reuse, none=False)
+        if self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size}; write 1 or more")
+        for name in ("seed", "limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; write 0 or more")
+
+
+class SelectConfig(DataConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dynatok select`."""
+
+    out: str = "runs/selected.jsonl"
+    """File for what is kept; `dynatok train` reads it."""
+    method: Literal["tshirt", "qtuning"] = "qtuning"
+    """`tshirt`: whole responses that the prompt explains, whatever noise is added. `qtuning`:
+    mistakes that can be mended, with fewer tokens, and what keeps the model calibrated."""
+    keep: float = 0.25
+    """Share of the responses to keep."""
+    tokens: float = 0.5
+    """qtuning: share of the tokens to keep in responses whose tokens are pruned."""
+    neighbours: float = 0.5
+    """qtuning: how much a token's neighbours count in its score (lambda)."""
+    drop: Literal["high", "low"] = "high"
+    """qtuning: which end of the tokens' scores is pruned."""
+    noises: int = 30
+    """tshirt: draws of noise."""
+    alpha: float = 5.0
+    """tshirt: size of the noise on embeddings, as NEFTune counts it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("keep", "tokens"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; write a share above 0, at most 1"
+                )
+        if not 0 <= self.neighbours <= 1:
+            raise ValueError(f"neighbours is {self.neighbours}; write a share from 0 to 1")
+        if self.noises < 1:
+            raise ValueError(f"noises is {self.noises}; write 1 or more")
+        if self.alpha < 0:
+            raise ValueError(f"alpha is {self.alpha}; write 0 or more")
+        if not self.out.endswith(".jsonl"):
+            raise ValueError(f"out is {self.out!r}; name a .jsonl file")
+
+
+class TrainConfig(DataConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Offline training on trajectories, on one rank or several of this machine."""
+
+    name: str = "train"
+    """First part of the run folder's name."""
+    dir: str = "runs"
+    """Folder that holds the run folders."""
     ranks: int = 1
     """Training processes."""
     trajectories_per_step: int = 16
@@ -56,15 +109,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A DeepSpeed configuration, or the path of one. An empty one trains without DeepSpeed."""
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
-        parse_policy(self.reuse, none=False)
-        for name in ("ranks", "trajectories_per_step", "block_size"):
+        super().__post_init__()
+        for name in ("ranks", "trajectories_per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
-        for name in ("seed", "limit"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; write 0 or more")
         if self.epochs <= 0:
             raise ValueError(f"epochs is {self.epochs}; write a number above 0")
         if self.trajectories_per_step % self.ranks:

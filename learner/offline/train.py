@@ -23,7 +23,7 @@ from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 from learner.environment import compile_nothing
-from learner.offline.config import TrainConfig
+from learner.offline.config import DataConfig, TrainConfig
 from learner.step_log import StepLog
 from learner.training import reachable, training_arguments
 from protocol.run.json_files import write_json
@@ -114,7 +114,7 @@ def fitting(data: list[Trajectory], training: dict[str, Any], bad: list[str]) ->
     return kept
 
 
-def read_data(config: TrainConfig, model: str, bad: list[str]) -> list[Trajectory]:
+def read_data(config: DataConfig, model: str, bad: list[str]) -> list[Trajectory]:
     """The trajectories to train on; what was left out is appended to `bad`."""
     from transformers import AutoTokenizer
 

@@ -14,7 +14,7 @@ import launch
 from actor.offline.config import CollectConfig, EvalConfig
 from launch import cli
 from launch.config import load_process
-from learner.offline.config import TrainConfig
+from learner.offline.config import SelectConfig, TrainConfig
 
 ROOT = Path(launch.__file__).parent.parent
 CONFIGS = ROOT / "launch" / "configs"
@@ -31,7 +31,7 @@ def test_fields_are_listed_without_anything_heavy() -> None:
     code = (
         "import sys\n"
         "from launch import cli\n"
-        "for verb in ('collect', 'train', 'eval'):\n"
+        "for verb in ('collect', 'select', 'train', 'eval'):\n"
         f"    path = {str(CONFIGS)!r} + f'/tiny-{{verb}}.yaml'\n"
         "    print(f'{verb}:', flush=True)\n"
         "    cli.main([verb, path, '--fields'])\n"
@@ -40,7 +40,7 @@ def test_fields_are_listed_without_anything_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n--seed") == 3  # --seeds for eval
+    assert done.stdout.count("\n--seed") == 4  # --seeds for eval
 
 
 def test_shipped_configurations_are_read() -> None:
@@ -48,6 +48,8 @@ def test_shipped_configurations_are_read() -> None:
     assert collect.tasks == "tiny:2-3"
     train = load_process(CONFIGS / "tiny-train.yaml", TrainConfig)
     assert train.objective == "reward"
+    select = load_process(CONFIGS / "tiny-select.yaml", SelectConfig)
+    assert select.method == "qtuning"
     evaluate = load_process(CONFIGS / "tiny-eval.yaml", EvalConfig)
     assert evaluate.reuse == ("exact", "sticky")
     assert len(evaluate.seeds) == 5

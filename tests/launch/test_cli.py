@@ -24,7 +24,7 @@ HEAVY = ("torch", "vllm", "transformers", "deepspeed", "trl", "matplotlib", "pya
 
 VERBS = (
     *("launch", "actor", "learner", "collect", "train", "eval", "demo", "inspect", "bench"),
-    *("gold", "model", "requirements", "keys", "doctor", "status", "stop"),
+    *("gold", "select", "model", "requirements", "keys", "doctor", "status", "stop"),
 )
 
 

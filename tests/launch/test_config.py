@@ -27,13 +27,14 @@ from launch.config import (
 )
 from launch.decode import ConfigError, all_fields, decode, parse_flags
 from learner.config import LearnerConfig
-from learner.offline.config import TrainConfig
+from learner.offline.config import SelectConfig, TrainConfig
 
 ALONE: dict[str, type[Any]] = {
     "collect": CollectConfig,
     "demo": DemoConfig,
     "eval": EvalConfig,
     "gold": GoldConfig,
+    "select": SelectConfig,
     "train": TrainConfig,
 }
 SHIPPED = sorted((Path(launch_config.__file__).parent / "configs").glob("*.yaml"))

@@ -30,7 +30,7 @@ from dynatok_online.trajectory import Trajectory, to_row
 from launch import cli
 from launch.config import RunConfig
 from launch.decode import all_fields
-from learner.offline.config import TrainConfig
+from learner.offline.config import SelectConfig, TrainConfig
 from tests.written import make
 
 CONFIGS = Path(launch.__file__).parent / "configs"
@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[type[Any], Path]] = {
     "launch": (RunConfig, CONFIGS / "tiny.yaml"),
     "collect": (CollectConfig, CONFIGS / "tiny-collect.yaml"),
     "train": (TrainConfig, CONFIGS / "tiny-train.yaml"),
+    "select": (SelectConfig, CONFIGS / "tiny-select.yaml"),
     "eval": (EvalConfig, CONFIGS / "tiny-eval.yaml"),
     "demo": (DemoConfig, CONFIGS / "tiny-demo.yaml"),
     "gold": (GoldConfig, CONFIGS / "smollm2-gold.yaml"),

@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from dynatok_online import attention
-from dynatok_online.attention.stored import StoredKV
 from dynatok_online.rows.plan import Row, needed_tokens, plan_rows
 from dynatok_online.spans.ghosts import edited_stretches
-from dynatok_online.training.ghosts import context_logprobs
+from dynatok_online.training.ghosts import Shared, context_logprobs
+from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from tests.models import make
 from tests.oracle import exact_logits, sticky_logits
 from tests.simulate import World, simulate
+from tests.training.test_trainer import curve, tiny_model, train, trajectories
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,10 +82,15 @@ def wanted(model: Any, one: Trajectory) -> np.ndarray:
 
 def run(model: Any, row: Row, *, shared: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """[M] log-probabilities with gradient, and [M] those of ghosts."""
-    left = StoredKV() if shared else None
-    layout = attention.Layout(row, (), left)
-    logits = model(**attention.inputs(row, "cpu", layout), use_cache=False).logits[0]
-    before = context_logprobs(model, row, left)
+    head = ChunkedHead(model)
+    if shared:
+        with Shared(model, head, row) as ghosts:
+            given = attention.inputs(row, "cpu", ghosts.layout)
+            logits = model(**given, use_cache=False).logits[0]
+        before = ghosts.found
+    else:
+        logits = model(**attention.inputs(row, "cpu"), use_cache=False).logits[0]
+        before = context_logprobs(model, head, row)
     targets = torch.as_tensor(row.targets).long()
     return -F.cross_entropy(logits, targets, reduction="none"), before
 
@@ -223,6 +229,62 @@ def test_the_model_is_left_as_it_was() -> None:
     model = make("qwen3", torch.float32).train()
     attention.prepare(model)
     (row,) = plan_rows(batch(0, "exact"), ghosts=True)
-    context_logprobs(model, row)
+    context_logprobs(model, ChunkedHead(model), row)
+    run(model, row)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"per_device_train_batch_size": 8, "max_row_tokens": 130},
+        {"per_device_train_batch_size": 8, "memory": "pass"},
+        {"per_device_train_batch_size": 8, "gradient_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    ],
+    ids=lambda cut: next(iter(reversed(cut))),
+)
+@pytest.mark.parametrize("objective", ["context", {"name": "contrast", "power": 2}])
+def test_credit_is_the_same_however_a_batch_is_cut(tmp_path, whole, objective, cut) -> None:
+    wanted = whole(str(objective), objective)
+    other = train(tmp_path, objective=objective, **cut)
+    assert curve(other) == pytest.approx(curve(wanted), rel=3e-6)
+    assert curve(other, "grad_norm") == pytest.approx(curve(wanted, "grad_norm"), rel=2e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Three steps of eight trajectories, each in one row."""
+    known: dict[str, Any] = {}
+
+    def of(name: str, objective: Any) -> Any:
+        if name not in known:
+            folder = tmp_path_factory.mktemp("whole")
+            known[name] = train(folder, objective=objective, per_device_train_batch_size=8)
+        return known[name]
+
+    return of
+
+
+def test_the_first_step_by_hand(tmp_path) -> None:
+    """Contrast is known in full at step one: against plain forwards, one per pass and ghost."""
+    trained = train(tmp_path, objective="contrast", per_device_train_batch_size=8, max_steps=1)
+    model, total, count = tiny_model(), 0.0, 0
+    for one in trajectories(8):
+        before = wanted(model, one)
+        with torch.no_grad():
+            passes = exact_logits(model, one)
+        for k, logits in passes:
+            part = one.passes[k]
+            for i in range(part.start, part.stop):
+                logp = float(logits[i - part.start].log_softmax(-1)[one.response[i]])
+                delta = 0.0 if np.isnan(before[i]) else logp - before[i]
+                total -= logp * part.scores["slot"] * 2 / (1 + np.exp(-delta))
+                count += 1
+    assert curve(trained)[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_credit_needs_spans(tmp_path) -> None:
+    with pytest.raises(ValueError, match="context needs"):
+        train(tmp_path, objective="context", strategy="truncated")

@@ -56,7 +56,7 @@ class Watch(TrainerCallback):
                 ]
                 out[name] = [x.clone() for x in [mapping.get_hp_fragment(), *states]]
             elif one in optimizer.state:
-                out[name] = [x.clone() for x in optimizer.state[one].values()]
+                out[name] = [x.clone() for x in optimizer.state[one].values() if x.ndim]
         return out
 
 
