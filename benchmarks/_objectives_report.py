@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,6 +171,6 @@ def draw(results: Sequence[Result], path: Path) -> str | None:
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("adherence after an edit")
-    name = path.with_suffix(".png")
-    figure.savefig(name, metadata={"Software": ""})
-    return os.path.basename(name)
+    picture = path.with_suffix(".png")
+    figure.savefig(picture, metadata={"Software": ""})
+    return picture.name

@@ -117,12 +117,20 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Reuse policies to measure, one after the other: `exact,sticky,refresh:64` draws adherence
     against the tokens that edits compute again."""
     base_model: str = ""
-    """Judges fluency: per-token NLL of the responses under it. Empty: no such judge."""
+    """Judges fluency (per-token NLL of the responses under it) and drift (KL of the model from it
+    on text before the first edit). Empty: no such judge."""
+    responses: int = 1
+    """Responses to each task. From 2 on, coverage is measured: how many are valid, unique, both."""
+    stale: bool = False
+    """Also measure how much of an edit old KV swallows, where `reuse` has sticky."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count < 1:
-            raise ValueError(f"count is {self.count}; write 1 or more")
+        for name in ("count", "responses"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
+        if self.stale and "sticky" not in self.reuse:
+            raise ValueError(f"stale needs sticky in reuse, which is {list(self.reuse)}")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds is {self.seeds}; write one or more numbers from 0 up")
         if not self.reuse:

@@ -23,6 +23,7 @@ from actor.offline.alone import Alone, Bad, load_tasks, with_engine
 from actor.offline.config import EvalConfig
 from actor.offline.eval_report import draw, markdown
 from actor.offline.eval_summary import Sample, over_seeds, summary
+from dynatok_online.adherence.coverage import ending
 from dynatok_online.adherence.outcomes import judge
 from dynatok_online.data.storage import write_trajectories
 from dynatok_online.tasks.task import Task
@@ -35,7 +36,10 @@ def run(config: EvalConfig) -> int:
     """Sample, judge, write the report; the exit code. Raises ValueError."""
     bad = Bad()
     tasks = {
-        seed: list(islice(load_tasks(config, config.split, seed, bad), config.count))
+        seed: repeated(
+            list(islice(load_tasks(config, config.split, seed, bad), config.count)),
+            config.responses,
+        )
         for seed in config.seeds
     }
     folder = make_run_folder(Path(config.dir), config.name)
@@ -59,7 +63,15 @@ def run(config: EvalConfig) -> int:
         write_trajectories(path, [one.finished.trajectory for one in found])
     report: dict[str, Any] = {}
     for reuse in config.reuse:
-        by_seed = {seed: summary(samples[reuse, seed], config.base_model) for seed in config.seeds}
+        by_seed = {
+            seed: summary(
+                samples[reuse, seed],
+                config.base_model,
+                model=config.model,
+                stale=config.stale and reuse == "sticky",
+            )
+            for seed in config.seeds
+        }
         report[reuse] = {"by_seed": by_seed, "mean": over_seeds(list(by_seed.values()))}
     write_json(folder / "evaluation.json", report)
     (folder / "evaluation.md").write_text(markdown(config, report))
@@ -73,6 +85,19 @@ def run(config: EvalConfig) -> int:
     return 0
 
 
+AGAIN = " again "
+"""In the name of a task that is given once more."""
+
+
+def repeated(tasks: Sequence[Task], times: int) -> list[Task]:
+    """Each task so many times, with other draws."""
+    return [
+        msgspec.structs.replace(task, task_id=f"{task.task_id}{AGAIN}{i}") if i else task
+        for task in tasks
+        for i in range(times)
+    ]
+
+
 async def _sample(
     alone: Alone, tasks: Sequence[Task], reuse: ReusePolicy, sessions: int, bar: Bar
 ) -> list[Sample]:
@@ -84,7 +109,9 @@ async def _sample(
             finished = await alone.session(task, reuse).run()
             trajectory = finished.trajectory
             text = alone.decode(trajectory.response.tolist())
-            done.append(Sample(finished, text, judge(task, trajectory, alone.decode)))
+            judged = judge(task, trajectory, alone.decode)
+            ends = ending(task, trajectory, alone.decode)
+            done.append(Sample(finished, text, judged, ends, task.task_id.partition(AGAIN)[0]))
             bar.advance()
 
     async with asyncio.TaskGroup() as group:

@@ -11,8 +11,11 @@ from typing import Any
 import msgspec
 
 from actor.sessions.live_session import Finished
+from dynatok_online.adherence.coverage import Ending, coverage
+from dynatok_online.adherence.drift import drift
 from dynatok_online.adherence.measures import interval, repetition
 from dynatok_online.adherence.outcomes import Judged
+from dynatok_online.adherence.stale import stale_share
 from dynatok_online.adherence.summary import share
 from dynatok_online.spans.blocks import recomputed_tokens
 from dynatok_online.trajectory import Trajectory
@@ -24,6 +27,11 @@ MEASURES = {
     "never": "share of edits that are never followed",
     "repetition": "share of runs of four words that stood before",
     "nll_under_base": "NLL per token under the base model",
+    "drift": "KL from the base model before the first edit, nats per token",
+    "valid": "responses whose text since the last edit is valid",
+    "unique": "responses whose text since the last edit is unique",
+    "distinct_valid": "responses that are both",
+    "stale_share": "share of an edit that old KV swallows",
     "computed_per_token": "tokens computed per generated token",
     "recomputed_per_edit": "tokens computed again per edit",
 }
@@ -37,10 +45,20 @@ class Sample:
     finished: Finished
     text: str
     judged: Sequence[Judged]
+    ending: Ending | None = None
+    """What it ended in, as coverage counts it."""
+    task: str = ""
+    """The task that it responds to; several responses may have the same."""
 
 
-def summary(samples: Sequence[Sample], base_model: str = "") -> dict[str, Any]:
-    """The measures of one seed, in all and per requirement; None where there is no evidence."""
+def summary(
+    samples: Sequence[Sample], base_model: str = "", *, model: str = "", stale: bool = False
+) -> dict[str, Any]:
+    """The measures of one seed, in all and per requirement; None where there is no evidence.
+
+    `base_model` judges fluency and drift; `model` is the one that wrote, needed for drift and for
+    `stale`.
+    """
     by_name: dict[str, list[Judged]] = defaultdict(list)
     for sample in samples:
         for one in sample.judged:
@@ -53,10 +71,26 @@ def summary(samples: Sequence[Sample], base_model: str = "") -> dict[str, Any]:
         "computed_per_token": sum(one.computed_tokens for one in counts) / max(1, generated),
         "recomputed_per_edit": _mean([n for one in samples for n in _recomputed(one)]),
     }
+    trajectories = [sample.finished.trajectory for sample in samples]
     if base_model:
-        everything["nll_under_base"] = nll_under(
-            base_model, [sample.finished.trajectory for sample in samples]
-        )
+        everything["nll_under_base"] = nll_under(base_model, trajectories)
+    groups: dict[str, list[Ending | None]] = defaultdict(list)
+    for sample in samples:
+        if sample.task:
+            groups[sample.task].append(sample.ending)
+    shares: dict[str, dict[str, Any]] = {}
+    if max(map(len, groups.values()), default=0) > 1:
+        shares |= coverage(list(groups.values()))
+    if base_model and model:
+        shares["drift"] = share(drift(_loaded(model), _loaded(base_model), trajectories))
+    if stale:
+        shares["stale_share"] = stale_share(_loaded(model), trajectories)
+    for name, one in shares.items():
+        everything |= {
+            name: one["mean"],
+            f"{name}_half": one["half"],
+            f"{name}_count": one["count"],
+        }
     return {
         "all": everything,
         "responses": len(samples),
@@ -129,18 +163,27 @@ def _intervals(seeds: Sequence[dict[str, float | None]]) -> dict[str, dict[str, 
     return out
 
 
-def nll_under(model: str, trajectories: Sequence[Trajectory]) -> float:
-    """Mean negative log-likelihood per response token, each under its pass's own prompt."""
-    import torch
+def _loaded(model: str) -> Any:
+    """A model of that name, prepared for rows."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from dynatok_online import attention, tiny
-    from dynatok_online.rows.plan import plan_rows
 
     logging.disable_progress_bar()
-    judge_model = AutoModelForCausalLM.from_pretrained(tiny.resolve(model)).eval()
-    attention.prepare(judge_model, "concat")
+    found = AutoModelForCausalLM.from_pretrained(tiny.resolve(model)).eval()
+    attention.prepare(found, "concat")
+    return found
+
+
+def nll_under(model: str, trajectories: Sequence[Trajectory]) -> float:
+    """Mean negative log-likelihood per response token, each under its pass's own prompt."""
+    import torch
+
+    from dynatok_online import attention
+    from dynatok_online.rows.plan import plan_rows
+
+    judge_model = _loaded(model)
     total, count = 0.0, 0
     longest = max((t.kv_length(k) for t in trajectories for k in range(len(t.passes))), default=0)
     with torch.no_grad():

@@ -60,8 +60,8 @@ def test_informative_tokens_are_above_the_median_of_all() -> None:
 
 
 def test_steady_responses_among_the_best() -> None:
-    #                    high, shaky   high, steady  middle, steady  low, steady
+    #                   high, shaky  high, steady  middle, steady  low, steady
     scores = np.array([[9.0, 1.0], [5.0, 5.1], [4.0, 4.0], [0.0, 0.0]])
     assert tshirt.chosen(scores, 0.25) == [1]
-    assert tshirt.chosen(scores, 0.5) == [1, 2]
+    assert tshirt.chosen(scores, 0.5) == [2, 3]  # all four are among the best 2k
     assert tshirt.chosen(np.array([[-np.inf, 1.0], [0.0, 0.0]]), 1.0) == [1]

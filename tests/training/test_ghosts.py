@@ -21,7 +21,8 @@ from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from tests.models import make
 from tests.oracle import exact_logits, sticky_logits
 from tests.simulate import World, simulate
-from tests.training.test_trainer import curve, tiny_model, train, trajectories
+from tests.training.test_trainer import curve, train
+from tests.training.train_curve import tiny_model, trajectories
 
 
 @pytest.fixture(autouse=True, scope="module")

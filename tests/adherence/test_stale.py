@@ -1,0 +1,71 @@
+"""The share of an edit that old KV swallows."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from dynatok_online import attention
+from dynatok_online.adherence.stale import effect, ratio, recomputed, stale_share
+from dynatok_online.spans.ghosts import edited_stretches
+from dynatok_online.trajectory import Edit
+from tests.models import make
+from tests.oracle import exact_logits
+from tests.simulate import World, simulate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_by_hand() -> None:
+    found = ratio(np.array([[1.0, 2.0], [2.0, 2.0]]))
+    assert found["mean"] == pytest.approx(0.25)
+    # Left-out shares are 0 and .5; pseudo-values .5 and 0: mean .25, half 12.706 * .25.
+    assert found["half"] == pytest.approx(12.706 * 0.25, rel=1e-3)
+    assert found["count"] == 2
+    assert ratio(np.array([[1.0, 2.0]])) == {"mean": 0.5, "half": None, "count": 1}
+    assert ratio(np.zeros((0, 2))) == {"mean": None, "half": None, "count": 0}
+
+
+def test_a_fresh_prompt_swallows_nothing_and_the_effect_is_that_of_plain_forwards() -> None:
+    rng = np.random.default_rng(3)
+    world = World(passes=(3, 4), sampled=(2, 4), outside=0)
+    many = [simulate(rng, "sticky", block_size=2, world=world) for _ in range(4)]
+    many = [
+        msgspec.structs.replace(one, edits=(Edit("s0", "x", 1, 1, "schedule"),)) for one in many
+    ]
+    plain, model = make("qwen3"), make("qwen3")
+    attention.prepare(model)
+    fresh = [recomputed(one) for one in many]
+    assert stale_share(model, fresh)["mean"] == pytest.approx(0, abs=1e-9)
+    found = stale_share(model, many)
+    assert found["count"] == 4
+    assert found["mean"] != pytest.approx(0, abs=1e-3)
+    for one in fresh:
+        total = 0.0
+        for before, after in edited_stretches(one):
+            stop = one.passes[after[-1]].stop
+            passes = list(one.passes[: before + 1])
+            passes[before] = msgspec.structs.replace(passes[before], stop=stop, weight_versions=())
+            other = msgspec.structs.replace(
+                one,
+                passes=tuple(passes),
+                response=one.response[:stop],
+                logprobs=one.logprobs[:stop],
+            )
+            with torch.no_grad():
+                now = dict(exact_logits(plain, one))
+                then = exact_logits(plain, other)[-1][1].log_softmax(-1)
+            for k in after:
+                for i in range(one.passes[k].start, one.passes[k].stop):
+                    y = int(one.response[i])
+                    total += float(now[k][i - one.passes[k].start].log_softmax(-1)[y])
+                    total -= float(then[i - one.passes[before].start][y])
+        assert effect(model, one) == pytest.approx(total, abs=1e-5)
