@@ -85,12 +85,10 @@ def summary(
         shares["drift"] = share(drift(_loaded(model), _loaded(base_model), trajectories))
     if stale:
         shares["stale_share"] = stale_share(_loaded(model), trajectories)
-    for name, one in shares.items():
-        everything |= {
-            name: one["mean"],
-            f"{name}_half": one["half"],
-            f"{name}_count": one["count"],
-        }
+    for name, measured in shares.items():
+        everything[name] = measured["mean"]
+        everything[f"{name}_half"] = measured["half"]
+        everything[f"{name}_count"] = measured["count"]
     return {
         "all": everything,
         "responses": len(samples),

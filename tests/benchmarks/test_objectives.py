@@ -1,0 +1,169 @@
+"""The objectives experiment: its data, its control, its rules, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import objectives
+from benchmarks._objectives_arms import CREDIT, arms, gold_batches, shuffled_within
+from benchmarks._objectives_report import write_report
+from benchmarks._objectives_verdicts import credit, headlines, paired
+from dynatok_online.adherence.stretches import edited_scores
+
+
+def result(arm: str, seed: int, adherence: float, drift: float = 0.01) -> dict[str, Any]:
+    measures = {
+        "adherence_after_edit": adherence,
+        "adherence_static": 0.97,
+        "adherence_kept": 0.9,
+        "drift": drift,
+        "step": 19,
+    }
+    return {
+        "arm": arm,
+        "seed": seed,
+        "objective": "sft",
+        "at_loss_tokens": {**measures, "valid": 0.5, "unique": 1.0, "distinct_valid": 0.5},
+        "at_seconds": measures,
+        "settings": {"model": "tiny", "seconds": 20.0, "loss_tokens": 24000, "tasks": 96},
+        "machine": {"cpu": "c", "torch": "t", "transformers": "f", "date": "2026-01-01"},
+    }
+
+
+def results(gain: float, over_random: float) -> list[dict[str, Any]]:
+    """Three seeds of what decides about `context` on gold."""
+    out = []
+    for seed, noise in enumerate((0.0, 0.002, 0.004)):
+        out += [
+            result("gold/sft", seed, 0.8 + noise),
+            result("gold/context", seed, 0.8 + gain + 0.5 * noise),
+            result("gold/context, shuffled", seed, 0.8 + gain - over_random + noise),
+        ]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("gain", "over_random", "verdict"),
+    [
+        (0.05, 0.05, "works"),
+        (0.02, 0.05, "does not work"),
+        (0.05, 0.01, "does not work"),
+        (-0.05, 0.05, "does not work"),
+    ],
+)
+def test_the_rule_about_credit(gain: float, over_random: float, verdict: str) -> None:
+    found = results(gain, over_random)
+    one = paired(found, "gold/context", "gold/sft", "at_loss_tokens", "adherence_after_edit")
+    assert one is not None
+    assert one.mean == pytest.approx(gain - 0.001)
+    assert credit(found)[0].startswith(f"- `gold/context`: **{verdict}**.")
+    assert "undecided" in credit(found)[1]
+    assert "not run yet" in credit(found)[1]
+
+
+def test_a_large_gain_in_one_seed_alone_is_none() -> None:
+    found = results(0.0, 0.0)
+    for one in found:
+        if one["arm"] == "gold/context" and one["seed"] == 0:
+            one["at_loss_tokens"]["adherence_after_edit"] += 0.3
+    assert "does not work" in credit(found)[0]
+
+
+def test_published_claims() -> None:
+    found = [
+        result(arm, seed, 0.8, drift + 0.0001 * seed)
+        for seed in range(3)
+        for arm, drift in (("corrupted/sft", 0.05), ("corrupted/dft", 0.02))
+    ]
+    lines = headlines(found)
+    assert "**yes**" in lines[0]
+    assert all("undecided" in line for line in lines[1:])
+
+
+def test_corrupted_gold_overlooks_one_edit_in_five() -> None:
+    found: dict[str, list[float]] = {}
+    for data in ("gold", "corrupted"):
+        many = [one for batch in islice(gold_batches(data, 3, 8), 12) for one in batch]
+        found[data] = edited_scores(many)
+        again = next(gold_batches(data, 3, 8))
+        assert [one.response.tolist() for one in again] == [o.response.tolist() for o in many[:8]]
+    assert min(found["gold"]) == 1
+    wrong = np.mean(np.array(found["corrupted"]) < 0.5)
+    assert 0.1 < wrong < 0.3
+
+
+def test_credit_is_dealt_out_anew_within_a_trajectory() -> None:
+    delta = np.array([np.nan, 1.0, 2.0, 3.0, np.nan, 10.0, 20.0])
+    trajectory = np.array([0, 0, 0, 0, 1, 1, 1])
+    mixed = shuffled_within(delta, trajectory, [1, 2])
+    assert np.isnan(mixed[[0, 4]]).all()
+    assert sorted(mixed[1:4]) == [1, 2, 3]
+    assert sorted(mixed[5:]) == [10, 20]
+    assert np.array_equal(mixed, shuffled_within(delta, trajectory, [1, 2]), equal_nan=True)
+    many = [shuffled_within(delta, trajectory, [1, i])[1:4].tolist() for i in range(20)]
+    assert len({tuple(one) for one in many}) > 3
+
+
+def test_what_decides_about_credit_runs_first() -> None:
+    order = [(one.key, seed) for one, seed in objectives.planned(None, [0, 1])]
+    assert len(set(order)) == len(order)
+    first = [name for name, _ in order[:6]]
+    assert set(first) == set(CREDIT[0])
+    assert [(one.key, s) for one, s in objectives.planned(["gold/sft"], [3])] == [("gold/sft", 3)]
+    with pytest.raises(SystemExit, match="there is no arm 'gold/stf'"):
+        objectives.planned(["gold/stf"], [0])
+    keys = [one.key for one in arms()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_goes_on_where_it_was_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import benchmarks._objectives_train as training
+
+    ran = []
+
+    def run_arm(arm: Any, seed: int, **_: Any) -> dict[str, Any]:
+        ran.append((arm.key, seed))
+        one = result(arm.key, seed, 0.8)
+        return {name: one[name] for name in ("at_loss_tokens", "at_seconds")}
+
+    monkeypatch.setattr(training, "run_arm", run_arm)
+    raw, page = tmp_path / "raw.jsonl", tmp_path / "page.md"
+    asked = ["--raw", str(raw), "--report", str(page), "--arms", "gold/sft", "gold/context"]
+    assert objectives.main([*asked, "--seeds", "0"]) == 0
+    assert objectives.main([*asked, "--seeds", "0", "1"]) == 0
+    assert sorted(ran) == [(n, s) for n in ("gold/context", "gold/sft") for s in (0, 1)]
+    lines = [json.loads(line) for line in raw.read_text().splitlines()]
+    assert {one["settings"]["loss_tokens"] for one in lines} == {24000}
+    text = page.read_text()
+    assert "2 seeds of every arm" in text
+    assert "| context | 2 |" in text
+    assert "`gold/context`: **undecided**" in text
+    assert "Not run yet: " in text
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == 4
+
+
+def test_no_results_no_page(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no raw results"):
+        write_report([], tmp_path / "page.md")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gold/context", "gold/context, shuffled", "policy/contrast"])
+def test_a_short_run(name: str) -> None:
+    from benchmarks._objectives_train import run_arm
+
+    (arm,) = [one for one in arms() if one.key == name]
+    found = run_arm(arm, 0, model="tiny", seconds=0.5, loss_tokens=2000, tasks=4)
+    assert found["at_loss_tokens"]["loss_tokens"] >= 2000
+    assert found["at_seconds"]["seconds"] >= 0.5
+    assert 0 <= found["at_loss_tokens"]["adherence_after_edit"] <= 1
+    assert found["at_loss_tokens"]["drift"] >= 0
+    assert "distinct_valid" in found["at_loss_tokens"]
