@@ -23,7 +23,6 @@ from dynatok_online.adherence.drift import drift
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tiny import world
 from dynatok_online.tiny.sampling import decode, encode, sample_trajectories
-from dynatok_online.training.halves import Halves
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 
@@ -139,6 +138,7 @@ def run_arm(
                 adam_beta2=0.98,
                 weight_decay=0.0,
                 max_grad_norm=1.0,
+                halves=arm.halves,
                 seed=seed,
                 report_to="none",
                 save_strategy="no",
@@ -151,8 +151,6 @@ def run_arm(
             train_dataset=_one_by_one(made, budgets),
         )
         trainer.budgets = budgets
-        if arm.halves:
-            trainer.add_callback(Halves(arm.halves, seed))
         trainer.add_callback(budgets)
         trainer.train()
     return budgets.found

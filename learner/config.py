@@ -13,7 +13,7 @@ from protocol.config import ProtocolConfig
 _NUMBERS = (
     *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio"),
     *("max_steps", "gradient_accumulation_steps", "num_train_epochs", "logging_steps"),
-    *("max_row_tokens", "reward_power", "reward_threshold"),
+    *("max_row_tokens", "reward_power", "reward_threshold", "halves"),
 )
 
 

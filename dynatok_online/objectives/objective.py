@@ -116,8 +116,8 @@ _MISSING: dict[Need, str] = {
     "reference": "a reference model, which is named in `reference`: start, adapter, or a path",
     "recorded": "the log-probabilities that the actor recorded, which these trajectories lack",
     "context": (
-        "the log-probability of tokens under the prompt before the last edit, which nothing "
-        "computes here"
+        "the log-probability of tokens under the prompt before the last edit, which only "
+        "strategy packed computes, and not under FSDP"
     ),
     "attention": "the attention on the prompt, which nothing computes here",
     "groups": "several responses to one task in every step, which there are none of here",

@@ -55,6 +55,13 @@ class DynamicSFTConfig(SFTConfig):
     reward_threshold: float = field(
         default=0.0, metadata={"help": "`reward`: passes with a lower score count 0."}
     )
+    halves: int = field(
+        default=0,
+        metadata={
+            "help": "Half fine-tuning: so many optimizer steps long the same random half of every "
+            "layer stands still, then another; 0: never (dynatok_online/training/halves.py)."
+        },
+    )
     skip_thoughts: bool = field(
         default=False,
         metadata={"help": "Whether tokens up to `</think>` count 0; the tokenizer must know it."},
@@ -87,6 +94,8 @@ class DynamicSFTConfig(SFTConfig):
                 )
         if self.max_row_tokens < 1:
             raise ValueError(f"max_row_tokens must be at least 1, got {self.max_row_tokens}")
+        if self.halves < 0:
+            raise ValueError(f"halves must be a number of steps, or 0 for none, got {self.halves}")
         for name, neutral, instead in (
             ("packing", False, "rows are always packed: see strategy and max_row_tokens"),
             ("padding_free", False, "rows are never padded"),

@@ -27,6 +27,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 Unit = list[torch.nn.Parameter]
 
+SHARDED = (
+    "halves cannot be combined with weights that are sharded over ranks (ZeRO 3 or FSDP): what is "
+    "frozen could not be put back after a step; use ZeRO 2, or leave halves out"
+)
+
 
 class Halves(TrainerCallback):
     """See the module's docstring. Raises ValueError for a model without layers to halve."""
@@ -65,10 +70,7 @@ class Halves(TrainerCallback):
                 one.grad = None
             return
         if any(hasattr(one, "ds_id") for one in self.frozen):
-            raise ValueError(
-                "halves cannot be combined with ZeRO 3, whose weights are in parts: what is frozen "
-                "could not be put back after a step; use ZeRO 2, or leave halves out"
-            )
+            raise ValueError(SHARDED)
         self._hooks = [one.register_hook(torch.zeros_like) for one in self.frozen]
         held = [tensor for one in self.frozen for tensor in _held(one, optimizer)]
         self._kept = [(tensor, tensor.clone()) for tensor in held]

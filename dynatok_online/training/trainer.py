@@ -45,6 +45,7 @@ from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.ghosts import Shared, context_logprobs
+from dynatok_online.training.halves import SHARDED, Halves, draw
 from dynatok_online.training.head import ChunkedHead
 from dynatok_online.training.providers import Provider, complete
 from dynatok_online.training.sources import (
@@ -145,8 +146,8 @@ class DynamicSFTTrainer(SFTTrainer):
         self._head = ChunkedHead(base)
         self.providers = self.make_providers()
         """What brings the columns that an objective needs and a model computes."""
-        ghosts: list[Need] = ["context"] if args.strategy == "packed" else []
-        self.objective.check((*self.providers, *ghosts, "recorded"))
+        shared: list[Need] = ["context"] if self._has_ghosts else []
+        self.objective.check((*self.providers, *shared, "recorded"))
         self.past = Lagged(self.objective.watches, self.args.device)
         if args.memory == "pass" and self._sharded:
             raise ValueError(
@@ -154,6 +155,11 @@ class DynamicSFTTrainer(SFTTrainer):
                 "or FSDP): ranks would gather them in different orders, and wait for each other "
                 "for ever; use ZeRO 2, or leave memory at row and lower max_row_tokens"
             )
+        if args.halves:
+            if self._sharded:
+                raise ValueError(SHARDED)
+            draw(base, "0")  # or say what is wrong before anything starts
+            self.add_callback(Halves(args.halves, args.seed))
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
         self.timings = {"plan": 0.0, "forward_backward": 0.0}
         """Seconds spent on each since the trainer was made."""
@@ -161,8 +167,13 @@ class DynamicSFTTrainer(SFTTrainer):
 
     def make_providers(self) -> dict[Need, Provider]:
         """What brings each need of `self.objective` that a model computes."""
-        needed = "context" in self.objective.needs and self.args.strategy == "packed"
+        needed = "context" in self.objective.needs and self._has_ghosts
         return {"context": self.context} if needed and not self._shares else {}
+
+    @property
+    def _has_ghosts(self) -> bool:
+        """Only spans have ghosts; and FSDP's weights are there in a forward of its own alone."""
+        return self.args.strategy == "packed" and not self.is_fsdp_enabled
 
     @property
     def _shares(self) -> bool:
@@ -174,7 +185,7 @@ class DynamicSFTTrainer(SFTTrainer):
         """[M] log-probability of each target under the prompt before the last edit (ghosts)."""
         if self._sharded and row.ghosts is None:
             # Ranks gather weights together, so all must run equally often.
-            model(**attention.inputs(empty_row(), self.args.device), use_cache=False)
+            self._base(**attention.inputs(empty_row(), self.args.device), use_cache=False)
         found = context_logprobs(self._base, self._head, row)
         return {"context": found.float().cpu().numpy()}
 

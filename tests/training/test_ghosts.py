@@ -21,7 +21,7 @@ from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from tests.models import make
 from tests.oracle import exact_logits, sticky_logits
 from tests.simulate import World, simulate
-from tests.training.test_trainer import curve, train
+from tests.training.test_trainer import curve, run_ranks, train
 from tests.training.train_curve import tiny_model, trajectories
 
 
@@ -287,5 +287,15 @@ def test_the_first_step_by_hand(tmp_path) -> None:
 
 
 def test_credit_needs_spans(tmp_path) -> None:
-    with pytest.raises(ValueError, match="context needs"):
+    with pytest.raises(ValueError, match=r"context needs .*only strategy packed computes"):
         train(tmp_path, objective="context", strategy="truncated")
+
+
+@pytest.mark.slow
+def test_credit_is_the_same_on_every_number_of_ranks(tmp_path) -> None:
+    """Two ranks alone, and under ZeRO 2 and 3: where weights are in parts, ghosts run first."""
+    common = {"objective": "contrast", "max_steps": 5}
+    single = run_ranks(tmp_path, 1, share=8, **common)["loss"]
+    for zero in (None, 2, 3):
+        got = run_ranks(tmp_path, 2, share=4, zero=zero, **common)["loss"]
+        assert np.abs(np.array(got) / np.array(single) - 1).max() < 5e-6

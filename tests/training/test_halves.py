@@ -61,7 +61,6 @@ class Watch(TrainerCallback):
 
 
 def run(folder, **options):
-    halves = Halves(every=2, seed=3)
     trainer = DynamicSFTTrainer(
         tiny_model(),
         DynamicSFTConfig(
@@ -75,11 +74,12 @@ def run(folder, **options):
             disable_tqdm=True,
             use_cpu=True,
             per_device_train_batch_size=2,
+            halves=2,
             **options,
         ),
         train_dataset=trajectories(24),
     )
-    trainer.add_callback(halves)
+    (halves,) = [o for o in trainer.callback_handler.callbacks if isinstance(o, Halves)]
     watch = Watch(halves)
     trainer.add_callback(watch)
     trainer.train()
@@ -146,3 +146,5 @@ def test_what_cannot_be_halved():
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="found nothing to freeze"):
         draw(model, "0")
+    with pytest.raises(ValueError, match="halves must be a number of steps"):
+        DynamicSFTConfig(output_dir="x", halves=-1)

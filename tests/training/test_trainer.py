@@ -263,7 +263,8 @@ def run_ranks(tmp_path, ranks, *, share, **options):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-    options |= {"max_steps": 20, "max_row_tokens": 150, "per_device_train_batch_size": share}
+    options = {"max_steps": 20, "max_row_tokens": 150} | options
+    options["per_device_train_batch_size"] = share
     command = [sys.executable, str(ROOT / "tests/training/train_curve.py"), str(out)]
     logs = [out.with_suffix(f".{rank}.log") for rank in range(ranks)]
     started = []
