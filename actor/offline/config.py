@@ -122,20 +122,22 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     responses: int = 1
     """Responses to each task. From 2 on, coverage is measured: how many are valid, unique, both."""
     stale: bool = False
-    """Also measure how much of an edit old KV swallows, where `reuse` has sticky."""
+    """Also measure how much of an edit old KV swallows, under each `reuse` that keeps some."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("count", "responses"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
-        if self.stale and "sticky" not in self.reuse:
-            raise ValueError(f"stale needs sticky in reuse, which is {list(self.reuse)}")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds is {self.seeds}; write one or more numbers from 0 up")
         if not self.reuse:
             raise ValueError("reuse is empty; write exact, sticky, refresh:64 or none")
         for policy in self.reuse:
             parse_policy(policy)
+        if self.stale and not any(parse_policy(one).keeps for one in self.reuse):
+            raise ValueError(
+                f"stale needs sticky or refresh:64 in reuse, which is {list(self.reuse)}"
+            )
         if len(set(self.reuse)) != len(self.reuse):
             raise ValueError(f"reuse is {list(self.reuse)}; name each policy once")

@@ -26,6 +26,7 @@ from actor.offline.eval_summary import Sample, over_seeds, summary
 from dynatok_online.adherence.coverage import ending
 from dynatok_online.adherence.outcomes import judge
 from dynatok_online.data.storage import write_trajectories
+from dynatok_online.policy import parse_policy
 from dynatok_online.tasks.task import Task
 from protocol.run.json_files import write_json
 from protocol.run.progress import Bar, progress_bar
@@ -68,7 +69,7 @@ def run(config: EvalConfig) -> int:
                 samples[reuse, seed],
                 config.base_model,
                 model=config.model,
-                stale=config.stale and reuse == "sticky",
+                stale=config.stale and parse_policy(reuse).keeps,
             )
             for seed in config.seeds
         }
