@@ -232,9 +232,11 @@ def run_ghosts(
     """What ghosts add to a step, by shape and policy; prints a table and JSON."""
     import torch
 
-    from benchmarks._ghost_cost import measure_ghosts, table, write_section
+    from benchmarks._ghost_cost import SHAPES, measure_ghosts, table, write_section
 
-    shapes = DEFAULT_SHAPES if static is None else ((static, slot, response, states),)
+    if device == "cpu":
+        torch.set_num_threads(1)
+    shapes = SHAPES if static is None else ((static, slot, response, states),)
     found = measure_ghosts(shapes, load(model, device, dtype), rounds, max_tokens)
     print("\n".join(table(found)))
     if page is not None:
