@@ -75,6 +75,9 @@ class GoldConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """File for the task rows with their gold responses; one that was begun is resumed."""
     texts: int = 600
     """How many to make."""
+    rewrites: int = 1
+    """How many of them are made of one text that the model wrote, each under other states and
+    edits, where tasks differ in their slots alone also of another task."""
     split: Literal["train", "heldout"] = "train"
     """Which tasks."""
     seed: int = 0
@@ -86,7 +89,7 @@ class GoldConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("texts", "least_words"):
+        for name in ("texts", "rewrites", "least_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
         if self.seed < 0:
@@ -123,6 +126,9 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Responses to each task. From 2 on, coverage is measured: how many are valid, unique, both."""
     stale: bool = False
     """Also measure how much of an edit old KV swallows, under each `reuse` that keeps some."""
+    gold: str = ""
+    """A file of gold responses (`dynatok gold --split heldout`) that is measured beside the model:
+    what fluency following requirements costs at least. Empty: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

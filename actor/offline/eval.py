@@ -21,6 +21,7 @@ import msgspec
 from actor.config import ReusePolicy
 from actor.offline.alone import Alone, Bad, load_tasks, with_engine
 from actor.offline.config import EvalConfig
+from actor.offline.eval_gold import gold_report
 from actor.offline.eval_report import draw, markdown
 from actor.offline.eval_summary import Sample, over_seeds, summary
 from dynatok_online.adherence.coverage import ending
@@ -74,6 +75,8 @@ def run(config: EvalConfig) -> int:
             for seed in config.seeds
         }
         report[reuse] = {"by_seed": by_seed, "mean": over_seeds(list(by_seed.values()))}
+    if config.gold:
+        report["gold"] = gold_report(config)
     write_json(folder / "evaluation.json", report)
     (folder / "evaluation.md").write_text(markdown(config, report))
     draw(folder / "evaluation.png", report)

@@ -5,8 +5,8 @@ segment by segment under the task's states and edits, and checked by their verif
 (`dynatok_online.tasks.rewriting`). What comes out are task rows with gold responses, one JSON
 object a line, which `dynatok train` reads.
 
-Text number N depends on the settings and N alone, so a file that was begun is resumed behind the
-highest number in it.
+Text number N depends on the settings and N alone, and so does each of the `rewrites` rows that are
+made of it, so a file that was begun is resumed behind the highest number in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -49,7 +49,8 @@ def run(config: GoldConfig) -> int:
     rows = task_rows(config.tasks, bad if config.skip_bad else None)
     maker = Maker(config, rows, chat_from(config) if any(r.messages for r, _ in rows) else None)
     with alone_in(path.parent):
-        held, begun = stored(path)
+        held, next_row = stored(path)
+        begun = next_text(next_row, config.rewrites)
         if held:
             say(f"{path} holds {held} texts already; what is added is of these settings")
         counts: Counter[str] = Counter()
@@ -86,7 +87,7 @@ def run(config: GoldConfig) -> int:
 
 
 def stored(path: Path) -> tuple[int, int]:
-    """How many texts a file holds, and the number to go on with. ValueError for other rows."""
+    """How many texts a file holds, and the number of the next row. ValueError for other rows."""
     if not path.exists():
         return 0, 0
     numbers = []
@@ -96,6 +97,11 @@ def stored(path: Path) -> tuple[int, int]:
             raise ValueError(f"{where}: not written by `dynatok gold`; choose another file")
         numbers.append(int(found[1]))
     return len(numbers), max(numbers, default=-1) + 1
+
+
+def next_text(next_row: int, rewrites: int) -> int:
+    """The number of the first text of which there is no row yet."""
+    return -(-next_row // rewrites)
 
 
 async def make(
@@ -115,12 +121,12 @@ async def make(
             number = next(numbers)
             counts["sampled"] += 1
             text = await write(maker.plain(number))
-            row = maker.row(number, text)
-            if isinstance(row, str):
-                counts[row] += 1
-            elif counts["kept"] < wanted:
-                counts["kept"] += 1
-                keep(row)
+            for row in maker.rows(number, text):
+                if isinstance(row, str):
+                    counts[row] += 1
+                elif counts["kept"] < wanted:
+                    counts["kept"] += 1
+                    keep(row)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(sessions):
@@ -140,6 +146,8 @@ class Maker:
         if not chosen:
             raise ValueError(f"tasks: {config.tasks} has no row of the split {config.split!r}")
         self._rows: list[tuple[TaskRow, TaskRow]] = []
+        # Rows that ask for the same text, by what they ask for; their names do not count.
+        self._alike: dict[bytes, list[TaskRow]] = defaultdict(list)
         for row, where in chosen:
             try:
                 task = make_task(row, seed=config.seed, chat=chat)
@@ -149,7 +157,9 @@ class Maker:
                             f"no program rewrites a text for {name!r}; `dynatok gold` can use "
                             "requirements that dynatok_online/requirements/rewrites.py lists"
                         )
-                self._rows.append((row, plain_row(row)))
+                plain = plain_row(row)
+                self._rows.append((row, plain))
+                self._alike[_asked(plain)].append(row)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
 
@@ -161,9 +171,17 @@ class Maker:
         _, row = self._pair(number)
         return make_task(row, seed=self._config.seed, epoch=number, chat=self._chat)
 
-    def row(self, number: int, text: str) -> dict[str, Any] | str:
+    def rows(self, number: int, text: str) -> Iterator[dict[str, Any] | str]:
+        """Rows with gold responses of text `number`; see `row`."""
+        several = self._config.rewrites
+        first, plain = self._pair(number)
+        alike = self._alike[_asked(plain)]
+        for i in range(several):
+            row = first if several == 1 else alike[(number + i) % len(alike)]
+            yield self.row(row, several * number + i, text)
+
+    def row(self, row: TaskRow, number: int, text: str) -> dict[str, Any] | str:
         """The row with its gold response; else why there is none: `short` or `unfit`."""
-        row, _ = self._pair(number)
         rng = random.Random(f"gold/{self._config.seed}/{number}")
         task = self._task(row, number, rng)
         changes = [(one.slot, one.state) for one in task.edits]
@@ -204,6 +222,10 @@ class Maker:
             return make_task(begun, seed=seed, epoch=number, chat=chat)
         except ValueError:  # states that contradict each other, or its edits
             return make_task(row, seed=seed, epoch=number, chat=chat)
+
+
+def _asked(plain: TaskRow) -> bytes:
+    return msgspec.json.encode((plain.prompt, plain.messages))
 
 
 def _requirements(row: TaskRow, task: Task) -> Iterator[str]:

@@ -16,6 +16,7 @@ from dynatok_online.requirements.registry import requirement
 from dynatok_online.requirements.verdict import SENTENCE, WORD
 
 _MARKS = re.compile(r"[.!?]+(?=[\"')\]]*(?:\s|$))")
+_LAST_MARKS = re.compile(r"[.!?]+(?=[\"')\]]*\s*$)")
 _COUNTED = re.compile(r"\w+")
 _JOINING = frozenset(
     ("and", "but", "or", "so", "as", "when", "where", "while", "which", "that", "because", "with")
@@ -52,7 +53,10 @@ def _title(text: str, given: str) -> str:
 
 
 def _marks(mark: str) -> Callable[[str, str], str]:
-    return lambda text, given: _MARKS.sub(mark, text)
+    def at_its_end(sentence: re.Match[str]) -> str:  # `Dr.` ends none
+        return _LAST_MARKS.sub(mark, sentence[0])
+
+    return lambda text, given: SENTENCE.sub(at_its_end, text)
 
 
 def _brackets(text: str, given: str) -> str:

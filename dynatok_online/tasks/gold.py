@@ -40,8 +40,9 @@ def load_training_data(
 ) -> list[Trajectory]:
     """Every trajectory of a file or folder.
 
-    `encode` to `block_size` matter for gold responses only. ValueError names the line of a broken
-    row; where `on_bad` is given it is told instead, and the row left out.
+    `encode` to `block_size` matter for gold responses only; with `reuse` `both` every other one is
+    exact, the others sticky. ValueError names the line of a broken row; where `on_bad` is given it
+    is told instead, and the row left out.
     """
     encoder = Encoder.of(encode)
     turn: Chat | None = None
@@ -65,7 +66,7 @@ def load_training_data(
                     task,
                     tokens,
                     encoder,
-                    reuse=reuse,
+                    reuse=("exact", "sticky")[len(out) % 2] if reuse == "both" else reuse,
                     block_size=block_size,
                     placement=placement,
                     stopped=stopped,

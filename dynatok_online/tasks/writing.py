@@ -32,9 +32,29 @@ STATES: dict[str, tuple[SlotState, ...]] = {
 }
 """Slot -> its states."""
 
-LINES = {"case": "Letters: {{case}}", "form": "Style: {{form}}"}
+LEARNED: dict[str, tuple[SlotState, ...]] = {
+    "case": STATES["case"],
+    "form": tuple(one for one in STATES["form"] if one.text != "short sentences"),
+}
+"""Those of `ROWS`. Short sentences are not among them: cut out of texts that were written otherwise
+they read badly, and a model of 135 million parameters did not learn them from such gold."""
+
+WORDS: dict[str, tuple[SlotState, ...]] = {
+    "case": STATES["case"],
+    "word": tuple(
+        SlotState(word, f"include:{word}")
+        for word in ("water", "light", "music", "friends", "love", "trees", "stars", "gold")
+    ),
+}
+"""Those of `WORD_ROWS`: the word that an edit asks for is to stand in what is written after it."""
+
+LINES = {
+    "case": "Letters: {{case}}",
+    "form": "Style: {{form}}",
+    "word": "Use the word: {{word}}",
+}
 WIDTH = 2
-"""Tokens of a state."""
+"""Tokens of a state of `STATES`."""
 SLOTS: tuple[tuple[str, ...], ...] = (("case",), ("form",), ("case", "form"), ("case", "form"))
 """Which slots a task has; both as often as one."""
 
@@ -169,9 +189,13 @@ TRAIN_TOPICS = (
 )
 
 
-def messages(topic: str, slots: tuple[str, ...] = ()) -> list[dict[str, str]]:
+def messages(
+    topic: str,
+    slots: tuple[str, ...] = (),
+    asked: str = "Write about {topic} in short, simple sentences.",
+) -> list[dict[str, str]]:
     """The chat messages that ask for a text; without slots, for a plain one."""
-    asked = f"Write about {topic} in short, simple sentences."
+    asked = asked.replace("{topic}", topic)
     return [{"role": "user", "content": "\n".join([asked, *(LINES[slot] for slot in slots)])}]
 
 
@@ -234,25 +258,37 @@ def drawn_task(
     )
 
 
-def _rows() -> list[dict[str, Any]]:
+STORY = "Write a story about {topic}."
+"""Asks for texts that are long enough for edits in the middle of them."""
+
+
+def _rows(
+    states: dict[str, tuple[SlotState, ...]],
+    choices: Sequence[tuple[str, ...]],
+    widths: dict[str, int],
+    gap: int,
+) -> list[dict[str, Any]]:
     return [
         {
             "task_id": f"{split}-{number}-{'-'.join(slots)}",
-            "messages": messages(topic, slots),
+            "messages": messages(topic, slots, STORY),
             "slots": {
-                slot: [{"text": one.text, "requirement": one.requirement} for one in STATES[slot]]
+                slot: [{"text": one.text, "requirement": one.requirement} for one in states[slot]]
                 for slot in slots
             },
-            "schedule": {"rule": "random", "edits": [1, 2], "gap": 16},
+            "schedule": {"rule": "random", "edits": [1, 2], "gap": gap},
             "max_tokens": 112,
-            "widths": dict.fromkeys(slots, WIDTH),
+            "widths": {slot: widths[slot] for slot in slots},
             "split": split,
         }
         for split, topics in (("train", TRAIN_TOPICS), ("heldout", HELDOUT_TOPICS))
         for number, topic in enumerate(topics)
-        for slots in SLOTS[:3]
+        for slots in choices
     ]
 
 
-ROWS = _rows()
+ROWS = _rows(LEARNED, SLOTS[:3], dict.fromkeys(LEARNED, WIDTH), gap=16)
 """Rows as in a task file: every topic with every choice of slots."""
+
+WORD_ROWS = _rows(WORDS, (("word",), ("case", "word")), {"case": WIDTH, "word": 1}, gap=24)
+"""The same topics, asked for words: nothing that a model trained on gold of `ROWS` has seen."""

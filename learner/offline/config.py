@@ -25,7 +25,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Use only so many trajectories; 0: all."""
     reuse: str = "exact"
     """Gold responses: the reuse policy of the engine that they stand for: `exact`, `sticky`,
-    `refresh:64` or, for a model that is to serve every number, `refresh:0-128`."""
+    `both` (each in turn), `refresh:64` or, for a model that is to serve every number,
+    `refresh:0-128`."""
     placement: Literal["head", "late"] = "head"
     """Gold responses: where slots stand, as in `actor.placement`."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -38,7 +39,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
-        parse_policy(self.reuse, none=False)
+        if self.reuse != "both":
+            parse_policy(self.reuse, none=False)
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; write 1 or more")
         for name in ("seed", "limit"):

@@ -57,6 +57,8 @@ def test_every_rewrite_is_of_a_kind_and_tried_above() -> None:
     [
         ("title", " it's a SMALL boat.", " It's A Small Boat."),
         ("exclaim", "We sail. Do we? At 3.5 knots...", "We sail! Do we! At 3.5 knots!"),
+        ("ask", "Dr. Lee (3.5 knots) left. Mr. B", "Dr. Lee (3.5 knots) left? Mr. B"),
+        ("exclaim", '"Go." said Mrs. Lee.', '"Go!" said Mrs. Lee!'),
         ("brackets", "[Go] home, now.", "[Go] [home], [now]."),
         ("forbid:the", "The sea, the boat.", "Sea, boat."),
         ("forbid:boat", "We saw a boat. It left.", "We saw a. It left."),

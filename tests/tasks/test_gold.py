@@ -46,6 +46,11 @@ def test_trajectories_and_gold_responses(tmp_path: Path) -> None:
     assert "".join(map(chr, gold.response)) == "OWLSowls"
 
 
+def test_gold_responses_may_stand_for_both_policies_in_turn(tmp_path: Path) -> None:
+    found = load(tmp_path, GOLD, GOLD, GOLD, reuse="both")
+    assert [one.policy for one in found] == ["exact", "sticky", "exact"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

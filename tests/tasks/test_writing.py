@@ -17,8 +17,9 @@ def test_there_are_enough_topics_and_held_out_ones_are_apart() -> None:
 
 
 def test_at_least_eight_requirements_that_a_program_can_rewrite_for() -> None:
-    names = [str(one.requirement) for states in writing.STATES.values() for one in states]
+    names = [str(one.requirement) for states in writing.LEARNED.values() for one in states]
     assert len(set(names)) >= 8
+    names += [str(one.requirement) for states in writing.STATES.values() for one in states]
     assert all(map(can_rewrite, names))
 
 
@@ -32,6 +33,18 @@ def test_rows_become_tasks_of_their_split() -> None:
         assert one.edits
         assert split_of(row) == row.split
         assert set(one.widths.values()) == {writing.WIDTH}
+
+
+def test_words_are_asked_for_on_the_same_topics_and_are_nowhere_else() -> None:
+    seen = {one.requirement for states in writing.STATES.values() for one in states}
+    words = {one.requirement for one in writing.WORDS["word"]}
+    assert len(words) == 8
+    assert not words & seen
+    for raw in writing.WORD_ROWS:
+        one = make_task(read_row(raw), seed=1, chat=lambda m: m[0]["content"] + "\n")
+        assert {edit.state.requirement for edit in one.edits} <= words | seen
+        assert min(edit.index for edit in one.edits) >= 24
+    assert {split_of(read_row(raw)) for raw in writing.WORD_ROWS} == {"train", "heldout"}
 
 
 def test_drawn_edits_lie_inside_the_response_on_common_steps() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actor.offline.config import GoldConfig
-from actor.offline.gold import PATIENCE, Maker, make, run, stored
+from actor.offline.gold import PATIENCE, Maker, make, next_text, run, stored
 from actor.task_source import task_rows
 from dynatok_online.prompt import Encoder
 from dynatok_online.requirements import requirement
@@ -94,8 +94,38 @@ def test_a_short_text_takes_fewer_edits_and_a_shorter_one_none(tmp_path: Path) -
 
 
 def test_a_number_gives_the_same_row_in_any_process(tmp_path: Path) -> None:
-    assert maker(tmp_path).row(5, TEXT) == maker(tmp_path).row(5, TEXT)
-    assert maker(tmp_path).row(5, TEXT) != maker(tmp_path, seed=1).row(5, TEXT)
+    first, again = (list(maker(tmp_path).rows(5, TEXT)) for _ in range(2))
+    assert first == again
+    assert first != list(maker(tmp_path, seed=1).rows(5, TEXT))
+
+
+def test_one_text_is_rewritten_several_times_for_every_task_that_asks_for_it(
+    tmp_path: Path,
+) -> None:
+    style = {
+        "prompt": "Write about the sea.\nStyle: {{form}}\nText: ",
+        "slots": {"form": ["no_comma", "exclaim"]},
+        "schedule": {"rule": "random", "edits": [1, 2]},
+        "split": "train",
+    }
+    one = maker(tmp_path, [*ROWS, style], rewrites=3)
+    assert one.plain(0).template == one.plain(2).template  # the sea, twice
+    kept = [row for row in one.rows(0, TEXT) if isinstance(row, dict)]
+    assert [row["task_id"] for row in kept] == ["gold-0", "gold-1", "gold-2"]
+    assert ["{{form}}" in row["prompt"] for row in kept] == [False, True, False]
+    assert kept[0]["response"] != kept[2]["response"]
+    hill = [row for row in one.rows(1, TEXT) if isinstance(row, dict)]
+    assert [row["task_id"] for row in hill] == ["gold-3", "gold-4", "gold-5"]
+    assert all("hill" in row["prompt"] for row in hill)
+
+
+def test_a_file_of_several_rows_a_text_is_resumed_with_the_next_text(tmp_path: Path) -> None:
+    one = maker(tmp_path, rewrites=3)
+    kept, _ = made(one, 4)
+    numbers = {int(row["task_id"].removeprefix("gold-")) for row in kept}
+    assert next_text(max(numbers) + 1, 3) == 2
+    more, _ = made(one, 4, begun=2)
+    assert not numbers & {int(row["task_id"].removeprefix("gold-")) for row in more}
 
 
 def test_a_file_is_resumed_behind_its_highest_number(tmp_path: Path) -> None:
@@ -138,6 +168,7 @@ def test_sources_without_rows_are_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"texts": 0}, "texts is 0"),
+        ({"rewrites": 0}, "rewrites is 0"),
         ({"words": (20, 10)}, "words is"),
         ({"words": (20, 40)}, "at least twice least_words"),
         ({"out": "data/gold"}, "name a .jsonl file"),
