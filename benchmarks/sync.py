@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._folder import existing_folder
 from protocol.config import ProtocolConfig
 from protocol.weights.base import Tensor
 from protocol.weights.payload import as_tensor
@@ -197,7 +198,9 @@ def main(arguments: list[str]) -> int:
         "--transports", nargs="+", choices=TRANSPORTS, default=list(TRANSPORTS), help="which"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where files are written (the disk matters)")
+    parser.add_argument(
+        "--folder", type=existing_folder, help="where files are written (the disk matters)"
+    )
     options = parser.parse_args(arguments)
     results = run(
         tuple(options.gigabytes), tuple(options.transports), options.repeats, options.folder

@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._folder import existing_folder
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, Trajectory, VersionRun
 from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel
@@ -215,7 +216,9 @@ def main(arguments: list[str]) -> int:
     """The command line: a card for people, one line of JSON for machines."""
     parser = argparse.ArgumentParser(prog="dynatok bench wire", description=__doc__)
     parser.add_argument("--trajectories", type=int, default=20_000, help="durable ones to send")
-    parser.add_argument("--folder", type=Path, help="where journals are written (the disk matters)")
+    parser.add_argument(
+        "--folder", type=existing_folder, help="where journals are written (the disk matters)"
+    )
     options = parser.parse_args(arguments)
     result = run(options.trajectories, options.folder)
     table = Table(title="wire")

@@ -1,7 +1,8 @@
 """The `dynatok` command: reads the arguments, then imports what the verb needs.
 
 Parsing comes before everything heavy, so `--help` answers at once. Exit codes: 0 done, 1 the
-run failed, 2 what was asked for cannot be run (one line says why), 130 stopped by Ctrl-C.
+run failed, 2 what was asked for cannot be run (one line says why), 130 stopped by Ctrl-C, 141 who
+read the output (`| head`) has gone.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     os.environ.update(home_variables())
     try:
-        known, rest = _parser().parse_known_args(arguments)
-        run: Callable[[argparse.Namespace, list[str]], int] = known.run
-        return run(known, rest)
+        try:
+            known, rest = _parser().parse_known_args(arguments)
+            run: Callable[[argparse.Namespace, list[str]], int] = known.run
+            return run(known, rest)
+        finally:  # what nobody reads any more is noticed here, not while Python ends
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ConfigError as error:
         print("dynatok: " + " ".join(str(error).splitlines()), file=sys.stderr)
         return 2

@@ -79,7 +79,10 @@ def evaluations(run_dir: Path) -> dict[str, HeldOut]:
     """`before` / `after` -> what was measured, where it was."""
     found = {}
     for name in ("before", "after"):
-        one = read_json(run_dir / "evaluation" / f"{name}.json")
+        try:
+            one = read_json(run_dir / "evaluation" / f"{name}.json")
+        except OSError:  # a picture is drawn of what can be read
+            continue
         value = one.get("adherence_after_edit")
         if isinstance(value, int | float):
             half, edits = one.get("adherence_after_edit_half"), one.get("edits_judged")

@@ -1,7 +1,8 @@
 """`RUN/result.json`: what the processes wrote about themselves, in one object; actors added up.
 
 Missing pieces (a run that was stopped, an evaluation that is off) leave their field out of the
-inputs and null in the result; nothing is made up.
+inputs and null in the result; nothing is made up. Files that are there and cannot be read are
+listed under `unread`, with the reason.
 """
 
 from __future__ import annotations
@@ -27,10 +28,19 @@ FROM_LEARNER = ("learner_steps", "logprob_gap", "policy_lag_max", "dropped_stale
 
 def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
     """The result of a run. `status`: `finished`, `interrupted` or `failed`."""
-    actors = [read_json(path) for path in sorted(run_dir.glob("actor*.json"))]
-    learner = read_json(run_dir / "learner.json")
-    before = read_json(run_dir / "evaluation" / "before.json")
-    after = read_json(run_dir / "evaluation" / "after.json")
+    unread: dict[str, str] = {}
+
+    def read(path: Path) -> dict[str, Any]:
+        try:
+            return read_json(path)
+        except OSError as error:
+            unread[path.name] = error.strerror or str(error)
+            return {}
+
+    actors = [read(path) for path in sorted(run_dir.glob("actor*.json"))]
+    learner = read(run_dir / "learner.json")
+    before = read(run_dir / "evaluation" / "before.json")
+    after = read(run_dir / "evaluation" / "after.json")
     audits = [one["audit_mismatches"] for one in (*actors, learner) if "audit_mismatches" in one]
     return {
         "run_dir": str(run_dir),
@@ -50,6 +60,7 @@ def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
         "adherence_static_before": before.get("adherence_static"),
         "adherence_static_after": after.get("adherence_static"),
         "seconds": round(seconds, 1),
+        **({"unread": unread} if unread else {}),
     }
 
 

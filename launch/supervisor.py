@@ -209,13 +209,22 @@ def supervise(
             janitor.dismiss()
             display.close()
     status, code, message = end
-    if status == "finished" and read_json(run_dir / "learner.json").get("finished") is False:
+    if status == "finished" and (unfinished := _unfinished(run_dir)):
         log = run_dir / "logs" / "learner.log"
-        status, code, message = "failed", 1, f"the learner ended before its last step; log: {log}"
+        status, code, message = "failed", 1, f"{unfinished}; log: {log}"
     seconds = clock() - started
     crashes = {member.name: member.crashes for member in members if member.crashes}
     result.write(run_dir, result.collect(run_dir, status, seconds) | {"crashes": crashes})
     return Outcome(status, code, message, seconds)
+
+
+def _unfinished(run_dir: Path) -> str:
+    """Why a run whose processes have all ended well has not finished; empty if it has."""
+    try:
+        finished = read_json(run_dir / "learner.json").get("finished")
+    except OSError as error:
+        return f"whether the learner finished is not known: learner.json: {error.strerror}"
+    return "the learner ended before its last step" if finished is False else ""
 
 
 _End = tuple[str, int, str]

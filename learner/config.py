@@ -108,8 +108,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     threads: int = 0
     """CPU threads of the training step; 0 takes `OMP_NUM_THREADS`, or an equal share of the cores
     where that is not set."""
+    start_deadline: float = 1800.0
+    """Seconds to wait for the first trajectory of all before the run fails: engines start, and
+    evaluate, before they collect."""
     batch_deadline: float = 300.0
-    """Seconds to wait for the trajectories of one step before the run fails."""
+    """Seconds to wait for the trajectories of one step, once the first of all has come, before the
+    run fails."""
     publish_deadline: float = 30.0
     """Seconds to wait for a free weight buffer before the run fails."""
     stop_grace: float = 30.0
@@ -126,6 +130,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "publish_every",
             "journal_bytes",
             "canary_texts",
+            "start_deadline",
             "batch_deadline",
             "publish_deadline",
             "finish_deadline",

@@ -102,7 +102,11 @@ class Learner:
         )
         self.channel = self._open_channel(config)
         self.batches = Batches(
-            self.stream, config.trajectories_per_step, config.batch_deadline, self._on_batch
+            self.stream,
+            config.trajectories_per_step,
+            config.batch_deadline,
+            self._on_batch,
+            config.start_deadline,
         )
         self.trainer = OnlineTrainer(config, arguments)
         self.group = Group(message_deadline(config, arguments))

@@ -35,6 +35,7 @@ class Stream:
         self._stopped: str | None = None
         self._failure: str | None = None
         self._crash: BaseException | None = None
+        self._first_came: float | None = None
         self.note = ""
         """What else there is to say where no batch comes."""
         self.hint: Callable[[], str] = lambda: ""
@@ -48,6 +49,8 @@ class Stream:
         `release` is called once when it no longer waits: taken, or dropped for its age.
         """
         with self._changed:
+            if self._first_came is None:
+                self._first_came = time.monotonic()
             waiting = _Waiting(trajectory, release)
             taken_in = self._buffer.offer(waiting, trajectory.oldest_version)
             self._changed.notify_all()
@@ -66,13 +69,16 @@ class Stream:
             one.release()
         return [one.trajectory for one in dropped]
 
-    def take(self, count: int, deadline: float) -> list[Trajectory] | None:
+    def take(
+        self, count: int, deadline: float, start_deadline: float | None = None
+    ) -> list[Trajectory] | None:
         """`count` trajectories, or None once the stream was stopped.
 
-        Raises LearnerFailed when it failed, or when they did not come within `deadline` seconds;
-        RuntimeError when a thread crashed.
+        Raises LearnerFailed when it failed, or when they did not come within `deadline` seconds,
+        counted from the first one of all at the earliest; that may take `start_deadline` seconds
+        (None: as long as any other). RuntimeError when a thread crashed.
         """
-        end = time.monotonic() + deadline
+        called = time.monotonic()
         while True:
             self.idle()
             with self._changed:
@@ -82,13 +88,18 @@ class Stream:
                 batch = self._buffer.take(count)
                 if batch is not None:
                     break
-                left = end - time.monotonic()
+                waits, begun, field = deadline, called, "batch_deadline"
+                if self._first_came is not None:
+                    begun = max(called, self._first_came)
+                elif start_deadline is not None:
+                    waits, field = start_deadline, "start_deadline"
+                left = begun + waits - time.monotonic()
                 if left <= 0:
                     raise LearnerFailed(
-                        f"no batch of {count} trajectories within {deadline:g} s "
+                        f"no batch of {count} trajectories within {waits:g} s "
                         f"({len(self._buffer)} waiting, {self._buffer.offered} received, dropped "
                         f"{dict(self._buffer.dropped)}); see the actor's log, or raise "
-                        f"learner.batch_deadline{self.hint()}{self.note}"
+                        f"learner.{field}{self.hint()}{self.note}"
                     )
                 # Short waits, so that a signal handler of this thread gets its turn.
                 self._changed.wait(min(left, 0.5))
@@ -171,7 +182,9 @@ class Batches:
         count: int,
         deadline: float,
         on_batch: Callable[[list[Trajectory]], None] | None = None,
+        start_deadline: float | None = None,
     ) -> None:
+        self._start_deadline = start_deadline
         self._stream = stream
         self._count = count
         self._deadline = deadline
@@ -181,7 +194,7 @@ class Batches:
     def take(self) -> list[Trajectory] | None:
         """The next batch; None once the stream was stopped. Raises what `Stream.take` raises."""
         began = time.monotonic()
-        batch = self._stream.take(self._count, self._deadline)
+        batch = self._stream.take(self._count, self._deadline, self._start_deadline)
         self.waited += time.monotonic() - began
         if batch is not None and self._on_batch is not None:
             self._on_batch(batch)

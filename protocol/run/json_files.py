@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,11 @@ def _write(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none yet."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
+    """The object in a JSON file; an empty one where there is none yet.
+
+    Raises OSError where it cannot be read: what a disk does not give is not what was never written.
+    """
+    try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    return {}
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        return {}

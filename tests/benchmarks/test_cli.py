@@ -62,6 +62,14 @@ def test_it_runs_from_the_command_line(name: str, tmp_path: Path, capfd: Any) ->
     assert expected(json.loads(out.splitlines()[-1]))
 
 
+@pytest.mark.parametrize("name", ["sync", "wire"])
+def test_a_folder_that_is_not_there_is_said_first(name: str, capsys: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", name, "--folder", str(tmp_path / "missing")])
+    assert ended.value.code == 2
+    assert "missing is no folder; make it first" in capsys.readouterr().err
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(700)
 def test_gpu_runs_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

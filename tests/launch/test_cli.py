@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -152,6 +153,31 @@ def test_fields_lists_flags(capsys):
     code, out, _ = run(capsys, "launch", TINY, "--fields")
     assert code == 0
     assert "--actor.sessions 32" in out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("launch", TINY, "--fields"), 141),
+        (("requirements",), 1),  # rich ends by itself
+        (("launch", "--help"), 0),  # as argparse does
+    ],
+)
+def test_a_reader_that_has_seen_enough_is_no_fault(arguments, code):
+    gone, pipe = os.pipe()
+    os.close(gone)  # as `| head` does
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *arguments],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(pipe)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_doctor_takes_no_flags(capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -130,6 +132,22 @@ def test_the_result_merges_both_sides(run_dir):
 def test_a_torn_file_counts_as_missing(tmp_path):
     (tmp_path / "actor.json").write_text('{"edits": ')
     assert result.collect(tmp_path, "failed", 1.0)["edits"] is None
+
+
+def test_a_file_that_cannot_be_read_is_named_in_the_result(run_dir, monkeypatch):
+    read = Path.read_bytes
+
+    def broken(self):
+        if self.name == "learner.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self)
+
+    (run_dir / "actor.json").write_text('{"edits": 7}')
+    assert "unread" not in result.collect(run_dir, "finished", 1.0)
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    merged = result.collect(run_dir, "finished", 1.0)
+    assert merged["unread"] == {"learner.json": "Input/output error"}
+    assert (merged["edits"], merged["learner_steps"]) == (7, None)
 
 
 def test_what_was_measured_on_held_out_tasks_says_how_sure_it_is(run_dir):

@@ -41,6 +41,7 @@ def settings(tmp_path, model_dir, endpoint, monkeypatch):
         "training": {"max_steps": 4, "learning_rate": 1e-3},
         "deepspeed": {},
         "trajectories_per_step": 8,
+        "start_deadline": 90.0,
         "batch_deadline": 90.0,
         "finish_deadline": 90.0,
         "threads": 1,
@@ -174,9 +175,11 @@ def test_fails_when_the_weights_are_refused(settings, fake_actor, capfd):
 
 
 def test_fails_when_no_batch_comes(settings, capfd):
-    settings["batch_deadline"] = 0.3
+    settings["start_deadline"] = 0.3
     assert run(LearnerConfig(**settings)) == 3
-    assert "no batch of 8 trajectories within 0.3 s" in capfd.readouterr().err.splitlines()[-1]
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "no batch of 8 trajectories within 0.3 s" in last
+    assert "raise learner.start_deadline" in last
 
 
 def test_a_journal_that_fills_up_asks_for_checkpoints(settings, fake_actor):

@@ -44,6 +44,25 @@ def test_waiting_ends_at_the_deadline_with_the_numbers(make):
         stream.take(2, deadline=0.05)
 
 
+def test_the_deadline_of_a_batch_counts_from_the_first_trajectory_of_all(make):
+    stream = Stream(max_policy_lag=1)
+    threading.Timer(0.3, lambda: stream.offer(make("late"))).start()
+    batch = stream.take(1, deadline=0.05, start_deadline=30)  # an engine started meanwhile
+    assert batch is not None
+    with pytest.raises(LearnerFailed, match=r"within 0\.05 s .* learner\.batch_deadline"):
+        stream.take(1, deadline=0.05, start_deadline=30)
+
+
+def test_a_batch_may_take_its_whole_time_behind_the_first_trajectory(make):
+    stream = Stream(max_policy_lag=1)
+    timers = [threading.Timer(at, lambda: stream.offer(make())) for at in (0.3, 0.5)]
+    for timer in timers:
+        timer.start()
+    assert stream.take(2, deadline=20, start_deadline=30) is not None
+    with pytest.raises(LearnerFailed, match=r"within 0\.05 s .* learner\.start_deadline"):
+        Stream(max_policy_lag=1).take(1, deadline=20, start_deadline=0.05)
+
+
 @pytest.mark.parametrize("end", ["stop", "fail"])
 def test_who_waits_is_woken(end):
     stream = Stream(max_policy_lag=1)

@@ -26,6 +26,19 @@ def test_no_object_is_an_empty_one(tmp_path):
         assert read_json(path) == {}
 
 
+def test_what_cannot_be_read_is_not_taken_for_absent(tmp_path, monkeypatch):
+    assert read_json(tmp_path / "file.json" / "below.json") == {}
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert read_json(tmp_path / "file.json" / "below.json") == {}  # its folder is a file
+
+    def broken(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        read_json(tmp_path / "file.json")
+
+
 def test_a_full_disk_leaves_the_old_one_where_it_is_optional(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     write_json(path, {"a": 1})
