@@ -118,7 +118,9 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation before and after."""
     engine: dict[str, Any] = {}
-    """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...)."""
+    """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...).
+    `dtype: auto` on a CPU: bfloat16 where that is faster, decided when the configuration is read;
+    what the learner must agree to follows."""
     environment: dict[str, str] = {}
     """Environment variables of the engine, for example `VLLM_CPU_OMP_THREADS_BIND: "0"`."""
     seeded: bool = True

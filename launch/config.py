@@ -21,6 +21,7 @@ import yaml
 from actor.config import ActorConfig
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
 from launch.engines.config import SlurmConfig
+from launch.precision import settled
 from learner.config import LearnerConfig
 from protocol.config import ProtocolConfig
 from protocol.run.run_folder import make_run_folder
@@ -112,19 +113,19 @@ def load_run(path: Path, flags: Sequence[str] = ()) -> RunConfig:
     check_keys(raw, RunConfig, str(path))
     _refuse_filled(raw, str(path))
     config = decode(raw, RunConfig, str(path))
-    if not flags:
-        return config
-    over = parse_flags(flags, RunConfig)
-    _refuse_filled(over, "command line")
-    return decode(merge(_plain(config), over), RunConfig, "command line")
+    if flags:
+        over = parse_flags(flags, RunConfig)
+        _refuse_filled(over, "command line")
+        config = decode(merge(_plain(config), over), RunConfig, "command line")
+    return settled(config)
 
 
 def load_process(path: Path, into: type[T], flags: Sequence[str] = ()) -> T:
     """The resolved config of one process, with overrides. Raises ConfigError."""
     config = decode(read_yaml(path), into, str(path))
-    if not flags:
-        return config
-    return decode(merge(_plain(config), parse_flags(flags, into)), into, "command line")
+    if flags:
+        config = decode(merge(_plain(config), parse_flags(flags, into)), into, "command line")
+    return settled(config)
 
 
 def _refuse_filled(raw: dict[str, Any], source: str) -> None:

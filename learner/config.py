@@ -55,7 +55,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     published merged into the weights. What no plain model can compute is refused (docs/models.md).
     Empty: the whole model is trained."""
     training: dict[str, Any] = {}
-    """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and those that say how
+    """Arguments of `DynamicSFTConfig` (`bf16: auto`: where that is faster): those of TRL's
+    `SFTConfig`, and those that say how
     trajectories become rows and what a token counts. `max_steps` ends the run. What is not written
     here has the defaults in `learner/training.py`."""
     deepspeed: dict[str, Any] | str = msgspec.field(

@@ -127,10 +127,14 @@ def stream_arguments(settings: LearnerConfig, run_dir: Path) -> DynamicSFTConfig
             "learner.training must keep two whole checkpoints, or a crash while one is written "
             "loses the run: leave out save_only_model, and let save_total_limit be 2 or more"
         )
+    import torch
+
     # The stream itself knows where it was.
     defaults: dict[str, Any] = {"ignore_data_skip": True}
     if settings.ranks > 1:
         defaults |= reachable()
+    elif not torch.accelerator.is_available():
+        defaults["use_cpu"] = True  # or transformers takes bf16 for a GPU's
     return training_arguments(settings, run_dir, world_size=settings.ranks, defaults=defaults)
 
 
@@ -144,9 +148,14 @@ def reachable() -> dict[str, Any]:
 
 
 def message_deadline(config: LearnerConfig, arguments: DynamicSFTConfig) -> float:
-    """Seconds that a rank waits for word of rank 0, which may wait itself for a batch, or for a
-    free buffer."""
-    return config.batch_deadline + config.publish_deadline + arguments.ddp_timeout
+    """Seconds that a rank waits for word of rank 0, which may wait itself for a batch (the first of
+    all takes longest), or for a free buffer."""
+    return (
+        config.start_deadline
+        + config.batch_deadline
+        + config.publish_deadline
+        + arguments.ddp_timeout
+    )
 
 
 def _arguments_of(config: Any) -> list[str]:

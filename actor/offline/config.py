@@ -30,7 +30,8 @@ class AloneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     system_prompt: str = ""
     """Opens chats that have no system message of their own; empty: none."""
     engine: dict[str, Any] = {}
-    """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...)."""
+    """vLLM's engine arguments, passed through (`max_model_len: 512`, `dtype: bfloat16`, ...).
+    `dtype: auto` on a CPU: bfloat16 where that is faster."""
     environment: dict[str, str] = {}
     """Environment variables of the engine, for example `VLLM_CPU_OMP_THREADS_BIND: "0"`."""
 

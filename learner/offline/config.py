@@ -103,7 +103,8 @@ class TrainConfig(DataConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The loss of a token: `reward` (weighted by the verifiers' score of its pass), `sft`, or any
     of docs/objectives.md, with parameters (`{name: asft, kl: 0.1}`), or a list, which is summed."""
     training: dict[str, Any] = {}
-    """Arguments of `DynamicSFTConfig`: those of TRL's `SFTConfig`, and those that say how
+    """Arguments of `DynamicSFTConfig` (`bf16: auto`: where that is faster): those of TRL's
+    `SFTConfig`, and those that say how
     trajectories become rows and what a token counts."""
     deepspeed: dict[str, Any] | str = msgspec.field(
         default_factory=lambda: {"zero_optimization": {"stage": 2}}
