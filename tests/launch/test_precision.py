@@ -65,7 +65,7 @@ def test_the_shipped_real_model_decides_and_the_tiny_one_stays(amx: bool) -> Non
     train = load_process(CONFIGS / "smollm2-train.yaml", TrainConfig)
     assert train.training["bf16"] is amx
     for name, into in (("gold", GoldConfig), ("eval", EvalConfig)):
-        engine = load_process(CONFIGS / f"smollm2-{name}.yaml", into).engine  # type: ignore[type-var]
+        engine = load_process(CONFIGS / f"smollm2-{name}.yaml", into).engine
         assert engine["dtype"] == ("bfloat16" if amx else "float32")
     loop = load_run(CONFIGS / "smollm2.yaml")
     assert (loop.learner.training["bf16"], loop.learner.weight_dtype) == (amx, "float32")

@@ -274,7 +274,7 @@ def test_pace_holds_the_engine_back_and_lets_it_go():
     seconds, written = asyncio.run(run())
     assert written == 30
     # 25 tokens per second: 30 take about 1.2 s, and far less without the pace.
-    assert 0.9 < seconds < 5
+    assert 0.9 < seconds < 60  # a busy machine may be slow, never fast
     assert backend.engine.going.is_set()
 
 
@@ -298,7 +298,7 @@ def test_pace_outlives_an_engine_that_dies():
         return loop.time() - begun
 
     # 40 tokens anew at 50 tokens per second.
-    assert 0.6 < asyncio.run(run()) < 5
+    assert 0.6 < asyncio.run(run()) < 60
     assert backend.engine.going.is_set()
 
 
