@@ -16,25 +16,18 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import psutil
 
 from dynatok_online.models import resolve
+from launch import surroundings
 from launch.config import RunConfig, check_port, load_run
 from launch.decode import ConfigError
+from launch.surroundings import Finding
 from protocol.run.threads import cores as available_cores
 
 LOCKS = Path(__file__).parent / "locks"
 _SETUP = "bash launch/setup.sh"
 _MIB = 2**20
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What one check found."""
-
-    ok: bool
-    what: str
-    fix: str = ""
 
 
 def main(config: Path | None = None) -> int:
@@ -61,6 +54,11 @@ def examine(config: Path | None = None) -> Iterator[Finding]:
     yield block_size(run, kind)
     yield shared_memory(Path("/dev/shm"))
     yield memory()
+    yield surroundings.home()
+    yield from surroundings.models(run.model)
+    yield surroundings.temporary()
+    yield surroundings.clock(Path(run.dir))
+    yield from surroundings.fuse()
     yield port(run)
     yield from compiler(os.environ.get("PATH", ""))
     yield embedded_model(run)

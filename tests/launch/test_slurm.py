@@ -20,7 +20,7 @@ from tests.launch.slurm_cluster import missing, slurm_cluster
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(3000),
     pytest.mark.skipif(bool(missing()), reason=f"SLURM cannot be run here: {missing()}"),
 ]
 
@@ -59,7 +59,7 @@ class Cluster:
         )
         return json.loads(done.stdout.splitlines()[-1])
 
-    def wait(self, run: Path, ready: Callable[[dict], bool], seconds: float = 400.0) -> dict:
+    def wait(self, run: Path, ready: Callable[[dict], bool], seconds: float = 900.0) -> dict:
         end = time.monotonic() + seconds
         while not ready(state := self.state(run)):
             log = "".join(path.read_text()[-3000:] for path in run.glob("logs/*.log"))
@@ -115,7 +115,7 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs with blanks"
-    last = 60
+    last = 40
     cluster.dynatok(
         *("launch", CONFIG, "--on", "slurm", "--dir", str(folder), *SMALL),
         *("--learner.training.max_steps", str(last), "--slurm.sbatch.time", '"20"'),
@@ -153,7 +153,7 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     listed = cluster("squeue", "--steps", "--noheader", "--format=%i %j", f"--jobs={job}").stdout
     step = next(line.split()[0] for line in listed.splitlines() if line.endswith(" actor"))
     cluster("scancel", step)
-    cluster.wait(run, lambda state: state["status"] == "finished", seconds=600)
+    cluster.wait(run, lambda state: state["status"] == "finished", seconds=900)
     log = (run / "logs" / f"slurm-{job}.log").read_text()
     assert "requeueing job" in log
     assert log.count("actor exited with code") == 1, log

@@ -26,6 +26,7 @@ from protocol.delivery.actor_channel import ActorChannel
 from protocol.delivery.durable import JournaledOutbox, JournaledStore
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.endpoint import find_endpoint, to_tell, write_endpoint
+from protocol.run.json_files import write_json
 from protocol.weights.base import NoFreeSlot
 from protocol.weights.payload import as_tensor
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
@@ -71,6 +72,8 @@ def learner(run_dir: Path, config: ProtocolConfig, actors: int = 2) -> None:
     sender = ZmqSender(config, _WEIGHTS + _MIB)
     version, due, gone = 0, 0.0, 0
     while gone < actors:
+        if (run_dir / "enough").exists():
+            write_json(run_dir / "learner.json", {"finished": True})
         if time.monotonic() > due:
             due = time.monotonic() + _EVERY
             fill = np.full(_WEIGHTS, version % 251, np.uint8)
@@ -140,6 +143,8 @@ async def actor(run_dir: Path, config: ProtocolConfig, name: str) -> None:
     taking = asyncio.create_task(take_weights())
     number = 0
     while not (run_dir / "enough").exists():
+        while number in channel.tasks:  # of a process before this one
+            number += 1
         await channel.acquire()
         channel.send(TrajectoryMessage(_trajectory(f"{name}-{number}"), (number,)))
         log("sent", id=f"{name}-{number}")
