@@ -14,6 +14,7 @@ import pytest
 from actor.config import ActorConfig
 from launch import doctor
 from launch.config import RunConfig
+from launch.surroundings import Finding
 from tests.prompt.tokenizers import build
 
 
@@ -112,7 +113,7 @@ def test_a_missing_compiler(tmp_path, monkeypatch):
 
 
 def test_the_verdict_is_the_exit_code(monkeypatch, capsys):
-    good, bad = doctor.Finding(True, "fine"), doctor.Finding(False, "broken", "mend it")
+    good, bad = Finding(True, "fine"), Finding(False, "broken", "mend it")
     monkeypatch.setattr(doctor, "examine", lambda config: iter([good]))
     assert doctor.main() == 0
     monkeypatch.setattr(doctor, "examine", lambda config: iter([good, bad]))

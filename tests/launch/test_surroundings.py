@@ -47,7 +47,7 @@ def test_a_clock_that_differs_from_the_file_servers(tmp_path, monkeypatch):
     assert fine.ok
     assert fine.what.startswith(f"{tmp_path} can be written, its clock differs by 0.0 s")
     real = time.time
-    monkeypatch.setattr(surroundings.time, "time", lambda: real() - 30)
+    monkeypatch.setattr(time, "time", lambda: real() - 30)
     found = surroundings.clock(tmp_path)
     assert not found.ok
     assert "differs by 30." in found.what or "differs by 29." in found.what
