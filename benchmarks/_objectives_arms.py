@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -45,6 +46,8 @@ class Arm:
     """Control: each trajectory's differences of log-probabilities are dealt out anew at random."""
     halves: int = 0
     """Half fine-tuning: optimizer steps of a round; 0: none."""
+    group: int = 1
+    """On policy: responses to one task, whose scores are compared."""
 
     @property
     def key(self) -> str:
@@ -54,9 +57,6 @@ class Arm:
 
 LOSSES = ("dft", "asft", "rollout", "eksft", "sstoken", "key", "masked")
 """Beside `sft`, on gold and corrupted gold."""
-
-GROUPED = ("hapo", "hinge")
-"""Only where there are verdicts that differ."""
 
 
 def arms() -> list[Arm]:
@@ -79,7 +79,8 @@ def arms() -> list[Arm]:
         Arm("policy", name, {"name": name, "times": [reward]})
         for name in ("dft", "asft", "eksft", "sstoken")
     ]
-    grouped = [Arm("policy", name, name) for name in GROUPED]
+    grouped = [Arm("policy", name, name, group=4) for name in ("grpo", "hapo")]
+    hinge = Arm("policy", "hinge", [reward, {"name": "hinge", "scale": 0.1}])
     return [
         *(one for one in plain + credit if one.data == "gold"),
         *(one for one in plain + credit if one.data == "corrupted"),
@@ -88,6 +89,7 @@ def arms() -> list[Arm]:
         *halves,
         *rewarded,
         *grouped,
+        hinge,
     ]
 
 
@@ -114,12 +116,12 @@ def _written(task: Task, data: str, rng: random.Random) -> Trajectory:
     return scored(task, one)
 
 
-def own_batches(model: Any, seed: int, batch: int) -> Iterator[list[Trajectory]]:
-    """What `model` writes with the weights that it has when it is asked."""
+def own_batches(model: Any, seed: int, batch: int, group: int = 1) -> Iterator[list[Trajectory]]:
+    """What `model` writes with the weights that it has when it is asked; `group` to each task."""
     tasks = world.tasks("train", seed=20_000 + seed)
     number = 0
     while True:
-        these = [next(tasks) for _ in range(batch)]
+        these = [one for one in islice(tasks, batch // group) for _ in range(group)]
         implementation, training = model.config._attn_implementation, model.training
         model.set_attn_implementation("sdpa")
         model.eval()

@@ -119,7 +119,7 @@ def run_arm(
         seconds, loss_tokens, lambda covered: state(trained, base, asked, seed, covered)
     )
     if arm.data == "policy":
-        made: Iterator[list[Trajectory]] = own_batches(trained, seed, BATCH)
+        made: Iterator[list[Trajectory]] = own_batches(trained, seed, BATCH, arm.group)
     else:
         made = gold_batches(arm.data, seed, BATCH)
     with tempfile.TemporaryDirectory() as folder:

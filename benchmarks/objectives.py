@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=96, help="held-out tasks of a measurement")
     parser.add_argument("--minutes", type=float, help="begin nothing after so many minutes")
     args = parser.parse_args(arguments)
-    if not args.report_only:
-        run(args)
+    refused = [] if args.report_only else run(args)
     from benchmarks._objectives_report import write_report
 
     results = read_results(args.raw)
     write_report(results, args.report)
-    print(json.dumps({"report": str(args.report), "results": len(results)}))
+    last = {"report": str(args.report), "results": len(results), "refused": refused}
+    print(json.dumps(last))
     return 0
 
 
@@ -89,8 +89,11 @@ def there(arm: Arm) -> bool:
     return True
 
 
-def run(args: argparse.Namespace) -> None:
-    """Every arm and seed that the raw results lack, and the untrained model for every seed."""
+def run(args: argparse.Namespace) -> list[str]:
+    """Every arm and seed that the raw results lack, and the untrained model for every seed.
+
+    Returns what the trainer refused, and why: that costs no other arm.
+    """
     from benchmarks._objectives_train import base_state, run_arm
     from benchmarks.adherence import machine
     from protocol.run.progress import progress_bar
@@ -102,23 +105,30 @@ def run(args: argparse.Namespace) -> None:
     base = [] if args.arms else [("base", seed, None) for seed in args.seeds]
     todo = [one for one in (*jobs[:3], *base[:3], *jobs[3:], *base[3:]) if one[:2] not in done]
     args.raw.parent.mkdir(parents=True, exist_ok=True)
+    refused: list[str] = []
     with progress_bar("objectives", len(todo)) as bar:
         for name, seed, arm in todo:
             if args.minutes and time.monotonic() - began > 60 * args.minutes:
                 break
             bar.name(f"{name}, seed {seed}")
             at = time.monotonic()
-            if arm is None:
-                found = base_state(seed, model=args.model, tasks=args.tasks)
-            else:
-                found = run_arm(
-                    arm,
-                    seed,
-                    model=args.model,
-                    seconds=args.seconds,
-                    loss_tokens=args.loss_tokens,
-                    tasks=args.tasks,
+            try:
+                found = (
+                    base_state(seed, model=args.model, tasks=args.tasks)
+                    if arm is None
+                    else run_arm(
+                        arm,
+                        seed,
+                        model=args.model,
+                        seconds=args.seconds,
+                        loss_tokens=args.loss_tokens,
+                        tasks=args.tasks,
+                    )
                 )
+            except ValueError as error:
+                refused.append(f"{name}, seed {seed}: {error}")
+                bar.advance()
+                continue
             line = {
                 "arm": name,
                 "seed": seed,
@@ -133,6 +143,7 @@ def run(args: argparse.Namespace) -> None:
             with args.raw.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             bar.advance()
+    return refused
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ def test_goes_on_where_it_was_and_writes_the_page(
     ran = []
 
     def run_arm(arm: Any, seed: int, **_: Any) -> dict[str, Any]:
+        if seed == 2:
+            raise ValueError("no reference")
         ran.append((arm.key, seed))
         one = result(arm.key, seed, 0.8)
         return {name: one[name] for name in ("at_loss_tokens", "at_seconds")}
@@ -148,6 +150,12 @@ def test_goes_on_where_it_was_and_writes_the_page(
     assert "`gold/context`: **undecided**" in text
     assert "Not run yet: " in text
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == 4
+    assert objectives.main([*asked, "--seeds", "2"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["results"] == 4
+    assert said["refused"] == [
+        f"{name}, seed 2: no reference" for name in ("gold/sft", "gold/context")
+    ]
 
 
 def test_no_results_no_page(tmp_path: Path) -> None:
