@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from actor.offline.config import EvalConfig
+from actor.offline.eval import AGAIN, repeated
 from actor.offline.eval_report import markdown
 from actor.offline.eval_summary import Sample, over_seeds, summary
 from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
+from dynatok_online.adherence.coverage import Ending
 from dynatok_online.adherence.outcomes import Judged, judge
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
@@ -114,6 +116,29 @@ def test_one_seed_has_its_interval_over_edits() -> None:
     text = markdown(EvalConfig(seeds=(0,)), {"exact": {"by_seed": {}, "mean": alone}})
     assert "interval over edits" in text
     assert "| adherence after an edit | 0.500 ± 1.242 |" in text
+
+
+def test_several_responses_to_a_task_give_coverage() -> None:
+    good, bad = Ending("x", True), Ending("x", False)
+    ends = [("a", good), ("a", good), ("b", bad), ("b", None)]
+    samples = [replace(sample(judged(1.0, 4)), ending=end, task=task) for task, end in ends]
+    one = summary(samples)["all"]
+    assert (one["valid"], one["valid_count"]) == (0.5, 2)
+    assert one["unique"] == 0.5
+    assert one["distinct_valid"] == 0.25
+    assert one["distinct_valid_half"] == pytest.approx(12.706 * 0.25, rel=1e-3)
+    text = markdown(
+        EvalConfig(seeds=(0,)),
+        {"exact": {"by_seed": {}, "mean": over_seeds([summary(samples)])}},
+    )
+    assert "| responses that are both | 0.250 ± 3.177 |" in text
+    assert "valid" not in summary(samples[1:3])["all"]  # one response to each
+
+
+def test_a_task_is_repeated_under_other_names() -> None:
+    again = repeated([TASK], 3)
+    assert [one.task_id.partition(AGAIN)[0] for one in again] == [TASK.task_id] * 3
+    assert len({one.task_id for one in again}) == 3
 
 
 def test_no_evidence_is_no_number() -> None:
