@@ -9,6 +9,14 @@ from typing import Any
 from actor.engine.names import WEIGHT_BACKEND
 
 MIB = 1 << 20
+REFUSED = {
+    "kv_events_config": "the actor reads the cache events itself, to audit what was reused",
+    "kv_transfer_config": "vLLM counts what a connector brings as cached, but does not report it "
+    "among its cache events, so nobody could audit it",
+    "speculative_config": "with drafts vLLM leaves the last blocks out of its cache events, which "
+    "the audit would take for an error, and ignores min_p",
+}
+"""Engine arguments that we cannot work with, and why."""
 
 
 def engine_arguments(model: str, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,11 +28,9 @@ def engine_arguments(model: str, seed: int, given: Mapping[str, Any]) -> dict[st
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
-    if "kv_events_config" in given:
-        raise ValueError(
-            "actor.engine.kv_events_config: the actor reads the cache events itself, to audit "
-            "what was reused; leave it out"
-        )
+    for name, why in REFUSED.items():
+        if given.get(name):
+            raise ValueError(f"actor.engine.{name}: {why}; leave it out")
     merged = _defaults(on_cpu) | {"model": model, "seed": seed} | dict(given)
     known = AsyncEngineArgs.__dataclass_fields__
     for name in merged:
