@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     launch.add_argument(
         "--on",
-        choices=("local", "slurm"),
-        help="where: local (this machine, the default) or slurm (one job)",
+        choices=("local", "slurm", "ray"),
+        help="where: local (this machine, the default), slurm (one job) or ray",
     )
     launch.add_argument(
         "--dry-run", action="store_true", help="write the run folder with its configs, and stop"

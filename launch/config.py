@@ -20,7 +20,7 @@ import yaml
 
 from actor.config import ActorConfig
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
-from launch.engines.config import SlurmConfig
+from launch.engines.config import RayConfig, SlurmConfig
 from launch.precision import settled
 from learner.config import LearnerConfig
 from protocol.config import ProtocolConfig
@@ -61,6 +61,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How the two talk."""
     slurm: SlurmConfig = SlurmConfig()
     """What to ask SLURM for, with `--on slurm`."""
+    ray: RayConfig = msgspec.field(default_factory=RayConfig)
+    """What to ask Ray for, with `--on ray`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

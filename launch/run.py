@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from launch.config import (
 )
 from launch.decode import ConfigError
 from launch.engines import local
+from launch.engines.reachable import reachable
 from launch.panel import display
-from launch.supervisor import PATIENCE, SAVING, Command, Outcome, supervise
+from launch.supervisor import PATIENCE, Display, Outcome, supervise
 from protocol.run import endpoint
 from protocol.run.json_files import read_json
 
@@ -72,21 +73,44 @@ def resume(
 def _run(config: RunConfig, run_dir: Path, on: str, dry_run: bool) -> int:
     if on == "slurm":
         return _submit(config, run_dir.resolve(), dry_run)
-    actor, learner = resolve(config, run_dir)
-    actors = actor_configs(actor, config.actors)
+    if on == "ray":
+        run_dir = run_dir.resolve()
+    actor, learner = resolve(config if on == "local" else reachable(config, run_dir), run_dir)
+    most = max(config.actors, config.ray.max_actors if on == "ray" else 0)
+    actors = actor_configs(actor, most)
     write_configs(run_dir, config, actors, learner)
     if dry_run:
         say(f"wrote {run_dir}; each process can be started alone from its own file")
         print(json.dumps({"run_dir": str(run_dir), "status": "dry-run"}))
         return 0
-    commands = local.commands(run_dir, actors, learner.ranks)
-    return watch(run_dir, config, commands, {"engine": "local"}).code
+    if on == "ray":
+        from launch.engines.ray import run_on_ray
+
+        return watch(
+            run_dir,
+            config,
+            {"engine": "ray"},
+            lambda display: run_on_ray(run_dir, config, actors, display),
+        ).code
+    return watch(
+        run_dir,
+        config,
+        {"engine": "local"},
+        lambda display: supervise(
+            run_dir,
+            local.commands(run_dir, actors, learner.ranks),
+            display,
+            restarts=config.restarts,
+            time_limit=config.time_limit,
+            patience=max(PATIENCE, config.learner.stop_grace + 1),
+        ),
+    ).code
 
 
 def _submit(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
     from launch.engines import slurm
 
-    actor, learner = resolve(slurm.reachable(config, run_dir), run_dir)
+    actor, learner = resolve(reachable(config, run_dir), run_dir)
     write_configs(run_dir, config, actor_configs(actor, config.actors), learner)
     path = run_dir / slurm.SCRIPT
     path.write_text(slurm.script(config, run_dir), encoding="utf-8")
@@ -105,11 +129,10 @@ def _submit(config: RunConfig, run_dir: Path, dry_run: bool) -> int:
 def watch(
     run_dir: Path,
     config: RunConfig,
-    commands: Sequence[Command],
     about: Mapping[str, Any],
-    saving: float = SAVING,
+    start: Callable[[Display], Outcome],
 ) -> Outcome:
-    """Start the processes, watch them to the end, and print the result.
+    """Have `start` run the processes to their end, show them meanwhile, and print the result.
 
     `about`: what `RUN/launch.json` says of the engine.
     """
@@ -117,15 +140,7 @@ def watch(
     say(f"run folder {run_dir}")
     max_steps = config.learner.training.get("max_steps")
     record = control.Record(display(run_dir, max_steps), run_dir, about)
-    outcome = supervise(
-        run_dir,
-        commands,
-        record,
-        restarts=config.restarts,
-        time_limit=config.time_limit,
-        saving=saving,
-        patience=max(PATIENCE, config.learner.stop_grace + 1),
-    )
+    outcome = start(record)
     endpoint.forget_endpoint(run_dir)
     record.ended(outcome)
     drawn = picture.draw(run_dir)

@@ -87,7 +87,7 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class _Signals:
+class Signals:
     """While entered, SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; so is SIGUSR1."""
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -98,7 +98,7 @@ class _Signals:
         self.save = False
         """SIGUSR1 came: the place is needed soon."""
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._note) for number in self._NUMBERS}
         return self
 
@@ -182,7 +182,7 @@ def supervise(
     forget_stop(run_dir)
     started = clock()
     members: list[_Member] = []
-    with _Signals() as signals:
+    with Signals() as signals:
         janitor = Janitor()
         try:
             for command in commands:
@@ -238,7 +238,7 @@ class _Watch:
         self,
         run_dir: Path,
         members: Sequence[_Member],
-        signals: _Signals,
+        signals: Signals,
         display: Display,
         janitor: Janitor,
         restarts: int,

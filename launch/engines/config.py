@@ -49,6 +49,34 @@ class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("slurm.sbatch.signal is filled in; write slurm.save_seconds instead")
 
 
+class RayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dynatok launch CONFIG --on ray`."""
+
+    address: str = ""
+    """Of the cluster (`auto`, HOST:PORT); empty: `RAY_ADDRESS`, or
+    a cluster of this machine alone, which ends with the run."""
+    learner: dict[str, float] = msgspec.field(default_factory=lambda: {"CPU": 1.0})
+    """What the learner takes of a node, as Ray counts it: `{CPU: 16, GPU: 1}`."""
+    actor: dict[str, float] = msgspec.field(default_factory=lambda: {"CPU": 1.0})
+    """What each actor takes of a node; a tensor-parallel one several GPUs: `{CPU: 8, GPU: 2}`."""
+    max_actors: int = 0
+    """Where this is above `actors`, actors are added, up to so many, while the learner waits for
+    trajectories, and given back when it does not."""
+
+    def __post_init__(self) -> None:
+        for section in ("learner", "actor"):
+            for name, number in getattr(self, section).items():
+                if not number >= 0:
+                    raise ValueError(f"ray.{section}.{name} is {number}; write 0 or more")
+        if self.max_actors < 0:
+            raise ValueError(f"ray.max_actors is {self.max_actors}; write 0 (off) or more")
+        if self.address.startswith("ray://"):
+            raise ValueError(
+                f"ray.address '{self.address}' is Ray Client, which cannot be used; write auto "
+                "on a machine of the cluster, or HOST:PORT of its head (6379)"
+            )
+
+
 def options(values: dict[str, Any]) -> list[str]:
     """As they are written on a command line: `--partition=gpu`, `--exclusive`, `-C a100`."""
     found = []

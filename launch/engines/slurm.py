@@ -22,46 +22,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from actor.config import ActorConfig
 from launch import environment
 from launch.config import RunConfig, actor_configs, load_run, resolve
 from launch.decode import ConfigError
 from launch.engines.config import SlurmConfig, options
 from launch.engines.local import process_argv, processes
+from launch.engines.reachable import reachable
 from launch.run import say, watch
-from launch.supervisor import Command
+from launch.supervisor import PATIENCE, Command, supervise
 from protocol.run.json_files import read_json
 from protocol.run.stop import asked_to_stop
 from protocol.run.threads import NAMES
-from protocol.wire.keys import make_keys
 
 SCRIPT: Final = "run.sbatch"
-KEYS: Final = "keys"
-"""Folder of a run with the keys that were made for it."""
 _SIZES: Final = ("nodes", "N", "ntasks", "n", "cpus-per-task", "c", "exclusive", "ntasks-per-node")
 _DEADLINE: Final = 60.0
 """Seconds that a command of SLURM may take."""
-_LOOPBACK: Final = ("ipc://", "tcp://127.", "tcp://localhost", "tcp://[::1]")
-
-
-def reachable(config: RunConfig, run_dir: Path) -> RunConfig:
-    """The run so that processes on other machines of the cluster can take part in it.
-
-    A learner that would listen on its own machine alone listens on a free port, with keys of this
-    run; weights that would go through one machine's memory go through the run folder.
-    """
-    learner, protocol = config.learner, config.protocol
-    if learner.weight_transport == "shm":
-        learner = msgspec.structs.replace(learner, weight_transport="folder")
-    if protocol.endpoint.startswith(_LOOPBACK):
-        if protocol.keys is None:
-            if not (run_dir / KEYS).exists():
-                make_keys(run_dir / KEYS)
-            protocol = msgspec.structs.replace(protocol, keys=str(run_dir / KEYS))
-        protocol = msgspec.structs.replace(protocol, endpoint="tcp://*:0")
-    return msgspec.structs.replace(config, learner=learner, protocol=protocol)
 
 
 def script(config: RunConfig, run_dir: Path) -> str:
@@ -224,9 +201,16 @@ def run_in_job(run_dir: Path, job: str) -> int:
     outcome = watch(
         run_dir,
         config,
-        commands(run_dir, config.slurm, actors),
         {"engine": "slurm", "job": job},
-        saving=max(1.0, config.slurm.save_seconds - 10.0),
+        lambda display: supervise(
+            run_dir,
+            commands(run_dir, config.slurm, actors),
+            display,
+            restarts=config.restarts,
+            time_limit=config.time_limit,
+            saving=max(1.0, config.slurm.save_seconds - 10.0),
+            patience=max(PATIENCE, config.learner.stop_grace + 1),
+        ),
     )
     request = asked_to_stop(run_dir)
     if request is None or not request.again or outcome.status != "interrupted":

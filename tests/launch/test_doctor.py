@@ -23,7 +23,7 @@ def run_with(**fields):
 
 
 def test_the_locks_are_exact_and_hold_no_unwanted_package():
-    for name in ("cpu.txt", "gpu.txt", "ifeval.txt"):
+    for name in ("cpu.txt", "gpu.txt", "ifeval.txt", "ray.txt"):
         path = doctor.LOCKS / name
         lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
         assert all(line.count("==") == 1 for line in lines)

@@ -27,7 +27,7 @@ pytestmark = [
 SMALL = (
     *("--learner.trajectories_per_step", "4", "--learner.training.save_steps", "1000"),
     *("--learner.max_seconds", "0", "--actor.evaluation.enabled", "false"),
-    *("--slurm.sbatch.nodes", "2", "--slurm.sbatch.ntasks", "2", "--slurm.save_seconds", "60"),
+    *("--slurm.sbatch.nodes", "2", "--slurm.sbatch.ntasks", "2", "--slurm.save_seconds", "110"),
 )
 """No checkpoint but the ones that are asked for. The learner and the actor have a node each."""
 
@@ -140,7 +140,7 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     cluster.wait(run, lambda state: steps(run) >= resumed_at + 2)
     ran = cluster("squeue", "--noheader", "--format=%M", f"--jobs={job}").stdout
     minutes = int(ran.strip().rpartition(":")[0].rpartition(":")[2] or 0)
-    cluster("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 1}")
+    cluster("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
     cluster.wait(run, lambda state: state["status"] == "waiting")
     requeued_at = steps(run)
     saved = latest(run / "checkpoints")

@@ -12,6 +12,7 @@ from launch.config import RunConfig, actor_configs, resolve
 from launch.decode import ConfigError, decode
 from launch.engines import slurm
 from launch.engines.config import SlurmConfig, options
+from launch.engines.reachable import reachable
 
 
 def test_options_are_written_as_a_command_line_takes_them():
@@ -108,7 +109,7 @@ def test_processes_on_other_machines_reach_the_learner_with_keys_of_this_run(tmp
     assert "ipc://*" in whole, "the run itself says nothing of where it runs"
     assert Path(folder / slurm.SCRIPT).exists()
     key = (folder / "keys" / "learner.key_secret").read_bytes()
-    slurm.reachable(RunConfig(), folder)
+    reachable(RunConfig(), folder)
     assert (folder / "keys" / "learner.key_secret").read_bytes() == key
 
 

@@ -1,0 +1,169 @@
+"""`--on ray` on a real Ray cluster of three nodes here, with the real actor and learner."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.run.trace import FILE as TRACES
+from protocol.run.trace import account
+from tests.launch.running import launched, waiting
+from tests.protocol.peers import read
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000)]
+
+SMALL = (
+    *("--learner.trajectories_per_step", "4", "--learner.training.save_steps", "10"),
+    *("--learner.max_seconds", "0", "--actor.evaluation.enabled", "false"),
+    *("--ray.learner.CPU", "1", "--ray.learner.head", "1"),
+)
+"""The learner stays on the head; actors go where there is room."""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    yield from _cluster(monkeypatch)
+
+
+def _cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with room for the learner, which `add_node` makes larger."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'dynatok-online[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    head = {"num_cpus": 1, "resources": {"head": 1}, "include_dashboard": False}
+    one = Cluster(initialize_head=False)
+    _patiently(lambda: one.add_node(**head))
+    monkeypatch.setenv("RAY_ADDRESS", one.address)
+    yield one
+    one.shutdown()
+
+
+def _patiently(add: Callable[[], Any]) -> Any:
+    """A node has thirty seconds to start, which a busy machine may not have for it."""
+    for attempt in range(5):
+        try:
+            return add()
+        except Exception as error:
+            if "timed out" not in str(error) or attempt == 4:
+                raise
+    raise AssertionError
+
+
+def steps(run: Path) -> int:
+    return max([0, *account(run).trained.values()]) if (run / TRACES).exists() else 0
+
+
+def wait_for_step(folder: Path, process: subprocess.Popen[str], step: int) -> Path:
+    end = time.monotonic() + 900
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[1]
+        for run in folder.iterdir() if folder.exists() else ():
+            if steps(run) >= step:
+                return run
+        time.sleep(0.5)
+    logs = [path.read_text()[-2000:] for path in folder.glob("*/logs/*.log")]
+    raise AssertionError(f"no step {step}: {logs}")
+
+
+INSTEAD = """
+import sys
+from launch.engines import ray_task
+
+def argv(run, name, verb):
+    last = name if verb == "actor" else ""
+    command = [sys.executable, "-m", "tests.protocol.peers", verb, str(run)]
+    return [*command, "tcp://*:0", str(run / "keys"), last]
+
+ray_task.process_argv = argv
+"""
+"""Put into Ray's workers: processes of the protocol alone, which need no engine."""
+
+
+@pytest.fixture
+def quick_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(INSTEAD)
+    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", path)
+    yield from _cluster(monkeypatch)
+
+
+def test_processes_without_engines_survive_a_node(quick_cluster: Any, tmp_path: Path) -> None:
+    """Everything but engine and trainer is real. The node of one actor is removed."""
+    nodes = [_patiently(lambda: quick_cluster.add_node(num_cpus=1)) for _ in range(2)]
+    runs = tmp_path / "runs"
+    names = ("actor", "actor-1")
+    with launched(runs, "--on", "ray", "--actors", "2", *SMALL) as process:
+
+        def events(name: str, event: str) -> list[Any]:
+            (run,) = runs.iterdir()
+            path = run / f"{name}.jsonl"
+            return [e for e in read(run, name) if e["event"] == event] if path.exists() else []
+
+        def until(ready: Callable[[], bool], seconds: float = 300.0) -> None:
+            end = time.monotonic() + seconds
+            while not ready():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end
+                time.sleep(0.2)
+
+        until(lambda: runs.exists() and all(len(events(name, "sent")) > 20 for name in names))
+        (run,) = runs.iterdir()
+        quick_cluster.remove_node(nodes[0], allow_graceful=False)
+        _patiently(lambda: quick_cluster.add_node(num_cpus=1))
+        told = [run / "ray" / f"{name}.json" for name in names]
+        until(lambda: sorted(json.loads(path.read_text())["starts"] for path in told) == [1, 2])
+        before = {name: len(events(name, "sent")) for name in names}
+        until(lambda: all(len(events(name, "sent")) > before[name] + 20 for name in names))
+        (run / "enough").touch()
+        out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    crashes = json.loads(out.splitlines()[-1])["crashes"]
+    assert list(crashes.values()) == [1], crashes
+    sent = {e["id"] for name in names for e in read(run, name) if e["event"] == "sent"}
+    got = [e["id"] for e in read(run, "learner") if e["event"] == "got"]
+    print(f"{len(sent)} sent, {len(sent - set(got))} lost, {len(got) - len(set(got))} twice")
+    assert set(got) == sent
+    assert len(got) == len(set(got))
+
+
+@pytest.mark.slow
+def test_a_node_that_is_removed_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+    first = _patiently(lambda: cluster.add_node(num_cpus=1))
+    last = 40
+    arguments = (*SMALL, "--learner.training.max_steps", str(last))
+    with launched(tmp_path, "--on", "ray", *arguments) as process:
+        run = wait_for_step(tmp_path, process, 3)
+        told = json.loads((run / "ray" / "actor.json").read_text())
+        assert told["starts"] == 1
+        cluster.remove_node(first, allow_graceful=False)
+        at = steps(run)
+        _patiently(lambda: cluster.add_node(num_cpus=1))
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", "status", str(run)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert json.loads(done.stdout.splitlines()[-1])["status"] == "running", done.stdout
+        wait_for_step(tmp_path, process, at + 20)
+        out, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    result = json.loads(out.splitlines()[-1])
+    assert result["learner_steps"] == last
+    assert result["audit_mismatches"] == 0
+    assert result["crashes"] == {"actor": 1}
+    found = account(run)
+    print(f"sent {len(found.sent)}, trained {len(found.trained)}, dropped {found.causes()}")
+    assert found.twice == []
+    assert found.open - waiting(run) == set()
+    assert len(found.trained) == 4 * last
