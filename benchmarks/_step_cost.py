@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,23 +91,28 @@ def _synchronize(device: torch.device) -> None:
 
 
 def peak_mb(model: Any, parts: Sequence[Part]) -> float | None:
-    """Peak memory of one step beyond what was in use before it; None where nobody tells.
+    """Peak memory of one step beyond what was in use before it; None where nobody tells."""
+    model.zero_grad(set_to_none=True)
+    return peak_of(lambda: step(model, parts), model.device.type)
+
+
+def peak_of(work: Callable[[], object], device: str) -> float | None:
+    """Peak memory of `work`, in MB, beyond what was in use before it; None where nobody tells.
 
     On CPU the kernel's high-water mark. What the allocator kept of earlier steps is given back
     first, or a step that finds room in it would seem to need none.
     """
-    model.zero_grad(set_to_none=True)
     gc.collect()
-    if model.device.type == "cuda":
+    if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        step(model, parts)
+        work()
         return float(torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
-        step(model, parts)
+        work()
         return (_status("VmHWM") - before) / 1024
     except (AttributeError, OSError, KeyError):
         return None

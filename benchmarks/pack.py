@@ -246,6 +246,28 @@ def run_ghosts(
     return found
 
 
+def run_loss(
+    page: Path | None = None,
+    vocabulary: int = 151_936,
+    width: int = 1024,
+    targets: int = 4096,
+    rounds: int = 3,
+) -> list[dict[str, Any]]:
+    """What the loss of a row costs, before and now; prints a table and JSON."""
+    import torch
+
+    from benchmarks._loss_cost import measure_loss, table, write_section
+
+    found = measure_loss(vocabulary, width, targets, rounds)
+    print("\n".join(table(found)))
+    if page is not None:
+        threads = torch.get_num_threads()
+        where = f"CPU, {threads} threads, float32, torch {torch.__version__}"
+        write_section(page, found, f"{where}, {datetime.now(UTC).date().isoformat()}")
+    print(json.dumps(found))
+    return found
+
+
 def _print_card(shape: tuple[int, int, int, int], rows: Sequence[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
@@ -311,13 +333,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--ghosts", action="store_true", help="measure what ghosts add to a step, and only that"
     )
-    parser.add_argument("--page", type=Path, help="with --ghosts: write its section of this page")
+    parser.add_argument(
+        "--loss",
+        action="store_true",
+        help="measure the loss of 4096 tokens at a vocabulary of 151936 (10 GB), and only that",
+    )
+    parser.add_argument(
+        "--page", type=Path, help="with --ghosts or --loss: write its section of this page"
+    )
     args = vars(parser.parse_args(argv))
-    page, ghosts = args.pop("page"), args.pop("ghosts")
-    if page is not None and not ghosts:
-        parser.error("--page goes with --ghosts: the rest of the page is not written by a command")
+    page, ghosts, loss = args.pop("page"), args.pop("ghosts"), args.pop("loss")
+    if page is not None and not ghosts and not loss:
+        parser.error(
+            "--page goes with --ghosts or --loss: the rest of the page is not written by a command"
+        )
     try:
-        if ghosts:
+        if loss:
+            run_loss(page, rounds=args["rounds"])
+        elif ghosts:
             run_ghosts(page, **{k: v for k, v in args.items() if k != "profiled"})
         else:
             run(**args)

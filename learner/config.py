@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from dynatok_online.objectives.targets import BROUGHT, Need
 from dynatok_online.objectives.written import objective_of
 from learner.lora import check_names
 from protocol.config import ProtocolConfig
@@ -29,10 +31,11 @@ def check_training(section: str, training: dict[str, Any]) -> None:
             raise ValueError(f"{section}.{name} must be at least 0, got {value}")
 
 
-def check_objective(field: str, objective: Any) -> None:
-    """Raise ValueError for an objective that cannot be, before anything heavy is imported."""
+def check_objective(field: str, objective: Any, brought: Sequence[Need] = BROUGHT) -> None:
+    """Raise ValueError for an objective that cannot be, or that needs what is not `brought`,
+    before anything heavy is imported."""
     try:
-        objective_of(objective)
+        objective_of(objective).check(brought)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
 
@@ -157,7 +160,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "
                 "token of a text has no log-probability"
             )
-        check_objective("learner.objective", self.objective)
+        # An actor writes one response to a task, so a step has nothing to compare it with.
+        brought = [need for need in BROUGHT if need != "groups"]
+        check_objective("learner.objective", self.objective, brought)
         if self.weight_transport in ("nccl", "ipc"):
             raise ValueError(
                 f"learner.weight_transport {self.weight_transport} is vLLM's own transport between "

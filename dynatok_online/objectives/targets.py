@@ -42,6 +42,9 @@ on the prompt. `groups`: several responses to one task in every step."""
 
 NEEDS: tuple[Need, ...] = ("reference", "recorded", "context", "attention", "groups")
 
+BROUGHT: tuple[Need, ...] = ("reference", "recorded", "context", "groups")
+"""Those that the trainer of this package brings, where its data and settings allow."""
+
 
 class TokenObjective(Protocol):
     """What the trainer calls."""

@@ -20,16 +20,39 @@ from typing import Any
 
 import msgspec
 
+from dynatok_online.objectives.asft import Asft
+from dynatok_online.objectives.clipped import Decoupled, Grpo, Hapo, Importance
 from dynatok_online.objectives.context import Context
 from dynatok_online.objectives.contrast import Contrast
+from dynatok_online.objectives.dft import Dft
+from dynatok_online.objectives.eksft import Eksft
+from dynatok_online.objectives.hinge import Hinge
+from dynatok_online.objectives.key import Key
 from dynatok_online.objectives.objective import Objective, Term
 from dynatok_online.objectives.reward import Reward
+from dynatok_online.objectives.rollout import Rollout
 from dynatok_online.objectives.sft import Sft
 from dynatok_online.objectives.targets import Factor, Loss
 
-LOSSES: dict[str, type[Loss]] = {"sft": Sft}
+LOSSES: dict[str, type[Loss]] = {
+    "sft": Sft,
+    "dft": Dft,
+    "asft": Asft,
+    "eksft": Eksft,
+    "rollout": Rollout,
+    "hinge": Hinge,
+    "grpo": Grpo,
+    "decoupled": Decoupled,
+    "hapo": Hapo,
+}
 
-FACTORS: dict[str, type[Factor]] = {"reward": Reward, "context": Context, "contrast": Contrast}
+FACTORS: dict[str, type[Factor]] = {
+    "reward": Reward,
+    "key": Key,
+    "importance": Importance,
+    "context": Context,
+    "contrast": Contrast,
+}
 
 KNOWN = (*LOSSES, *FACTORS)
 

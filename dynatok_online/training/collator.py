@@ -20,6 +20,7 @@ from dynatok_online.objectives.token_weights import selected_weights, token_weig
 from dynatok_online.objectives.written import objective_of
 from dynatok_online.rows.plan import plan_ranks
 from dynatok_online.spans.audit import audit
+from dynatok_online.training.groups import group_keys, pass_columns
 from dynatok_online.trajectory import Trajectory, from_row
 
 
@@ -28,7 +29,8 @@ class TrajectoryCollator:
     """Plans one micro batch. Returns a dict:
 
     `rows` (list of `plan.Row`), `loss_tokens` (their targets), `tokens` (what they compute),
-    `truncated_tokens` (what one truncated pass per prompt state would), `plan_seconds`.
+    `truncated_tokens` (what one truncated pass per prompt state would), `plan_seconds`; and where
+    the objective needs groups, `groups` and `scores` of all passes (see `groups`).
     """
 
     strategy: str = "packed"
@@ -64,6 +66,10 @@ class TrajectoryCollator:
             token_weights(one, thought=self.thought) * selected_weights(one) for one in trajectories
         ]
         columns = [known_columns(one) | self.objective.columns(one) for one in trajectories]
+        grouped = "groups" in self.objective.needs
+        if grouped:
+            passes = pass_columns(trajectories)
+            columns = [one | more for one, more in zip(columns, passes, strict=True)]
         planned = plan_ranks(
             trajectories,
             weights,
@@ -75,7 +81,7 @@ class TrajectoryCollator:
         )
         truncated = sum(truncated_tokens(one) for one in trajectories)
         seconds = time.perf_counter() - began
-        return [
+        batches: list[dict[str, Any]] = [
             {
                 "rows": rows,
                 "loss_tokens": sum(len(row.targets) for row in rows),
@@ -85,6 +91,9 @@ class TrajectoryCollator:
             }
             for rank, rows in enumerate(planned)
         ]
+        if grouped:
+            batches[0]["groups"], batches[0]["scores"] = group_keys(trajectories)
+        return batches
 
 
 def truncated_tokens(trajectory: Trajectory) -> int:

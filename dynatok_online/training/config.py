@@ -49,6 +49,13 @@ class DynamicSFTConfig(SFTConfig):
             "(`{name: asft, kl: 0.1}`), or a list of them, which is summed; see docs/objectives.md."
         },
     )
+    reference: str = field(
+        default="start",
+        metadata={
+            "help": "What objectives that need one compare with: `start` (a frozen copy), "
+            "`adapter` (LoRA switched off: no copy), or another model's folder or hub id."
+        },
+    )
     reward_power: float = field(
         default=1.0, metadata={"help": "`reward`: the lowest score of a pass, to this power."}
     )

@@ -87,6 +87,29 @@ class ChunkedHead:
         finally:
             hook.remove()
 
+    @torch.no_grad()
+    def hidden(self, call: Callable[[], Any]) -> torch.Tensor:
+        """[M, H] what the head gets when `call` runs the model; nothing is made of it."""
+        found: list[torch.Tensor] = []
+
+        def keep(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            found.append(given[0][0])
+            return (given[0][:, :0],)
+
+        hook = self._head.register_forward_pre_hook(keep)
+        try:
+            call()
+        finally:
+            hook.remove()
+        (hidden,) = found
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[m, V] logits of some of `hidden`, in float32 at least."""
+        own = type(self._head).forward  # the head may be held back just now
+        dtype = next(self._head.parameters()).dtype
+        return self._finish(own(self._head, hidden[None].to(dtype))[0])
+
     @contextlib.contextmanager
     def _held_back(self, loss_of: ChunkLoss) -> Iterator[list[torch.Tensor]]:
         """While open, the head makes losses, which go into the list, and the model no logits."""

@@ -45,9 +45,12 @@ from dynatok_online.rows.row import Row, empty_row
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.ghosts import Shared, context_logprobs
+from dynatok_online.training.groups import advantages, with_advantages
 from dynatok_online.training.halves import SHARDED, Halves, draw
 from dynatok_online.training.head import ChunkedHead
+from dynatok_online.training.lagged import LaggedCallback
 from dynatok_online.training.providers import Provider, complete
+from dynatok_online.training.reference import AT, Reference
 from dynatok_online.training.sources import (
     as_dataset,
     no_tokenizer,
@@ -144,11 +147,13 @@ class DynamicSFTTrainer(SFTTrainer):
         self._sharded = self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
         self._base = base
         self._head = ChunkedHead(base)
+        self._reference: Reference | None = None
         self.providers = self.make_providers()
         """What brings the columns that an objective needs and a model computes."""
         shared: list[Need] = ["context"] if self._has_ghosts else []
-        self.objective.check((*self.providers, *shared, "recorded"))
+        self.objective.check((*self.providers, *shared, "recorded", "groups"))
         self.past = Lagged(self.objective.watches, self.args.device)
+        self.add_callback(LaggedCallback(self.past, self._total))
         if args.memory == "pass" and self._sharded:
             raise ValueError(
                 "memory='pass' cannot be combined with weights that are sharded over ranks (ZeRO 3 "
@@ -168,7 +173,20 @@ class DynamicSFTTrainer(SFTTrainer):
     def make_providers(self) -> dict[Need, Provider]:
         """What brings each need of `self.objective` that a model computes."""
         needed = "context" in self.objective.needs and self._has_ghosts
-        return {"context": self.context} if needed and not self._shares else {}
+        found: dict[Need, Provider] = {}
+        if needed and not self._shares:
+            found["context"] = self.context
+        if "reference" in self.objective.needs:
+            name = self.objective.of_need("reference")
+            if self._sharded:
+                raise ValueError(
+                    f"objective {name} needs a reference, which cannot be run beside weights that "
+                    "are sharded over ranks (ZeRO 3 or FSDP); use ZeRO 2"
+                )
+            model = self.accelerator.unwrap_model(self.model)
+            self._reference = Reference(self.args.reference, model, self.args.attention)
+            found["reference"] = self._reference
+        return found
 
     @property
     def _has_ghosts(self) -> bool:
@@ -203,6 +221,8 @@ class DynamicSFTTrainer(SFTTrainer):
         if not batches:  # or transformers asks again, up to max_steps times
             self.control.should_epoch_stop = True
         else:
+            if "groups" in self.objective.needs:
+                self._compare_groups(batches, device)
             self._fill(batches)
         return batches, count
 
@@ -214,6 +234,22 @@ class DynamicSFTTrainer(SFTTrainer):
         most = self.accelerator.gather(counts[None].to(self.args.device)).amax(0).tolist()
         for batch, want in zip(batches, most, strict=True):
             batch["rows"] += [empty_row()] * (want - self._backwards(batch))
+
+    def _compare_groups(self, batches: list[Batch], device: torch.device) -> None:
+        """Advantages of all passes of one optimizer step into their rows."""
+        keys = torch.tensor([key for one in batches for key in one["groups"]], device=device)
+        scores = torch.tensor([score for one in batches for score in one["scores"]], device=device)
+        every = [keys, scores]
+        if self.args.world_size > 1:
+            pad = self.accelerator.pad_across_processes
+            every = [
+                self.accelerator.gather(pad(one, pad_index=empty))
+                for one, empty in ((keys, 0), (scores, float("nan")))
+            ]
+        found = advantages(keys, scores, every[0], every[1])
+        pieces = found.split([len(one["groups"]) for one in batches])
+        for batch, piece in zip(batches, pieces, strict=True):
+            batch["rows"] = [with_advantages(row, piece) for row in batch["rows"]]
 
     def _get_num_items_in_batch(
         self, batch_samples: list[Batch], device: torch.device
@@ -245,7 +281,7 @@ class DynamicSFTTrainer(SFTTrainer):
         """Forward and backward of every part of one micro batch; gradients meet at the last."""
         began = time.perf_counter()
         model.train()
-        inputs["rows"] = [complete(model, row, self.providers) for row in inputs["rows"]]
+        inputs = {**inputs, "rows": self._completed(model, inputs["rows"])}
         parts = self._parts(inputs)
         nested = self.args.memory == "pass"
         total = torch.zeros((), device=self.args.device)
@@ -289,7 +325,7 @@ class DynamicSFTTrainer(SFTTrainer):
             raise ValueError("DynamicSFTTrainer returns losses only; logits are never all built")
         count = inputs["loss_tokens"] if num_items_in_batch is None else num_items_in_batch
         globally = num_items_in_batch is not None
-        rows = [complete(model, row, self.providers) for row in inputs["rows"]]
+        rows = self._completed(model, inputs["rows"])
         return sum(self._row_loss(model, row, count, globally=globally) for row in rows)
 
     def _row_loss(
@@ -315,7 +351,7 @@ class DynamicSFTTrainer(SFTTrainer):
             known = {name: one[piece] for name, one in columns.items()}
             if shared is not None:
                 known["context"] = shared.found[piece]
-            targets = Targets(logits, ids[piece], known)
+            targets = Targets(logits, ids[piece], known, lambda: self._reference_logits(known))
             out, weights = self.objective.weighted(targets, self.past)
             if model.training:
                 self._watch(targets, weights)
@@ -363,6 +399,20 @@ class DynamicSFTTrainer(SFTTrainer):
 
     # ---- numbers ----
 
+    def _completed(self, model: torch.nn.Module, rows: list[Row]) -> list[Row]:
+        """Rows of one micro batch, with what the objective needs."""
+        if self._reference is not None:
+            self._reference.begin()
+        with self.accelerator.autocast():
+            return [complete(model, row, self.providers) for row in rows]
+
+    def _total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Its sum over ranks."""
+        if self.args.world_size == 1:
+            return tensor
+        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return total
+
     def _columns(self, row: Row) -> dict[str, torch.Tensor]:
         """[M] each: what `Targets` reads."""
         own: dict[str, npt.NDArray[Any]] = {
@@ -376,6 +426,10 @@ class DynamicSFTTrainer(SFTTrainer):
         return {
             name: attention.to_device(one, device) for name, one in {**own, **row.columns}.items()
         }
+
+    def _reference_logits(self, known: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self._reference is not None
+        return self._reference.logits(known[AT])
 
     def _watch(self, targets: Targets, weights: torch.Tensor) -> None:
         recorded = targets.recorded
@@ -399,9 +453,7 @@ class DynamicSFTTrainer(SFTTrainer):
         """Add what was counted since the last log; sums go over all ranks."""
         seconds = self.timings["forward_backward"] - self._logged_at
         if "loss" in logs and seconds > 0:
-            sums = self._sums
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums, "sum")
+            sums = self._total(self._sums)
             at = dict(zip(_SUMS, sums.tolist(), strict=True))
             logs["packing_ratio"] = at["tokens"] / max(1.0, at["truncated_tokens"])
             logs["weight_mean"] = at["weight"] / max(1.0, at["loss_tokens"])

@@ -121,3 +121,35 @@ def test_deepspeed_is_a_mapping_or_a_file(tmp_path):
 def test_config_checks_itself(options, match):
     with pytest.raises(ValueError, match=match):
         LearnerConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *("sft", "reward", "dft", "asft", "eksft", "rollout", "hinge"),
+        {"name": "asft", "kl": 0.03, "times": ["reward", "key", "importance"]},
+        ["reward", {"name": "hinge", "scale": 0.1}],
+    ],
+    ids=str,
+)
+def test_the_learner_takes_every_objective(tmp_path, objective):
+    arguments = stream_arguments(learner(tmp_path, objective=objective), tmp_path)
+    assert arguments.make_objective().terms
+
+
+@pytest.mark.parametrize(
+    ("objective", "match"),
+    [
+        ("grpo", r"learner\.objective: objective grpo needs several responses to one task"),
+        ({"name": "asft", "lk": 1}, r"learner\.objective: .*did you mean 'kl'"),
+    ],
+)
+def test_objectives_that_the_learner_cannot_have_are_named(tmp_path, objective, match):
+    with pytest.raises(ValueError, match=match):
+        learner(tmp_path, objective=objective)
+
+
+def test_offline_training_takes_groups():
+    assert TrainConfig(data="x.jsonl", objective="hapo").objective == "hapo"
+    with pytest.raises(ValueError, match="did you mean 'hapo'"):
+        TrainConfig(data="x.jsonl", objective="hapoo")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynatok_online.objectives.reward import Reward
 from dynatok_online.objectives.sft import Sft
 from dynatok_online.objectives.targets import Loss
-from dynatok_online.objectives.written import objective_of
+from dynatok_online.objectives.written import FACTORS, LOSSES, objective_of
 
 
 class Own(Loss, frozen=True):
@@ -76,6 +78,14 @@ def test_what_is_needed_and_not_there_is_named() -> None:
     with pytest.raises(ValueError, match=r"Needy needs the log-probability of tokens under"):
         objective.check(["reference"])
     assert objective.needs == {"context"}
+
+
+def test_the_page_lists_every_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/objectives.md").read_text()
+    for name, kind in {**LOSSES, **FACTORS}.items():
+        (line,) = (one for one in page.splitlines() if one.startswith(f"| `{name}` |"))
+        for field in msgspec.structs.fields(kind):
+            assert f"`{field.name}`" in line
 
 
 def test_nothing_heavy_is_imported() -> None:

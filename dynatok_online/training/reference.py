@@ -1,0 +1,117 @@
+"""Another model's view of the same targets.
+
+    start      a frozen copy of the model as the trainer got it: as much memory as its weights
+    adapter    the model in training, its adapters switched off: no copy
+    PATH       any other model with the same vocabulary: a folder, or a hub id
+
+It runs forward over a row before the row is trained on, and keeps hidden states of targets, [M, H];
+logits are made from them a chunk at a time, as the model's own are (`head`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dynatok_online import attention
+from dynatok_online.rows.row import Row
+from dynatok_online.training.head import ChunkedHead
+
+AT = "reference_at"
+"""Column: which of the kept hidden states belongs to a target."""
+
+
+class Reference:
+    """A `Provider` whose columns say where hidden states are kept."""
+
+    def __init__(self, given: str, model: Any, kernel: str) -> None:
+        """`model`: the model in training, with its adapters, before anything wraps it. Raises
+        ValueError where `given` cannot be."""
+        self._adapted = None
+        if given == "adapter":
+            if not hasattr(model, "disable_adapter"):
+                raise ValueError(
+                    "reference: adapter is the model with its adapters switched off, and it has "
+                    "none; train with LoRA, or use reference: start"
+                )
+            self._adapted = model
+            base = model.get_base_model()
+        elif given == "start":
+            base = _copy(model)
+        else:
+            from transformers import AutoModelForCausalLM
+
+            base = AutoModelForCausalLM.from_pretrained(given)
+        self._model = base
+        if self._adapted is None:
+            base.requires_grad_(False).eval()
+            plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+            attention.prepare(plain, kernel)
+            self._head = ChunkedHead(plain)
+        else:
+            self._head = ChunkedHead(base)
+        if not self._head.chunked:
+            raise ValueError(
+                f"reference: the head of {type(base).__name__} cannot be run by itself; use an "
+                "objective that needs no reference"
+            )
+        ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, base))
+        if ours != theirs:
+            raise ValueError(
+                f"reference: {given} has a vocabulary of {theirs} tokens, the model one of {ours}; "
+                "use a reference with the same one"
+            )
+        self._kept: list[torch.Tensor] = []
+        self._count = 0
+
+    def begin(self) -> None:
+        """Forget what was kept: a new micro batch begins."""
+        self._kept, self._count = [], 0
+
+    def __call__(self, model: torch.nn.Module, row: Row) -> Mapping[str, npt.NDArray[np.float32]]:
+        """See `Provider`."""
+        device = next(model.parameters()).device
+        if self._adapted is None and next(self._model.parameters()).device != device:
+            self._model.to(device)
+        given = attention.inputs(row, device)
+        with self._switched_off():
+            hidden = self._head.hidden(lambda: self._model(**given, use_cache=False))
+        at = np.arange(self._count, self._count + len(hidden), dtype=np.float32)
+        self._kept.append(hidden)
+        self._count += len(hidden)
+        return {AT: at}
+
+    def logits(self, at: torch.Tensor) -> torch.Tensor:
+        """[m, V] logits of targets, given their column."""
+        if len(self._kept) > 1:
+            self._kept = [torch.cat(self._kept)]
+        with torch.no_grad(), self._switched_off():
+            return self._head.logits(self._kept[0][at.long()])
+
+    @contextlib.contextmanager
+    def _switched_off(self) -> Any:
+        """Adapters off, dropout off."""
+        if self._adapted is None:
+            yield
+            return
+        training = self._adapted.training
+        self._adapted.eval()
+        try:
+            with self._adapted.disable_adapter():
+                yield
+        finally:
+            self._adapted.train(training)
+
+
+def _copy(model: Any) -> Any:
+    """A copy that runs itself: a forward that was put onto the model is bound to the model."""
+    found = copy.deepcopy(model)
+    for module in found.modules():
+        vars(module).pop("forward", None)
+    return found
