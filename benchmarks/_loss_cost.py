@@ -36,9 +36,10 @@ def only_a_head(vocabulary: int, width: int) -> Any:
             num_attention_heads=1,
             num_key_value_heads=1,
             head_dim=16,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,
         )
     ).train()
+    model.get_input_embeddings().requires_grad_(False)  # its gradient is none of the loss's
     attention.prepare(model)
     return model
 
