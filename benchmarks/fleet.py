@@ -119,7 +119,10 @@ class _Client:
                 await self.sending.wait()
                 due = time.monotonic() + self.every * phase
             if self.every:
-                await asyncio.sleep(due - time.monotonic())
+                now = time.monotonic()
+                if due < now - self.every:  # from before: what was missed is not made up for
+                    due = now + self.every * phase
+                await asyncio.sleep(due - now)
                 due += self.every
             await self.channel.acquire()
             self.channel.send(self._message)
