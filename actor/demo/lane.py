@@ -60,6 +60,7 @@ class Lane:
             reuse=reuse,
             placement=placement,
             slot_width=slot_width,
+            urgent=True,
             on_tokens=self._on_tokens,
             on_pass=self._on_pass,
         )

@@ -76,6 +76,8 @@ def _defaults(on_cpu: bool) -> dict[str, Any]:
         "logprobs_mode": "raw_logprobs",
         "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         "disable_log_stats": True,
+        # People who edit go before sessions that collect.
+        "scheduling_policy": "priority",
         # The model's own sampling defaults (top_p and the like) must not creep in.
         "generation_config": "vllm",
     }

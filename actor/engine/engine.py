@@ -19,7 +19,7 @@ from actor.config import SamplingConfig
 from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky
 from actor.engine.environment import check_plugin, prepare_environment, socket_parent
 from actor.engine.kv_events import KvEvents
-from actor.engine.names import STICKY
+from actor.engine.names import STICKY, URGENT
 from actor.engine.requests import (
     VllmRequest,
     prefill_params,
@@ -53,6 +53,7 @@ class VllmEngine:
         self._ended: dict[str, None] = {}
         """Sticky sessions that have ended, and that the engine process may still remember."""
         self._not_sticky = why_not_sticky(config)
+        self._by_priority = config.scheduler_config.policy == "priority"
 
     @classmethod
     def start(
@@ -151,6 +152,7 @@ class VllmEngine:
             tokens_input(list(token_ids), cache_salt=cache.salt),
             params,
             session_id=cache.name or None,
+            priority=URGENT if cache.urgent and self._by_priority else 0,
         )
         return VllmRequest(self._llm, queue, partial(self._heard, ended))
 

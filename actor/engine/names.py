@@ -4,6 +4,8 @@ WEIGHT_BACKEND = "dynatok"
 """Name of our weight-transfer backend in vLLM's `weight_transfer_config`."""
 STICKY = "dynatok"
 """Key of our entry in the `extra_args` of vLLM's sampling parameters."""
+URGENT = -1
+"""vLLM's priority of requests that go before others; theirs is 0."""
 BY_ACTOR = "DYNATOK_ACTOR"
 """Set by the actor in its own environment, inherited by the processes that vLLM starts."""
 PLUGIN = "actor.engine.plugin:register"

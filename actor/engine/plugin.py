@@ -16,20 +16,21 @@ from actor.engine.names import BY_ACTOR, WEIGHT_BACKEND
 
 
 def register() -> None:
-    """Add the weight-transfer backend and sticky reuse.
+    """Add the weight-transfer backend, sticky reuse, and room for urgent requests.
 
     Where an actor started the engine, its processes also multiply in `cpu_rows`'s way on CPU, and
     die with the actor.
     """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-    from actor.engine import sticky
+    from actor.engine import sticky, urgent
 
     if WEIGHT_BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
             WEIGHT_BACKEND, "actor.engine.weight_engine", "FileWeightEngine"
         )
     sticky.install()
+    urgent.install()
     if not os.environ.get(BY_ACTOR):
         return
     from vllm.platforms import current_platform

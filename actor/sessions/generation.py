@@ -42,6 +42,8 @@ class CacheUse:
     """How many positions of `previous` count as its own."""
     anew: tuple[int, ...] = ()
     """Blocks among them that do not count either."""
+    urgent: bool = False
+    """It goes before others, and no block of it is taken for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ How a session treats the cache and its slots is chosen when it is made:
   its last 64 tokens (`dynatok_online.policy`); `none` starts over.
 - `placement`: `head` leaves slots where the template puts them; `late` moves their lines behind
   the response so far, just before the next token (`dynatok_online.prompt.late`).
+- `urgent`: somebody waits for it; its passes go before those of other sessions in the engine.
 - `on_pass` gets the trajectory so far, up to a pass that has its first token (only if `on_tokens`
   is given too, since other passes do not stream; no token of it is in the trajectory yet, and its
   `finish_reason` is empty), and again when that pass has ended.
@@ -74,6 +75,7 @@ class LiveSession:
         reuse: ReusePolicy = "exact",
         placement: Placement = "head",
         slot_width: int = 0,
+        urgent: bool = False,
         on_tokens: OnPassTokens | None = None,
         on_pass: OnPass | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class LiveSession:
         self._sampling = sampling
         self._editor = Schedule(task.edits) if editor is None else editor
         self._seeded = seeded
+        self._urgent = urgent
         self._on_tokens = on_tokens
         self._on_pass = on_pass
         self._recorder = Recorder(
@@ -205,6 +208,7 @@ class LiveSession:
                 seed=self._pass_seed(at),
                 interrupt=interrupt,
                 read_cache=self._policy.text != "none",
+                urgent=self._urgent,
                 keep=keep,
                 on_start=started,
                 on_tokens=None if self._on_tokens is None else self._stream,

@@ -254,6 +254,7 @@ class Serving:
         seed: int | None,
         interrupt: Interrupt,
         read_cache: bool = True,
+        urgent: bool = False,
         keep: Keep | None = None,
         on_start: OnStart | None = None,
         on_tokens: OnTokens | None = None,
@@ -262,13 +263,16 @@ class Serving:
 
         There must be no `await` between `ready` and this call, so that what is fed is what the
         session knows at the moment of submission. Without `on_tokens` the pass does not stream.
+        An `urgent` one goes before those that are not.
         """
         assert self._opened.is_set(), "a pass was started while the gate was closed"
         version, salt, label = self.version, self.cache_salt, self._label
         self._requests += 1
         name = f"{self.run_id}/{self._requests}"
         keep = Keep("") if keep is None else keep
-        cache = CacheUse(salt, name, read_cache, keep.session, keep.previous, keep.held, keep.anew)
+        cache = CacheUse(
+            salt, name, read_cache, keep.session, keep.previous, keep.held, keep.anew, urgent
+        )
         stream = None if on_tokens is None else _Stream(on_tokens)
         self._passes[interrupt] = stream
         self._idle.clear()
