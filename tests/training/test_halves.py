@@ -51,9 +51,7 @@ class Watch(TrainerCallback):
         for name, one in model.named_parameters():
             mapping = getattr(one, "_hp_mapping", None)
             if mapping is not None:
-                states = [
-                    mapping.get_optim_state_fragment(k) for k in mapping.get_optim_state_keys()
-                ]
+                states = (mapping.optim_fragment or {}).values()
                 out[name] = [x.clone() for x in [mapping.get_hp_fragment(), *states]]
             elif one in optimizer.state:
                 out[name] = [x.clone() for x in optimizer.state[one].values() if x.ndim]
