@@ -168,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         alone.add_argument(
             "--fields", action="store_true", help="list every field with its value, and stop"
         )
+        if name == "train":
+            alone.add_argument(
+                "--resume",
+                action="store_true",
+                help="go on from the last checkpoint of a run that was stopped: RUN_DIR --resume",
+            )
         alone.set_defaults(verb=name)
 
     demo = _verb(
@@ -344,15 +350,21 @@ def _alone(known: argparse.Namespace, flags: list[str]) -> int:
 
     where, runner = _ALONE[known.verb]
     module, _, name = where.partition(":")
-    _expect_file(known.config)
-    loaded = load_process(known.config, getattr(importlib.import_module(module), name), flags)
+    path, resumed = known.config, getattr(known, "resume", False)
+    if resumed:
+        path = path / "config.yaml"
+        if not path.exists():
+            raise ConfigError(f"--resume: {known.config} is no run folder: it has no config.yaml")
+    _expect_file(path)
+    loaded = load_process(path, getattr(importlib.import_module(module), name), flags)
     if known.fields:
         print(list_fields(loaded))
         return 0
     for model in (loaded.model, getattr(loaded, "base_model", "")):
         _expect_model(model)
     try:
-        code: int = importlib.import_module(runner).run(loaded)
+        run = importlib.import_module(runner)
+        code: int = run.resume(loaded, known.config.resolve()) if resumed else run.run(loaded)
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return code

@@ -17,9 +17,8 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,9 +29,6 @@ from protocol.run.grace import end_within_grace
 
 if TYPE_CHECKING:
     from learner.online.learner import Learner
-
-_FINAL: Final = (2, 3)
-"""Exit codes that say: do not start me again."""
 
 
 def run(config: LearnerConfig) -> int:
@@ -99,7 +95,7 @@ def _obey_signals(learner: Learner, over: threading.Event) -> None:
 
 def _run_group(config: LearnerConfig) -> int:
     """Start the ranks, and wait for their end. The last line on stderr says what ended them."""
-    from learner.ranks import log_of, run_ranks  # imports torch
+    from learner.ranks import FINAL, cause_of, log_of, run_ranks  # imports torch
 
     set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
     run_dir = Path(config.run_dir)
@@ -110,24 +106,12 @@ def _run_group(config: LearnerConfig) -> int:
         failed, _ = run_ranks(config.ranks, "learner.online.rank", path, run_dir)
     if not failed:
         return 0
-    cause, code = _cause(failed)
+    cause, code = cause_of(failed)
     how = f"exited with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
     words = f"rank {cause} {how}; its log: {log_of(run_dir, cause)}"
-    if cause and code in _FINAL:
+    if cause and code in FINAL:
         lines = log_of(run_dir, cause).read_text(errors="replace").splitlines()
         words = f"rank {cause}: {lines[-1] if lines else ''}"
     if cause or code < 0:  # rank 0 has said it itself
         print(f"learner: {words}", file=sys.stderr, flush=True)
-    return code if code in _FINAL else 1
-
-
-def _cause(failed: Mapping[int, int]) -> tuple[int, int]:
-    """The rank, and its exit code, that the others have ended for: one that said that going on
-    makes no sense, was killed, or crashed. SIGTERM is the agent's, once one has failed."""
-
-    def order(one: tuple[int, int]) -> tuple[bool, bool, bool, int]:
-        rank, code = one
-        killed = code < 0 and code != -signal.SIGTERM
-        return code not in _FINAL, not killed, code == -signal.SIGTERM, rank
-
-    return min(failed.items(), key=order)
+    return code if code in FINAL else 1

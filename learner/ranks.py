@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple, NoReturn
@@ -34,6 +35,8 @@ _LOG_FOLDER: Final = "DYNATOK_RANK_LOGS"
 """Variable that tells a rank where its log goes."""
 _PATIENCE: Final = 5
 """Seconds between the signal that ends a rank and SIGKILL."""
+FINAL: Final = (2, 3)
+"""Exit codes that say: do not start me again."""
 _REQUESTS: Final = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGINT,  # SIGTERM is the agent's own word: another rank has died
@@ -111,6 +114,18 @@ def run_ranks(ranks: int, entry: str, config: Path, run_dir: Path) -> Ended:
         for name in variables:
             del os.environ[name]
     return Ended(failed, next((one for one in asked if one != signal.SIGUSR1), None))
+
+
+def cause_of(failed: Mapping[int, int]) -> tuple[int, int]:
+    """The rank, and its exit code, that the others have ended for: one that said that going on
+    makes no sense, was killed, or crashed. SIGTERM is the agent's, once one has failed."""
+
+    def order(one: tuple[int, int]) -> tuple[bool, bool, bool, int]:
+        rank, code = one
+        killed = code < 0 and code != -signal.SIGTERM
+        return code not in FINAL, not killed, code == -signal.SIGTERM, rank
+
+    return min(failed.items(), key=order)
 
 
 def _first_rank() -> psutil.Process | None:

@@ -203,11 +203,11 @@ def deepspeed_arguments(
     return {**automatic, **given}
 
 
-def lora_arguments(given: dict[str, Any]) -> dict[str, Any]:
+def lora_arguments(given: dict[str, Any], where: str = "learner.") -> dict[str, Any]:
     """What the trainer needs to train adapters. Raises ValueError for an unknown argument."""
     if not given:
         return {}
     from peft import LoraConfig
 
-    _check_names("learner.lora", given, _arguments_of(LoraConfig), "LoraConfig")
+    _check_names(f"{where}lora", given, _arguments_of(LoraConfig), "LoraConfig")
     return {"peft_config": LoraConfig(**{"task_type": "CAUSAL_LM", **given})}

@@ -8,6 +8,7 @@ import msgspec
 
 from dynatok_online.policy import parse_policy
 from learner.config import check_objective, check_training
+from learner.lora import check_names
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,6 +103,9 @@ class TrainConfig(DataConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     objective: str | dict[str, Any] | list[str | dict[str, Any]] = "reward"
     """The loss of a token: `reward` (weighted by the verifiers' score of its pass), `sft`, or any
     of docs/objectives.md, with parameters (`{name: asft, kl: 0.1}`), or a list, which is summed."""
+    lora: dict[str, Any] = {}
+    """Arguments of peft's `LoraConfig`, such as `{r: 8, lora_alpha: 16}`: adapters are trained, and
+    kept in `RUN/adapter`; `RUN/model` has them merged. Empty: the whole model is trained."""
     training: dict[str, Any] = {}
     """Arguments of `DynamicSFTConfig` (`bf16: auto`: where that is faster): those of TRL's
     `SFTConfig`, and those that say how
@@ -123,5 +127,6 @@ class TrainConfig(DataConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"trajectories_per_step ({self.trajectories_per_step}) must be divisible by the "
                 f"number of ranks ({self.ranks})"
             )
+        check_names(self.lora, "lora")
         check_training("training", self.training)
         check_objective("objective", self.objective)

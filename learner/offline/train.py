@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,15 @@ from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 from learner.environment import compile_nothing
 from learner.offline.config import DataConfig, TrainConfig
+from learner.offline.stop import StopCallback
+from learner.online.checkpoint import CheckpointCallback, StreamState, latest
+from learner.online.gather import gather_weights
 from learner.step_log import StepLog
-from learner.training import reachable, training_arguments
+from learner.training import CHECKPOINTS, lora_arguments, reachable, training_arguments
 from protocol.run.json_files import write_json
 from protocol.run.metrics import Metrics
 from protocol.run.progress import progress_bar
+from protocol.wire.messages import Offsets
 
 CONFIG = "train.json"
 RESULT = "result.json"
@@ -44,13 +50,16 @@ def main(path: Path) -> int:
     except ValueError as error:  # the last line of its log: who started the ranks shows one
         print(" ".join(str(error).split()), flush=True)
         return 2
-    if first:
+    if first and result is not None:
         write_json(run_dir / RESULT, result)
     return 0
 
 
-def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
-    """The numbers of the run. ValueError for what cannot be trained on."""
+def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | None:
+    """The numbers of the run; None: a signal ended it, with a checkpoint.
+
+    Raises ValueError for what cannot be trained on.
+    """
     if config.deepspeed:
         compile_nothing()
     set_seed(config.seed)
@@ -59,10 +68,17 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
     data = fitting(read_data(config, model, bad), config.training, bad)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
-    defaults = {"max_steps": steps, "save_strategy": "no", **reachable()}
+    defaults = {"max_steps": steps, **reachable()}
     arguments = training_arguments(config, run_dir, world_size=world, where="", defaults=defaults)
-    trainer = DynamicSFTTrainer(model, arguments, data)
+    trainer = DynamicSFTTrainer(model, arguments, data, **lora_arguments(config.lora, ""))
     trainer.remove_callback(PrinterCallback)
+    stop = StopCallback(trainer.accelerator, first)
+    trainer.add_callback(stop)
+    meet = trainer.accelerator.wait_for_everyone
+    trainer.add_callback(
+        CheckpointCallback(partial(_state, world), lambda state: None, meet, first=first)
+    )
+    checkpoint = latest(run_dir / CHECKPOINTS)  # who resumes a run has removed broken ones
     metrics = Metrics(run_dir, "learner") if first else None
     with progress_bar("train", arguments.max_steps, shown=first) as bar:
 
@@ -72,8 +88,14 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
                 bar.move(step, f"loss {numbers['loss']:.3f}")
 
         trainer.add_callback(StepLog(lambda: dict(trainer.timings), write))
-        trainer.train()
-    trainer.save_model(str(run_dir / "model"))
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.path))
+    if stop.stopped:
+        return None
+    if config.lora:
+        trainer.save_model(str(run_dir / "adapter"))
+        _save_merged(trainer, run_dir / "model", first)
+    else:
+        trainer.save_model(str(run_dir / "model"))
     if metrics is not None:
         metrics.close()
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
@@ -88,6 +110,23 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any]:
         "loss_last": losses[-1] if losses else None,
         "seconds": round(trainer.timings["forward_backward"], 1),
     }
+
+
+def _state(ranks: int, step: int) -> StreamState:
+    """What a checkpoint says of itself. Data that lies still is skipped by the trainer."""
+    return StreamState(step=step, consumed=Offsets(), tasks={}, ranks=ranks)
+
+
+def _save_merged(trainer: DynamicSFTTrainer, folder: Path, first: bool) -> None:
+    """The model with its adapters in its weights. All ranks call it: ZeRO-3 gathers."""
+    base = trainer.model.get_base_model()
+    weights = gather_weights(trainer.model, base.dtype)
+    if first:
+        plain = type(base)(copy.deepcopy(base.config)).to(base.dtype)
+        plain.load_state_dict(weights, strict=False)  # a tied head comes once
+        plain.save_pretrained(folder)
+        if trainer.processing_class is not None:
+            trainer.processing_class.save_pretrained(folder)
 
 
 def fitting(data: list[Trajectory], training: dict[str, Any], bad: list[str]) -> list[Trajectory]:

@@ -133,7 +133,8 @@ class Progress:
 class CheckpointCallback(TrainerCallback):
     """Completes what the trainer has just saved. `saved` may then delete what it includes.
 
-    `meet`: waits until every rank has written its files.
+    `meet`: waits until every rank has written its files. On ranks that are not the first, that is
+    all.
     """
 
     def __init__(
@@ -141,7 +142,10 @@ class CheckpointCallback(TrainerCallback):
         state: Callable[[int], StreamState],
         saved: Callable[[StreamState], None],
         meet: Callable[[], None] = lambda: None,
+        *,
+        first: bool = True,
     ) -> None:
+        self._first = first
         self._state = state
         self._saved = saved
         self._meet = meet
@@ -155,6 +159,8 @@ class CheckpointCallback(TrainerCallback):
     ) -> None:
         """The trainer's own files are written, by the training thread, between two steps."""
         self._meet()
+        if not self._first:
+            return
         assert args.output_dir is not None
         now = self._state(state.global_step)
         complete(Path(args.output_dir) / f"{_PREFIX}{state.global_step}", now)

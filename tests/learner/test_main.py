@@ -17,6 +17,7 @@ from learner.config import LearnerConfig
 from learner.main import run
 from protocol.config import ProtocolConfig
 from protocol.run import threads
+from protocol.run.trace import account
 
 SCRIPT = (
     "import sys, msgspec; from learner.config import LearnerConfig; "
@@ -32,7 +33,8 @@ def settings(tmp_path, model_dir, endpoint, monkeypatch):
     for name in (*ranks, *threads.NAMES):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield {
         "run_dir": str(tmp_path / "run"),
         "run_id": f"test-{os.getpid()}-{time.time_ns()}",
@@ -217,6 +219,40 @@ def test_a_signal_stops_it_within_five_seconds(settings, fake_actor):
     assert not result["finished"]
     assert result["learner_steps"] >= 1
     assert not list(_rings(settings))
+
+
+def test_it_is_stopped_with_a_checkpoint_and_goes_on_at_that_step(settings, fake_actor):
+    """`save_steps` says a hundred: neither steps nor trajectories are made twice."""
+    settings["training"]["max_steps"] = 100_000
+    folder = Path(settings["run_dir"], "checkpoints")
+
+    def wait_for(what):
+        while not what():
+            time.sleep(0.02)
+
+    def ask():
+        wait_for(lambda: os.path.exists(f"{settings['run_dir']}/learner.json"))
+        os.kill(os.getpid(), signal.SIGUSR1)  # a checkpoint, and on it goes
+        wait_for(lambda: list(folder.glob("*/stream.json")))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    assert go(settings, fake_actor)[0] == 0
+    asking.join()
+    stopped = summary(settings)
+    saved = sorted(int(one.parent.name.split("-")[1]) for one in folder.glob("*/stream.json"))
+    assert len(saved) == 2
+    assert saved[0] < saved[1] == stopped["learner_steps"] < 100
+    settings["training"]["max_steps"] = saved[1] + 2
+    assert go(settings, fake_actor)[0] == 0
+    result = summary(settings)
+    assert result["learner_steps"] == saved[1] + 2
+    assert result["trajectories"] == 8 * result["learner_steps"]
+    assert account(settings["run_dir"]).twice == []
+    with open(f"{settings['run_dir']}/metrics.jsonl") as file:
+        steps = [line["step"] for line in map(json.loads, file) if "loss" in line]
+    assert steps == list(range(1, saved[1] + 3))
 
 
 def test_a_learner_killed_after_its_last_step_only_publishes_again(settings, fake_actor):

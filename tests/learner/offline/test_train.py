@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from dynatok_online.tiny import world
 from dynatok_online.tiny.sampling import encode
 from launch import cli
 from learner.offline.config import TrainConfig
+
+DEEPSPEED = os.environ.get("TRAIN_FLAGS", "").split()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def test_however_it_is_ended_no_rank_is_left(
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) >= 2
         process.send_signal(number)
-        code = process.wait(15)
+        code = process.wait(60)
         _, left = psutil.wait_procs(ranks, 5)
         assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
     finally:
@@ -145,9 +148,74 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
     assert said == f"dynatok: rank 1 was killed by SIGKILL; its log: {run / 'logs' / 'rank-1.log'}"
 
 
+def last_losses(run_dir: str) -> dict[int, float]:
+    """Step -> its loss, when it was made last."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    return {one["step"]: one["loss"] for one in map(json.loads, lines)}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_at_any_step_it_resumes_bit_for_bit(
+    tmp_path: Path, data: Path, capfd: Any, number: signal.Signals
+) -> None:
+    flags = ["--training.save_steps", "2", "--training.max_steps", "10", *DEEPSPEED]
+    config = written(tmp_path, data)
+    code, _, err = train(capfd, config, *flags)
+    assert code == 0, err
+    for run in (tmp_path / "runs").iterdir():
+        run.rename(tmp_path / "whole")
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), *flags]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    try:
+        deadline = time.monotonic() + 240
+        while len(list((tmp_path / "runs").glob("*/checkpoints/*/stream.json"))) < 1:
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    (run,) = (tmp_path / "runs").iterdir()
+    assert not (run / "result.json").exists(), "it had ended by itself"
+    stopped = max(last_losses(str(run)))
+    if number == signal.SIGTERM:  # with a checkpoint of the very step
+        assert code == 143
+        assert (run / "checkpoints" / f"checkpoint-{stopped}" / "stream.json").exists()
+    code, resumed, err = train(capfd, run, "--resume")
+    assert code == 0, err
+    assert resumed["steps"] == 10
+    assert last_losses(str(run)) == last_losses(str(tmp_path / "whole"))
+
+
+@pytest.mark.engine
+def test_adapters_are_kept_and_merged(tmp_path: Path, data: Path, capfd: Any) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from dynatok_online import tiny
+
+    lora = ["--lora.r", "4", "--lora.target_modules", "[q_proj, down_proj]"]
+    code, result, err = train(capfd, written(tmp_path, data), *lora, *DEEPSPEED)
+    assert code == 0, err
+    merged = AutoModelForCausalLM.from_pretrained(result["model"]).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(tiny.resolve("tiny"))
+    before = {name: one.clone() for name, one in base.state_dict().items()}
+    adapter = Path(result["run_dir"]) / "adapter"
+    wanted = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    assert merged.keys() == wanted.keys()
+    assert all(one.allclose(wanted[name], atol=1e-6) for name, one in merged.items())
+    moved = {name for name, one in merged.items() if not one.equal(before[name])}
+    assert moved == {name for name in merged if "q_proj.weight" in name or "down_proj" in name}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"lora": {"use_bdlora": {"x": 1}}}, "lora.use_bdlora cannot be served"),
         ({"data": ""}, "data is missing"),
         ({"ranks": 0}, "ranks is 0"),
         ({"ranks": 3}, r"trajectories_per_step \(16\) must be divisible"),
