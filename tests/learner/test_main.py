@@ -221,6 +221,11 @@ def test_a_signal_stops_it_within_five_seconds(settings, fake_actor):
     assert not list(_rings(settings))
 
 
+def logged_steps(settings):
+    lines = Path(settings["run_dir"], "metrics.jsonl").read_text().splitlines()
+    return [one["step"] for one in map(json.loads, lines) if "loss" in one]
+
+
 def test_it_is_stopped_with_a_checkpoint_and_goes_on_at_that_step(settings, fake_actor):
     """`save_steps` says a hundred: neither steps nor trajectories are made twice."""
     settings["training"]["max_steps"] = 100_000
@@ -234,6 +239,8 @@ def test_it_is_stopped_with_a_checkpoint_and_goes_on_at_that_step(settings, fake
         wait_for(lambda: os.path.exists(f"{settings['run_dir']}/learner.json"))
         os.kill(os.getpid(), signal.SIGUSR1)  # a checkpoint, and on it goes
         wait_for(lambda: list(folder.glob("*/stream.json")))
+        before = len(logged_steps(settings))
+        wait_for(lambda: len(logged_steps(settings)) > before)
         os.kill(os.getpid(), signal.SIGTERM)
 
     asking = threading.Thread(target=ask, daemon=True)
@@ -250,9 +257,7 @@ def test_it_is_stopped_with_a_checkpoint_and_goes_on_at_that_step(settings, fake
     assert result["learner_steps"] == saved[1] + 2
     assert result["trajectories"] == 8 * result["learner_steps"]
     assert account(settings["run_dir"]).twice == []
-    with open(f"{settings['run_dir']}/metrics.jsonl") as file:
-        steps = [line["step"] for line in map(json.loads, file) if "loss" in line]
-    assert steps == list(range(1, saved[1] + 3))
+    assert logged_steps(settings) == list(range(1, saved[1] + 3))
 
 
 def test_a_learner_killed_after_its_last_step_only_publishes_again(settings, fake_actor):
