@@ -119,14 +119,16 @@ def _state(ranks: int, step: int) -> StreamState:
 
 def _save_merged(trainer: DynamicSFTTrainer, folder: Path, first: bool) -> None:
     """The model with its adapters in its weights. All ranks call it: ZeRO-3 gathers."""
-    base = trainer.model.get_base_model()
-    weights = gather_weights(trainer.model, base.dtype)
+    model: Any = trainer.model
+    base = model.get_base_model()
+    weights = gather_weights(model, base.dtype)
     if first:
         plain = type(base)(copy.deepcopy(base.config)).to(base.dtype)
         plain.load_state_dict(weights, strict=False)  # a tied head comes once
         plain.save_pretrained(folder)
-        if trainer.processing_class is not None:
-            trainer.processing_class.save_pretrained(folder)
+        tokenizer: Any = trainer.processing_class
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 def fitting(data: list[Trajectory], training: dict[str, Any], bad: list[str]) -> list[Trajectory]:
