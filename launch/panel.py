@@ -158,6 +158,7 @@ def summaries(history: History, max_steps: int | None = None) -> list[str]:
         ("lag {:.0f}", "policy_lag_max"),
         ("gap {:.1e}", "logprob_gap"),
         ("stale {:.0f}", "dropped_stale"),
+        ("sync {:.1%}", "sync_share"),
     )
     if step is not None:
         learner = [f"step {step}{of}", *learner]

@@ -39,6 +39,11 @@ _MOVED = 1e-6
 """Mean change of the learner's log-probabilities from which on it can be told (float32)."""
 
 
+_TOLD_FROM = 0.01
+"""Share of the trained elements that must differ as published before an engine can be told by
+whether it moved."""
+
+
 class Fenced(RuntimeError):
     """No known weights can be put into service."""
 
@@ -173,6 +178,8 @@ class WeightUpdater:
         before = self._good
         if before is None or before.canary.token_ids != manifest.canary.token_ids:
             return
+        if manifest.changed is not msgspec.UNSET and manifest.changed < _TOLD_FROM:
+            return  # the learner moved, but rounding kept nearly all of it from being published
         expected = _gap(before.canary.logprobs, manifest.canary.logprobs)
         moved = _gap(self._answers, answers)
         if expected > _MOVED and moved < _STILL * expected:

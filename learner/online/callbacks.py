@@ -70,7 +70,10 @@ class DecideCallback(TrainerCallback):
                 f"the first weights could not be published: {self._publisher.obstacle}"
             )
         self._tell(Fate(publish=True))
-        self._publisher.publish()
+        if not self._publisher.publish():
+            raise LearnerFailed(
+                f"the first weights could not be published: {self._publisher.obstacle}"
+            )
 
     def on_step_begin(
         self,
@@ -94,8 +97,12 @@ class DecideCallback(TrainerCallback):
         fate = self._fate(state, control)
         self._tell(fate)
         obey(fate, control)
-        if fate.publish:
-            self._publisher.publish()
+        if fate.publish and not self._publisher.publish():  # a disk that filled up meanwhile
+            if fate.stop:
+                raise LearnerFailed(
+                    f"the last weights could not be published: {self._publisher.obstacle}"
+                )
+            self._due_since = state.global_step
 
     def _fate(self, state: TrainerState, control: TrainerControl) -> Fate:
         step = state.global_step

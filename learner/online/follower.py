@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import set_seed
 
+from dynatok_online.rows.row import empty_row
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing, set_environment
 from learner.log import say
+from learner.online.before_step import BeforeStep
 from learner.online.callbacks import FollowCallback
-from learner.online.gather import gather_weights
-from learner.online.group import Begin, Goodbye, Group
+from learner.online.canary import canary, canary_texts
+from learner.online.gather import stream_weights
+from learner.online.group import Begin, Goodbye, Group, Score
+from learner.online.publisher import take_all
+from learner.online.scorer import Scorer
 from learner.online.steps import Receiver
 from learner.online.trainer import OnlineTrainer
 from learner.training import message_deadline, stream_arguments
@@ -54,13 +58,27 @@ def _train(config: LearnerConfig) -> None:
     trainer = OnlineTrainer(config, arguments)
     group = Group(message_deadline(config, arguments))
     trainer.steps = Receiver(group)
-    gather = partial(gather_weights, trainer.model, getattr(torch, config.weight_dtype))
+    scorer = Scorer(lambda: trainer.model_wrapped, arguments.device, arguments.max_row_tokens)
+    texts = canary_texts(
+        trainer.model.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
+    )
+    due = False
 
     def publish() -> None:
-        gather()
+        nonlocal due
+        canary(scorer, texts, config.canary_tolerance)
+        take_all(stream_weights(trainer.model, getattr(torch, config.weight_dtype)))
+        due = config.logprob_gap_trajectories > 0
+
+    def compare() -> None:
+        nonlocal due
+        if due:
+            due = False
+            for _ in range(group.hear(Score).rows):
+                scorer.row(empty_row())
 
     trainer.add_callback(FollowCallback(group, publish))
-    gather()  # rank 0 asks for the shapes
+    trainer.add_callback(BeforeStep(compare, lambda: trainer.model_wrapped))
     begin = group.hear(Begin)
     if begin.train:
         trainer.train(resume_from_checkpoint=begin.checkpoint or None)

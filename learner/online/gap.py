@@ -1,23 +1,24 @@
 """`logprob_gap`: the actor's log-probabilities against the learner's, at equal weights.
 
-When the first trajectories with tokens of version v come, their spans run forward under the
-weights that were published as v, and only the tokens that v sampled are compared. The gap of a
-version is the mean absolute difference over them. It is near zero (float32: below 1e-4) exactly
-when the learner rebuilds the context that the actor sampled from: the right weights, the right
-splits, the right positions. Anything else shows here first.
+The weights that were published as version v are those in training until the next optimizer step
+moves them. What actors have sampled with v until then is scored by the model in training itself
+just before that step: the trajectories with most tokens of v, of those that are trained on and
+those that wait, edits, reuse and all. The gap is the mean absolute difference over these tokens.
+It is near zero (float32: below 1e-4) exactly when the learner rebuilds the context that the actor
+sampled from: the right weights, the right splits, the right positions. Anything else shows here
+first. A version that nothing came of in time is counted as missed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from dynatok_online.trajectory import Trajectory
-from learner.online.shadow import Shadow
+from learner.online.scorer import Scorer
 
 
 class Gap(NamedTuple):
@@ -28,16 +29,26 @@ class Gap(NamedTuple):
     """Mean absolute difference over the compared tokens, in nats."""
     largest: float
     tokens: int
+    kl: float = 0.0
+    """KL divergence of the trainer from the actor, in nats per token, from the tokens sampled:
+    mean of r - 1 - log r, r the ratio of the probabilities (Schulman's k3)."""
 
 
 class GapProbe:
-    """Compares the first trajectories of every version; `keep` versions wait at most."""
+    """Compares each version once, or counts it as missed."""
 
-    def __init__(self, shadow: Shadow, trajectories: int, keep: int) -> None:
-        self._shadow = shadow
+    def __init__(
+        self,
+        scorer: Scorer,
+        trajectories: int,
+        together: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        """`trajectories`: most that are compared per version; 0: none. `together` is told how many
+        rows are about to be scored, 0 included, where a version is in training."""
+        self._scorer = scorer
         self._count = trajectories
-        self._keep = keep
-        self._waiting: dict[int, Mapping[str, torch.Tensor]] = {}
+        self._together = together
+        self._version: int | None = None
         self.worst: Gap | None = None
         """The largest gap so far."""
         self.compared = 0
@@ -45,42 +56,62 @@ class GapProbe:
         self.seconds = 0.0
         """Time spent comparing."""
         self.missed = 0
-        """Versions that no trajectory came for while their weights were kept."""
+        """Versions of which nothing had come when the weights moved on."""
 
-    def published(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
-        """These weights are `version`. They are kept until they were compared."""
-        if self._count == 0:
-            return
-        self._waiting[version] = weights
-        while len(self._waiting) > self._keep:
-            del self._waiting[min(self._waiting)]
-            self.missed += 1
+    def published(self, version: int) -> None:
+        """The weights in training are `version`."""
+        self._version = version if self._count else None
 
-    def observe(self, batch: Sequence[Trajectory]) -> list[Gap]:
-        """Compare what `batch` brings of versions that wait."""
+    @property
+    def note(self) -> str:
+        """What to say at the end where no version was compared; empty: some were."""
+        if self.compared or not self._count:
+            return ""
+        return (
+            f"logprob_gap was never measured: of none of {self.missed} versions anything had come "
+            "before the weights moved on, so nothing says that actors and learner compute the "
+            "same; shorter responses, a larger learner.trajectories_per_step, or "
+            "learner.max_policy_lag 0 bring something in time"
+        )
+
+    @property
+    def due(self) -> bool:
+        """Whether the weights in training are a version that was not compared."""
+        return self._version is not None
+
+    def before_step(self, come: Sequence[Trajectory]) -> Gap | None:
+        """The weights are about to move; `come`: all that has come of actors and is at hand."""
+        if self._version is None:
+            return None
         began = time.perf_counter()
-        out = []
-        # -1: sampled from KV of two versions (`Trajectory.rebuildable`), which nothing equals.
-        sampled = [np.where(one.rebuildable(), one.versions(), -1) for one in batch]
-        for version in sorted(self._waiting):
-            counts = [int((versions == version).sum()) for versions in sampled]
-            most = np.argsort(counts, kind="stable")[::-1][: self._count]
-            chosen = [int(i) for i in most if counts[i]]
-            if chosen:
-                out.append(self._compare(version, [batch[i] for i in chosen]))
-        self.seconds += time.perf_counter() - began
-        return out
-
-    def _compare(self, version: int, trajectories: Sequence[Trajectory]) -> Gap:
-        self._shadow.load(self._waiting.pop(version))
-        differences = []
-        logprobs = self._shadow.trajectory_logprobs(trajectories)
-        for one, values in zip(trajectories, logprobs, strict=True):
-            mine = (one.versions() == version) & one.rebuildable()
-            differences.append(np.abs(values[mine] - one.logprobs[mine]))
-        every = np.concatenate(differences)
-        gap = Gap(version, float(every.mean()), float(every.max()), len(every))
+        version, self._version = self._version, None
+        counts = [int(_sampled_by(version, one).sum()) for one in come]
+        most = np.argsort(counts, kind="stable")[::-1][: self._count]
+        chosen = [come[i] for i in most if counts[i]]
+        rows = self._scorer.plan(chosen)
+        self._together(len(rows))
+        if not chosen:
+            self.missed += 1
+            return None
+        gap = _gap(version, chosen, self._scorer.trajectories(chosen, rows))
         self.compared += 1
         if self.worst is None or not gap.mean <= self.worst.mean:  # a NaN is the worst of all
             self.worst = gap
+        self.seconds += time.perf_counter() - began
         return gap
+
+
+def _sampled_by(version: int, one: Trajectory) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """[R] its tokens. Not those sampled from KV of two versions, which nothing equals."""
+    return (one.versions() == version) & one.rebuildable()
+
+
+def _gap(version: int, chosen: Sequence[Trajectory], scored: Sequence[np.ndarray]) -> Gap:
+    differences = []
+    for one, values in zip(chosen, scored, strict=True):
+        mine = _sampled_by(version, one)
+        differences.append(values[mine].astype(np.float64) - one.logprobs[mine])
+    every = np.concatenate(differences)
+    size = np.abs(every)
+    kl = float(np.mean(np.expm1(every) - every))
+    return Gap(version, float(size.mean()), float(size.max()), len(every), kl)

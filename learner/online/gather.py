@@ -1,54 +1,95 @@
-"""The model's weights as they are right now, whole, on the CPU, adapters merged: one by one.
+"""The model's weights as they are right now, whole, adapters merged: one tensor after the other.
 
 Works where a plain state dict does not: parameters that ZeRO-3 has partitioned are gathered one
-module at a time, and adapters are merged into a copy of the module that they adapt. Nothing is kept
-but what the caller keeps. A tied tensor comes once, under its first name.
+module at a time, and adapters are merged into a copy of the module that they adapt. What was handed
+out is not kept, so the most that this takes is one module (a layer, where a checkpoint holds its
+experts one by one). A tied tensor comes once, under its first name.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from learner.online.adapters import places
+from learner.online.adapters import Place, places
+
+Named = tuple[str, torch.Tensor]
 
 
-def gather_weights(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Name -> CPU copy in `dtype`. Under ZeRO-3 every rank must call it."""
-    return dict(stream_weights(model, dtype))
+def stream_weights(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Named]:
+    """Name as in a checkpoint, and CPU tensor in `dtype`, which may be the model's own memory: use
+    it before the next one is asked for. Under ZeRO-3 every rank must take them all."""
+    return _as_checkpoint(model, _stream(model, dtype))
 
 
-def stream_weights(
-    model: torch.nn.Module, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name, and CPU copy in `dtype`. Under ZeRO-3 every rank must take them all."""
+def weight_shapes(
+    model: torch.nn.Module, dtype: torch.dtype, *, trained: bool = False
+) -> dict[str, torch.Tensor]:
+    """Name -> a tensor without memory, as `stream_weights` will give them; nothing is gathered.
+
+    `trained`: only those that training changes.
+    """
+    return dict(_as_checkpoint(model, _shapes(model, dtype, trained)))
+
+
+def _stream(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Named]:
+    for place, names in _once(model):
+        with _whole(place.sources()):
+            for (name, _), value in zip(place.names(), place.weights(), strict=True):
+                if name in names:
+                    yield name, value.to("cpu", dtype).contiguous()
+
+
+def _shapes(model: torch.nn.Module, dtype: torch.dtype, trained: bool) -> Iterator[Named]:
+    for place, names in _once(model):
+        if trained and not any(one.requires_grad for one in place.sources()):
+            continue
+        for name, plain in place.names():
+            if name in names:
+                shape = getattr(plain, "ds_shape", plain.shape)
+                yield name, torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _once(model: torch.nn.Module) -> Iterator[tuple[Place, set[str]]]:
+    """Each place with the names that are not those of tensors that came before."""
     seen: set[int] = set()
     for place in places(model):
-        new = [id(plain) not in seen for _, plain in place.names()]
-        if not any(new):
-            continue
-        with _whole(place.sources()):
-            copies = [one.to("cpu", dtype, copy=True).contiguous() for one in place.weights()]
-        for (name, plain), value, is_new in zip(place.names(), copies, new, strict=True):
-            seen.add(id(plain))
-            if is_new:
-                yield name, value
+        new = {name: id(plain) for name, plain in place.names() if id(plain) not in seen}
+        if new:
+            seen.update(new.values())
+            yield place, set(new)
 
 
-def as_checkpoint(
-    model: torch.nn.Module, weights: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Gathered weights as a checkpoint on disk names them, which is what an engine loads.
+def _as_checkpoint(model: torch.nn.Module, weights: Iterable[Named]) -> Iterator[Named]:
+    """Under the names of a checkpoint on disk, which is what an engine loads.
 
-    transformers holds the experts of a layer in one tensor, checkpoints each in one of its own.
+    transformers holds the experts of a layer in one tensor, checkpoints each in one of its own:
+    where there is anything of that kind, a layer is converted at a time.
     """
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return dict(revert_weight_conversion(base, dict(weights)))
+    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    conversions = getattr(base, "_weight_conversions", None)
+    if conversions is None:
+        conversions = get_model_conversion_mapping(base, add_legacy=False)
+    if not conversions:
+        yield from weights
+        return
+    by_layer = any(isinstance(one, WeightConverter) for one in conversions)
+    for _, group in itertools.groupby(weights, lambda one: _layer(one[0]) if by_layer else one[0]):
+        yield from revert_weight_conversion(base, dict(group)).items()
+
+
+def _layer(name: str) -> str:
+    """`model.layers.3.mlp.experts.down_proj` -> `model.layers.3`; others are their own."""
+    parts = name.split(".")
+    numbers = (at for at, part in enumerate(parts) if part.isdecimal())
+    return ".".join(parts[: next(numbers, len(parts)) + 1])
 
 
 @contextlib.contextmanager

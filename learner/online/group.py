@@ -3,6 +3,7 @@
     Begin                      once, before training: where to go on
     Fate                       before the first step: publish
     Share | End                every step: its rows, or that none come any more
+    Score                      before the first step under a version: what is compared with actors
     Fate                       after it: publish, save, stop
     Goodbye                    once, after training
 
@@ -41,6 +42,12 @@ class Fate(msgspec.Struct, frozen=True, tag="fate"):
     stop: bool = False
 
 
+class Score(msgspec.Struct, frozen=True, tag="score"):
+    """Rows that rank 0 is about to score with the model in training; each is a meeting."""
+
+    rows: int
+
+
 class End(msgspec.Struct, frozen=True, tag="end"):
     """No rows come any more."""
 
@@ -55,7 +62,7 @@ class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
     """Whether it reached its end: the model is saved."""
 
 
-Message = Begin | Share | Fate | End | Goodbye
+Message = Begin | Share | Fate | Score | End | Goodbye
 M = TypeVar("M", bound=Message)
 
 _encoder = msgspec.msgpack.Encoder()

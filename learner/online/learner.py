@@ -30,17 +30,18 @@ from learner.config import LearnerConfig
 from learner.environment import compile_nothing
 from learner.log import say
 from learner.online.adapters import check_servable
+from learner.online.before_step import BeforeStep
 from learner.online.callbacks import DecideCallback
-from learner.online.canary import canary_texts
+from learner.online.canary import canary, canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.online.gap import Gap, GapProbe
-from learner.online.gather import as_checkpoint, gather_weights
-from learner.online.group import Begin, Goodbye, Group, ranks
+from learner.online.gather import stream_weights, weight_shapes
+from learner.online.group import Begin, Goodbye, Group, Score, ranks
 from learner.online.inbox import Inbox
-from learner.online.publisher import Publisher, Weights, shapes
+from learner.online.publisher import Publisher, shapes
 from learner.online.report import Report
 from learner.online.resume import ResumePoint, open_journal
-from learner.online.shadow import Shadow
+from learner.online.scorer import Scorer
 from learner.online.staleness import WAITED_STALE
 from learner.online.steps import Dealer
 from learner.online.stream import Batches, LearnerFailed, Stream
@@ -73,6 +74,8 @@ class Learner:
         self._run_dir = Path(config.run_dir)
         self._newest: WeightManifest | None = None
         self._save_asked = False
+        self._batch: list[Trajectory] = []
+        """What is being trained on."""
         self._closed = threading.Lock()
         self._opened: list[Any] = []
         try:
@@ -120,17 +123,22 @@ class Learner:
         )
         base = self.trainer.model
         check_servable(base)
-        shadow = Shadow(base, arguments.max_row_tokens)
-        self.probe = GapProbe(
-            shadow, config.logprob_gap_trajectories, keep=config.max_policy_lag + 1
+        scorer = Scorer(
+            lambda: self.trainer.model_wrapped, arguments.device, arguments.max_row_tokens
         )
-        gather = partial(gather_weights, base, getattr(torch, config.weight_dtype))
+        self.probe = GapProbe(
+            scorer, config.logprob_gap_trajectories, lambda rows: self.group.tell(Score(rows))
+        )
+        texts = canary_texts(
+            base.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
+        )
+        dtype = getattr(torch, config.weight_dtype)
         sender = open_sender(
             config.weight_transport,
             config.protocol,
             config.run_id,
             self._run_dir,
-            shapes(as_checkpoint(base, gather())),
+            shapes(weight_shapes(base, dtype)),
             config.weight_full_every,
         )
         self._opened.append(sender)
@@ -148,13 +156,9 @@ class Learner:
         self._opened.append(self.inbox)
         self.publisher = Publisher(
             sender=sender,
-            shadow=shadow,
-            texts=canary_texts(
-                base.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
-            ),
-            tolerance=config.canary_tolerance,
-            gather=gather,
-            as_checkpoint=partial(as_checkpoint, base),
+            canary=partial(canary, scorer, texts, config.canary_tolerance),
+            gather=partial(stream_weights, base, dtype),
+            trained=weight_shapes(base, dtype, trained=True),
             readers=self._connected,
             announce=self._announce,
             published=self._published,
@@ -177,6 +181,7 @@ class Learner:
             save_at_stop=keeps,
         )
         self.trainer.add_callback(self._deciding)
+        self.trainer.add_callback(BeforeStep(self._compare, lambda: self.trainer.model_wrapped))
         self.report = Report(
             self._run_dir,
             metrics=metrics,
@@ -256,6 +261,8 @@ class Learner:
         self.inbox.finish()
         self.channel.announce(Finish(self.publisher.version))
         say(f"training is over after {self.report.step} steps; saving, and waiting for the actors")
+        if note := self.probe.note:
+            say(note)
         self.trainer.save_model(str(self._run_dir / "model"))
         self.report.write()
         self._see_off()
@@ -338,9 +345,9 @@ class Learner:
         if request is not None:
             self.stop(request.reason)
 
-    def _published(self, version: int, weights: Weights) -> None:
+    def _published(self, version: int) -> None:
         self._versions.write(version)
-        self.probe.published(version, weights)
+        self.probe.published(version)
         if dropped := self.stream.advance(version):
             self.traces.write(
                 "dropped", cause=WAITED_STALE, traces=[trace_of(one) for one in dropped]
@@ -357,7 +364,7 @@ class Learner:
             tasks=tasks,
             seconds=self._deciding.seconds,
             counts=self.stream.counts() | self.inbox.counts(),
-            worst_gap=self.probe.worst,
+            worst_gap=self.probe.worst and self.probe.worst[:4],
             ranks=self.config.ranks,
         )
 
@@ -369,12 +376,23 @@ class Learner:
     def _on_batch(self, batch: list[Trajectory]) -> None:
         step = self.trainer.state.global_step + 1
         self.traces.write("trained", step=step, traces=[trace_of(one) for one in batch])
-        for gap in self.probe.observe(batch):
-            self.report.write_gap(gap)
-            if not gap.mean <= self.config.logprob_gap_threshold:
-                raise LearnerFailed(
-                    f"logprob_gap of weights {gap.version} is {gap.mean:.3g} over {gap.tokens} "
-                    f"tokens, above learner.logprob_gap_threshold "
-                    f"({self.config.logprob_gap_threshold:g}): actor and learner do not compute "
-                    "the same thing"
-                )
+        self._batch = batch
+
+    def _compare(self) -> None:
+        """Before the weights move: score what actors have sampled with them."""
+        if not self.probe.due:
+            return
+        before = self.probe.seconds
+        gap = self.probe.before_step([*self._batch, *self.stream.waiting()])
+        if self.trainer.is_deepspeed_enabled:  # its engine steps inside what is timed as backward
+            self.trainer.timings["forward_backward"] -= self.probe.seconds - before
+        if gap is None:
+            return
+        self.report.write_gap(gap)
+        if not gap.mean <= self.config.logprob_gap_threshold:
+            raise LearnerFailed(
+                f"logprob_gap of weights {gap.version} is {gap.mean:.3g} over {gap.tokens} "
+                f"tokens, above learner.logprob_gap_threshold "
+                f"({self.config.logprob_gap_threshold:g}): actor and learner do not compute "
+                "the same thing"
+            )

@@ -58,6 +58,7 @@ class Report:
         self._last: dict[str, float] = {}
         self._written_at = 0.0
         self._no_room = 0
+        self._seconds = self._syncing = 0.0
 
     def stages(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""
@@ -76,6 +77,7 @@ class Report:
             logprob_gap=gap.mean,
             logprob_gap_largest=gap.largest,
             logprob_gap_tokens=gap.tokens,
+            trainer_actor_kl=gap.kl,
         )
 
     def write_step(self, step: int, numbers: dict[str, float]) -> None:
@@ -83,6 +85,8 @@ class Report:
         self._last = numbers
         counts = self._stream.counts()
         serving = self._actor_version()
+        self._seconds += numbers["seconds_step"]
+        self._syncing += numbers["seconds_publish"] + numbers["seconds_compare"]
         every = {
             **numbers,
             **counts,
@@ -90,6 +94,8 @@ class Report:
             "actor_version": serving,
             "audit_mismatches": self._inbox.audit_mismatches,
             "publish_postponed": self._publisher.postponed,
+            "sync_share": self.sync_share,
+            "weights_changed": self._publisher.changed,
         }
         self._metrics.log(step, **every)
         if self._exporter is not None:
@@ -107,6 +113,12 @@ class Report:
         )
         if time.monotonic() - self._written_at > _SUMMARY_SECONDS:
             self.write()
+
+    @property
+    def sync_share(self) -> float:
+        """Share of the steps' time that publishing, canary and gap took, since this process began
+        to train."""
+        return self._syncing / self._seconds if self._seconds else 0.0
 
     def reached(self, step: int) -> None:
         """An optimizer step was made, whether it is logged or not."""
@@ -140,6 +152,8 @@ class Report:
             "logprob_gap_version": None if worst is None else worst.version,
             "logprob_gap_compared": self._probe.compared,
             "logprob_gap_missed": self._probe.missed,
+            "sync_share": self.sync_share,
+            "weights_changed": self._publisher.changed,
             "policy_lag_max": counts["policy_lag_max"],
             "dropped_stale": counts["dropped_stale"],
             "rejected": dict(self._inbox.rejected),

@@ -76,6 +76,10 @@ class StalenessBuffer(Generic[T]):
         self.policy_lag_max = counts.get("policy_lag_max", 0)
         self.offered = self.taken + sum(self.dropped.values())
 
+    def waiting(self) -> list[T]:
+        """Those that wait, the longest first; they stay."""
+        return [item for _, item in self._waiting]
+
     def __len__(self) -> int:
         return len(self._waiting)
 

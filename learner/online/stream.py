@@ -69,6 +69,11 @@ class Stream:
             one.release()
         return [one.trajectory for one in dropped]
 
+    def waiting(self) -> list[Trajectory]:
+        """What waits to be taken."""
+        with self._changed:
+            return [one.trajectory for one in self._buffer.waiting()]
+
     def take(
         self, count: int, deadline: float, start_deadline: float | None = None
     ) -> list[Trajectory] | None:

@@ -74,6 +74,10 @@ class WeightSender(ABC):
     def wait_free(self, timeout: float) -> None:  # noqa: B027 (some are never full)
         """Wait until a version can be published. Raises `NoFreeSlot` after `timeout` seconds."""
 
+    def newest(self, name: str) -> memoryview | None:
+        """The bytes of a tensor in the newest version, while they are kept and no longer."""
+        return None
+
     @abstractmethod
     def joined(self, reader: str) -> None:
         """A reader came late and is told of the latest version."""

@@ -81,7 +81,7 @@ class ShmSender(SlotSender):
     ) -> WeightManifest:
         """Write into a free slot. Raises `NoFreeSlot` while readers need them all."""
         with self._changed:
-            slot = self._ledger.begin()
+            slot = self._begin()
         mark(self._view, slot, WRITING, version, 0)
         coming(WeightsComing(version, "shm", slot))
         start = PAGE + slot * self._slot_bytes
@@ -97,8 +97,12 @@ class ShmSender(SlotSender):
         place.release()
         mark(self._view, slot, version, version, end)
         with self._changed:
-            self._ledger.commit(slot, version, readers)
+            self._commit(slot, version, readers, specs)
         return WeightManifest(version, "shm", slot, end, specs, canary)
+
+    def _bytes(self, slot: int, offset: int, nbytes: int) -> memoryview:
+        start = PAGE + slot * self._slot_bytes + offset
+        return self._view[start : start + nbytes]
 
     def close(self) -> None:
         """Unlink the ring. A reader that still maps it keeps its bytes."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Iterable
 
 from protocol.weights.base import NoFreeSlot, WeightSender
+from protocol.wire.messages import TensorSpec
 
 
 class SlotLedger:
@@ -95,6 +97,32 @@ class SlotSender(WeightSender):
         self._ledger = SlotLedger(slots)
         self._changed = threading.Condition()
         """Guards the ledger."""
+        self._newest: tuple[int, dict[str, TensorSpec]] = (-1, {})
+        """The slot of the newest version, and where its tensors lie in it."""
+
+    def newest(self, name: str) -> memoryview | None:
+        """The bytes of a tensor in the newest version; None once its buffer is written again."""
+        slot, specs = self._newest
+        spec = specs.get(name)
+        return None if spec is None else self._bytes(slot, spec.offset, spec.nbytes)
+
+    @abstractmethod
+    def _bytes(self, slot: int, offset: int, nbytes: int) -> memoryview:
+        """Part of a buffer."""
+
+    def _begin(self) -> int:
+        """A buffer to write. Raises `NoFreeSlot`. `_changed` is held."""
+        slot = self._ledger.begin()
+        if slot == self._newest[0]:
+            self._newest = (-1, {})
+        return slot
+
+    def _commit(
+        self, slot: int, version: int, readers: Iterable[str], specs: Iterable[TensorSpec]
+    ) -> None:
+        """A buffer contains `version`. `_changed` is held."""
+        self._ledger.commit(slot, version, readers)
+        self._newest = (slot, {spec.name: spec for spec in specs})
 
     def wait_free(self, timeout: float) -> None:
         """Wait until a version can be published.

@@ -117,7 +117,7 @@ class ZmqSender(SlotSender):
             raise RuntimeError("the thread that sends weights has died") from self.failure
         with self._changed:
             base = max(self._places, default=-1)
-            slot = self._ledger.begin()
+            slot = self._begin()
             self._places = {v: place for v, place in self._places.items() if place[0] != slot}
         buffer = self._buffers[slot]
 
@@ -127,7 +127,7 @@ class ZmqSender(SlotSender):
         specs, end = write_all(version, tensors, put, buffer.nbytes)
         chunks = self._difference(version, base, slot, end)
         with self._changed:
-            self._ledger.commit(slot, version, readers)
+            self._commit(slot, version, readers, specs)
             self._places[version] = (slot, end)
             self._differences = (version, chunks)
         base = base if chunks else -1
@@ -148,6 +148,9 @@ class ZmqSender(SlotSender):
             if left < 0:
                 return []
         return chunks
+
+    def _bytes(self, slot: int, offset: int, nbytes: int) -> memoryview:
+        return self._buffers[slot][offset : offset + nbytes]
 
     def _last_read(self) -> float:
         return self._served_at

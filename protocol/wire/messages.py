@@ -51,6 +51,9 @@ class WeightManifest(msgspec.Struct, frozen=True):
     actor was configured with."""
     base: int = -1
     """`zmq`: whoever has this version may ask for the difference to it (-1: there is none)."""
+    changed: float | msgspec.UnsetType = msgspec.UNSET
+    """Share of the trained elements that differ, as these bytes, from the version before, where
+    that was counted: what is lost in rounding cannot move an engine."""
 
 
 class PlacedWeights(WeightManifest, frozen=True):

@@ -130,15 +130,16 @@ def test_logprobs_are_those_of_the_learners_spans(collected: Any, model: Path) -
     import torch
     from transformers import AutoModelForCausalLM
 
-    from learner.online.shadow import Shadow
+    from dynatok_online import attention
+    from learner.online.scorer import Scorer
 
     _, _, trajectories = collected
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    shadow = Shadow(loaded)
-    shadow.load(dict(loaded.named_parameters()))
+    attention.prepare(loaded, "concat")
+    scorer = Scorer(lambda: loaded, torch.device("cpu"))
     gaps = []
     for one in trajectories:
-        (values,) = shadow.trajectory_logprobs([one])
+        (values,) = scorer.trajectories([one], scorer.plan([one]))
         gaps.append(np.abs(values - one.logprobs))
     every = np.concatenate(gaps)
     print(f"{len(every)} tokens: mean gap {every.mean():.2e}, largest {every.max():.2e}")

@@ -22,6 +22,15 @@ Answer = WeightsApplied | WeightsRejected
 TEXT = tuple(range(5, 45))
 
 
+def gathered(model: Any) -> dict[str, Any]:
+    """All of a stream, kept."""
+    import torch
+
+    from learner.online.gather import stream_weights
+
+    return {name: one.clone() for name, one in stream_weights(model, torch.float32)}
+
+
 class Sync:
     """A learner's sender and the shared engine's updater."""
 
@@ -53,11 +62,7 @@ class Sync:
 
 @pytest.fixture
 def sync(vllm: Any, reference: Any, tmp_path: Path) -> Iterator[Sync]:
-    import torch
-
-    from learner.online.gather import gather_weights
-
-    weights = gather_weights(reference, torch.float32)
+    weights = gathered(reference)
     one = Sync(vllm, tmp_path, weights)
     yield one
     try:
@@ -73,8 +78,6 @@ def test_the_engine_computes_what_the_adapted_model_computes(reference: Any, syn
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from learner.online.gather import gather_weights
-
     config = LoraConfig(
         r=4,
         use_dora=True,
@@ -89,12 +92,12 @@ def test_the_engine_computes_what_the_adapted_model_computes(reference: Any, syn
         for one in model.parameters():
             if one.requires_grad:
                 one.add_(0.05 * torch.randn_like(one))
-    weights = gather_weights(model, torch.float32)
+    weights = gathered(model)
     answer = sync.update(1, weights, model)
     assert isinstance(answer, WeightsApplied), answer
     assert answer.canary_gap < 1e-5
 
-    plain = gather_weights(reference, torch.float32)
+    plain = gathered(reference)
     for version, name in enumerate(("model.embed_tokens.weight", "model.norm.weight"), 2):
         bad = {**weights, name: plain[name]}
         answer = sync.update(version, bad, model)

@@ -175,6 +175,28 @@ def test_weights_that_are_equal_may_stay_where_they_are() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("changed", "told"), [(0.0, False), (0.009, False), (0.5, True)])
+def test_an_engine_may_stay_where_rounding_kept_the_update_from_it(
+    changed: float, told: bool
+) -> None:
+    """The canary is the trainer's own, which moves by less than what is published can show."""
+
+    async def scenario() -> None:
+        world = World()
+
+        async def still(token_ids: Any, *, cache_salt: str) -> list[float]:
+            return [-1.0] * (len(token_ids) - 1)
+
+        world.engine.prompt_logprobs = still  # type: ignore[method-assign]
+        await world.receiver.update(manifest(1))
+        moved = Canary(((1, 2, 3, 4),), ((-1.0 - 1e-4,) * 3,), 1e-3)
+        news = msgspec.structs.replace(manifest(2), canary=moved, changed=changed)
+        answer = await world.receiver.update(news)
+        assert isinstance(answer, WeightsRejected) == told
+
+    asyncio.run(scenario())
+
+
 def test_nothing_serves_if_the_old_weights_cannot_be_put_back() -> None:
     async def scenario() -> None:
         world = World()

@@ -7,9 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from dynatok_online import attention
 from learner.lora import check_model, check_names
 from learner.online.adapters import check_servable
-from learner.online.gather import gather_weights
+from learner.online.canary import canary, canary_texts
+from learner.online.gather import stream_weights
+from learner.online.scorer import Scorer
 
 IDS = torch.arange(24)[None] % 40
 BOTH = ["embed_tokens", "lm_head"]
@@ -59,6 +62,11 @@ REFUSED_TIED = REFUSED | {
 }
 
 
+def gather_weights(model, dtype):
+    """All of a stream, kept."""
+    return {name: one.clone() for name, one in stream_weights(model, dtype)}
+
+
 def plain_model(tied, seed=0):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -85,23 +93,30 @@ def stirred(model, parameters):
     return model
 
 
-def adapted_model(tied, **settings):
+def adapted_model(tied, plain=None, **settings):
     config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **settings}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of the settings that are refused here
-        model = get_peft_model(plain_model(tied), LoraConfig(task_type="CAUSAL_LM", **config))
+        model = get_peft_model(
+            plain or plain_model(tied), LoraConfig(task_type="CAUSAL_LM", **config)
+        )
     return stirred(model.eval(), (one for one in model.parameters() if one.requires_grad))
 
 
 def served(weights, tied):
     """What a plain model of the same kind computes with published weights."""
+    with torch.no_grad():
+        return loaded(weights, tied)(IDS).logits
+
+
+def loaded(weights, tied):
     model = plain_model(tied, seed=9)
     own = dict(model.named_parameters())
-    assert own.keys() == weights.keys()
+    assert own.keys() <= weights.keys()
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-        return model(IDS).logits
+    return model
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -124,8 +139,11 @@ def test_served_equals_trained_or_is_refused(name, tied):
         torch.testing.assert_close(weights[key], one.data, rtol=0, atol=1e-6)
 
 
-def test_adapters_of_experts_are_merged():
+def test_adapters_of_experts_are_merged(tmp_path):
     """They adapt one tensor of all experts, and two of them lie in each other."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
     from benchmarks._small_models import small_model
 
     torch.manual_seed(0)
@@ -137,9 +155,53 @@ def test_adapters_of_experts_are_merged():
     with torch.no_grad():
         trained = model(IDS).logits
         weights = gather_weights(model, torch.float32)
-        plain = small_model("qwen3_moe").float().eval()
-        assert plain.load_state_dict(weights, strict=False).unexpected_keys == []
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        model.get_base_model().config.save_pretrained(tmp_path)
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
         assert (plain(IDS).logits - trained).abs().max() < 1e-5
+
+
+def wrongly_gathered(model):
+    """As weights were published once: plain LoRA on linear layers is merged, and nothing else."""
+    from peft.tuners.lora import Linear, LoraLayer
+
+    weights = {}
+    for name, one in model.get_base_model().named_parameters():
+        owner = name.rpartition(".")[0]
+        if "lora_" in owner or "original_module" in owner:
+            continue
+        layer = model.get_base_model().get_submodule(owner.removesuffix(".base_layer"))
+        value = one.detach().clone()
+        if isinstance(layer, LoraLayer) and name.endswith(".weight") and isinstance(layer, Linear):
+            value += layer.get_delta_weight("default").detach()
+        name = name.replace(".base_layer", "").replace(".modules_to_save.default", "")
+        weights[name] = value
+    return weights
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "name", ["dora", "lora_bias", "embeddings", "saved head", "saved embeddings", "as it comes"]
+)
+def test_the_canary_catches_what_was_published_wrongly(name, tied):
+    """It is what the adapted model itself computes, so it needs to know of no setting."""
+    attention.prepare(plain := plain_model(tied), "concat")
+    model = adapted_model(tied, plain, **SETTINGS[name])
+    texts = canary_texts(40, 2, 24, seed=0)
+    truth = canary(Scorer(lambda: model, torch.device("cpu")), texts, 1e-3)
+    wrong = loaded(wrongly_gathered(model), tied)
+    answers = []
+    for ids in texts:
+        with torch.no_grad():
+            table = wrong(torch.tensor([ids])).logits[0].log_softmax(-1)
+        answers.append(table[torch.arange(len(ids) - 1), torch.tensor(ids[1:])])
+    gap = max(
+        (torch.tensor(want) - found).abs().mean().item()
+        for want, found in zip(truth.logprobs, answers, strict=True)
+    )
+    # An untied module that is trained whole was right before, too.
+    right = name == "as it comes" or (not tied and name.startswith("saved"))
+    assert gap < 1e-5 if right else gap > 10 * truth.tolerance
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])

@@ -19,15 +19,18 @@ class FakePublisher:
 
     def __init__(self) -> None:
         self.full = False
+        self.fills_up = False
+        """Whether there turns out to be no room while it is written."""
         self.published = 0
         self.obstacle = "version 3 by actor-1"
 
     def ready(self, wait: float = 0.0) -> bool:
         return not self.full
 
-    def publish(self) -> None:
+    def publish(self) -> bool:
         assert not self.full
-        self.published += 1
+        self.published += not self.fills_up
+        return not self.fills_up
 
 
 def steps(callback: DecideCallback, numbers: range, max_steps: int = 100) -> TrainerControl:
@@ -57,6 +60,19 @@ def test_every_second_step_and_a_full_ring_is_tried_again_at_the_next() -> None:
     publisher.full = False
     steps(callback, range(7, 8))
     assert publisher.published == 3
+
+
+def test_a_disk_that_fills_up_meanwhile_is_tried_again_and_ends_the_last_step() -> None:
+    publisher = FakePublisher()
+    publisher.fills_up = True
+    callback = made(publisher)
+    steps(callback, range(1, 4))
+    publisher.fills_up = False
+    steps(callback, range(4, 5))
+    assert publisher.published == 1
+    publisher.fills_up = True
+    with pytest.raises(LearnerFailed, match="the last weights could not be published: version 3"):
+        steps(callback, range(5, 7), max_steps=6)
 
 
 def test_time_ends_the_training_with_weights_published() -> None:

@@ -1,4 +1,4 @@
-"""The gap is measured per version, under that version's weights, on its tokens only."""
+"""The gap is measured per version, by the model in training, on that version's tokens only."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,30 @@ import torch
 
 from learner.online.canary import canary, canary_texts
 from learner.online.gap import GapProbe
-from learner.online.gather import gather_weights
-from learner.online.shadow import Shadow
+from learner.online.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
 def model(model_dir):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    from dynatok_online import attention
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    attention.prepare(model, "concat")
+    return model.train()
 
 
-def plain_logprobs(model, trajectory):
+@pytest.fixture
+def scorer(model):
+    return Scorer(lambda: model, torch.device("cpu"))
+
+
+def plain_logprobs(model_dir, trajectory):
     """One plain forward per pass."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     out = []
     for k, one in enumerate(trajectory.passes):
         ids = torch.as_tensor(trajectory.tokens(k), dtype=torch.long)[None]
@@ -29,52 +40,98 @@ def plain_logprobs(model, trajectory):
     return np.concatenate(out).astype(np.float32)
 
 
-def sampled(model, make, name, version, seed):
-    text = make(name, version=version, seed=seed)
-    logprobs = plain_logprobs(model, text)
-    return make(name, version=version, seed=seed, logprobs=lambda _: logprobs)
+@pytest.fixture
+def sampled(model_dir, make):
+    """`sampled(name, version, seed)`: a trajectory that the model itself might have written."""
+
+    def one(name, version, seed, off=0.0):
+        text = make(name, version=version, seed=seed)
+        logprobs = plain_logprobs(model_dir, text) + np.float32(off)
+        return make(name, version=version, seed=seed, logprobs=lambda _: logprobs)
+
+    return one
 
 
-def test_equal_weights_give_a_gap_of_zero_and_other_weights_do_not(model, make):
-    weights = gather_weights(model, torch.float32)
-    other = {name: value * 1.01 for name, value in weights.items()}
-    probe = GapProbe(Shadow(model), trajectories=2, keep=4)
-    probe.published(0, weights)
-    probe.published(1, other)
-    batch = [sampled(model, make, "a", 0, 1), sampled(model, make, "b", 1, 2)]
-    first, second = probe.observe(batch)
-    assert (first.version, second.version) == (0, 1)
-    assert first.mean < 1e-6
-    assert second.mean > 1e-4
-    assert first.tokens == len(batch[0].response)
-    assert probe.worst == second
-    assert probe.observe(batch) == [], "once per version"
+def test_only_tokens_of_the_weights_in_training_are_compared(scorer, sampled):
+    probe = GapProbe(scorer, trajectories=2)
+    old, new = sampled("a", 0, 1, off=0.5), sampled("b", 1, 2)
+    probe.published(1)
+    gap = probe.before_step([old, new])
+    assert gap is not None
+    assert gap.version == 1
+    assert gap.mean < 1e-6
+    assert gap.kl < 1e-6
+    assert gap.tokens == len(new.response)
+    assert probe.worst == gap
+    assert (probe.compared, probe.missed) == (1, 0)
+    assert probe.before_step([new]) is None, "once per version: the weights have moved"
 
 
-def test_a_version_that_nobody_used_is_let_go(model, make):
-    weights = gather_weights(model, torch.float32)
-    probe = GapProbe(Shadow(model), trajectories=1, keep=2)
+def test_what_the_actor_computed_otherwise_shows(scorer, sampled):
+    probe = GapProbe(scorer, trajectories=2)
+    probe.published(0)
+    gap = probe.before_step([sampled("a", 0, 1, off=-0.1)])
+    assert gap is not None
+    assert gap.mean == pytest.approx(0.1, rel=1e-3)
+    assert gap.largest == pytest.approx(0.1, rel=1e-3)
+    assert gap.kl == pytest.approx(np.exp(0.1) - 1 - 0.1, rel=1e-3)
+
+
+def test_a_version_that_nothing_came_of_in_time_is_counted(scorer, sampled):
+    probe = GapProbe(scorer, trajectories=1)
     for version in range(3):
-        probe.published(version, weights)
-    assert probe.missed == 1
-    assert probe.observe([sampled(model, make, "a", 0, 1)]) == []
+        probe.published(version)
+        assert probe.due
+        assert (probe.before_step([sampled("a", 0, 1)]) is None) == (version > 0)
+    assert (probe.compared, probe.missed) == (1, 2)
+    assert probe.note == ""
 
 
-def test_not_a_number_is_the_worst_gap(model, make):
-    probe = GapProbe(Shadow(model), trajectories=1, keep=2)
-    probe.published(0, gather_weights(model, torch.float32))
-    (gap,) = probe.observe([make("a", logprobs=lambda n: np.full(n, np.nan, np.float32))])
+def test_a_run_that_never_compared_says_so(scorer):
+    probe = GapProbe(scorer, trajectories=1)
+    for version in range(3):
+        probe.published(version)
+        assert probe.before_step([]) is None
+    assert "never measured: of none of 3 versions" in probe.note
+
+
+def test_every_rank_is_told_how_many_rows_are_scored_even_if_none_are(scorer, sampled):
+    rows: list[int] = []
+    probe = GapProbe(scorer, 1, rows.append)
+    probe.before_step([])
+    probe.published(0)
+    probe.before_step([sampled("a", 0, 1)])
+    probe.published(1)
+    probe.before_step([sampled("a", 0, 1)])
+    assert rows == [1, 0]
+
+
+def test_nothing_is_compared_where_that_is_turned_off(scorer, sampled):
+    probe = GapProbe(scorer, trajectories=0)
+    probe.published(0)
+    assert not probe.due
+    assert probe.before_step([sampled("a", 0, 1)]) is None
+    assert probe.missed == 0
+
+
+def test_not_a_number_is_the_worst_gap(scorer, make):
+    probe = GapProbe(scorer, trajectories=1)
+    probe.published(0)
+    gap = probe.before_step([make("a", logprobs=lambda n: np.full(n, np.nan, np.float32))])
+    assert gap is not None
     assert np.isnan(gap.mean)
     assert probe.worst is gap
 
 
-def test_the_canary_is_that_of_plain_forwards(model):
-    shadow = Shadow(model)
-    shadow.load(gather_weights(model, torch.float32))
-    texts = canary_texts(model.config.vocab_size, 2, 16, seed=3)
-    found = canary(shadow, texts, 1e-3)
+def test_the_canary_is_that_of_plain_forwards(scorer, model, model_dir):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    texts = (*canary_texts(model.config.vocab_size, 2, 16, seed=3), (1, 2, 3))
+    found = canary(scorer, texts, 1e-3)
     for ids, logprobs in zip(texts, found.logprobs, strict=True):
         with torch.no_grad():
-            table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            table = plain(torch.tensor([ids])).logits[0].log_softmax(-1)
         want = table[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
         assert logprobs == pytest.approx(want.tolist(), abs=1e-5)
+    assert model.training, "dropout was off meanwhile, and is on again"

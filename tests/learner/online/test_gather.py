@@ -1,8 +1,10 @@
-"""Weights as they leave the learner."""
+"""Weights as they leave the learner: whole, by checkpoint names, one after the other."""
+
+import weakref
 
 import torch
 
-from learner.online.gather import as_checkpoint, gather_weights
+from learner.online.gather import stream_weights, weight_shapes
 from learner.online.publisher import shapes, to_bytes
 
 
@@ -12,35 +14,29 @@ def load(model_dir):
     return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
 
 
-def test_a_tied_tensor_appears_once_and_nothing_is_shared(model_dir):
+def test_a_tied_tensor_comes_once(model_dir):
     model = load(model_dir)
-    weights = gather_weights(model, torch.float32)
+    weights = dict(stream_weights(model, torch.float32))
     assert weights.keys() == dict(model.named_parameters()).keys()
     assert "lm_head.weight" not in weights
-    before = weights["model.norm.weight"].clone()
-    with torch.no_grad():
-        model.model.norm.weight.add_(1)
-    assert weights["model.norm.weight"].equal(before)
+    for name, parameter in model.named_parameters():
+        assert weights[name].equal(parameter), name
 
 
-def test_lora_is_merged_under_checkpoint_names(model_dir):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    plain = gather_weights(load(model_dir), torch.float32)
-    model = get_peft_model(
-        load(model_dir), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    )
-    weights = gather_weights(model, torch.float32)
-    assert weights.keys() == plain.keys()
-    merged = dict(model.merge_and_unload().named_parameters())
-    for name, value in weights.items():
-        torch.testing.assert_close(value, merged[name].data)
-        assert ("q_proj" in name) == (not value.equal(plain[name]))
+def test_nothing_is_kept_of_what_was_handed_out(model_dir):
+    """What comes in another dtype is made for the one who asked, and gone when that is done."""
+    stream = stream_weights(load(model_dir), torch.bfloat16)
+    count = 0
+    while (named := next(stream, None)) is not None:
+        handed_out = weakref.ref(named[1])
+        del named
+        assert handed_out() is None
+        count += 1
+    assert count == 24
 
 
 def test_bytes_are_those_of_the_dtype(model_dir):
-    weights = gather_weights(load(model_dir), torch.bfloat16)
+    weights = dict(stream_weights(load(model_dir), torch.bfloat16))
     name, tensor = next(iter(weights.items()))
     sent = to_bytes(tensor)
     assert sent.dtype == "BF16", name
@@ -58,14 +54,27 @@ def test_weights_of_experts_travel_as_a_checkpoint_holds_them(tmp_path):
 
     small_model("qwen3_moe").float().save_pretrained(tmp_path)
     model = load(tmp_path)
-    found = as_checkpoint(model, gather_weights(model, torch.float32))
+    found = dict(stream_weights(model, torch.float32))
     saved = load_file(tmp_path / "model.safetensors")
     assert "model.layers.0.mlp.experts.3.down_proj.weight" in saved
     assert found.keys() == saved.keys()
     assert all(found[name].equal(saved[name]) for name in saved)
+    assert shapes(weight_shapes(model, torch.float32)) == shapes(found)
 
 
-def test_weights_of_other_models_travel_as_they_are(model_dir):
+def test_shapes_are_known_without_gathering(model_dir):
+    from peft import LoraConfig, get_peft_model
+
     model = load(model_dir)
-    weights = gather_weights(model, torch.float32)
-    assert as_checkpoint(model, weights).keys() == weights.keys()
+    assert shapes(weight_shapes(model, torch.bfloat16)) == shapes(
+        dict(stream_weights(model, torch.bfloat16))
+    )
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["mlp"])
+    adapted = get_peft_model(load(model_dir), config)
+    assert shapes(weight_shapes(adapted, torch.float32)) == shapes(
+        weight_shapes(model, torch.float32)
+    )
+    trained = weight_shapes(adapted, torch.float32, trained=True)
+    assert trained.keys() == {
+        name for name in weight_shapes(model, torch.float32) if "q_proj." in name or "mlp." in name
+    }

@@ -30,7 +30,7 @@ def report(tmp_path: Path, peers: list[PeerInfo]) -> Report:
         "inbox": SimpleNamespace(
             audit_mismatches=0, weight_syncs=0, weights_rejected=0, rejected=Counter()
         ),
-        "publisher": SimpleNamespace(version=7, postponed=0, seconds=0.0),
+        "publisher": SimpleNamespace(version=7, postponed=0, seconds=0.0, changed=0.5),
         "probe": SimpleNamespace(worst=None, compared=0, missed=0, seconds=0.0),
     }
     metrics = Metrics(tmp_path, "learner", tensorboard=False)
@@ -42,6 +42,7 @@ def report(tmp_path: Path, peers: list[PeerInfo]) -> Report:
 def step(report: Report, number: int) -> None:
     report.reached(number)
     numbers = {"loss": 1.0, "seconds_step": 1.0, "seconds_wait_for_batch": 0.5}
+    numbers |= {"seconds_publish": 0.25 * (number % 2), "seconds_compare": 0.125}
     report.write_step(number, numbers)
 
 
@@ -60,6 +61,16 @@ def test_an_actor_that_left_does_not_hold_the_version_back(
     del peers[0]
     step(report, 3)
     assert logged(tmp_path) == [-1, 3, 6]
+
+
+def test_the_share_of_publishing_and_comparing_is_that_of_all_steps(
+    report: Report, tmp_path: Path
+) -> None:
+    for number in range(1, 5):
+        step(report, number)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sync_share"] for line in lines] == [0.375, 0.25, 0.875 / 3, 0.25]
+    assert report.summary()["sync_share"] == 0.25
 
 
 def test_steps_that_are_not_logged_count(report: Report) -> None:

@@ -81,6 +81,9 @@ class Sender(SlotSender):
     def close(self) -> None:
         pass
 
+    def _bytes(self, slot: int, offset: int, nbytes: int) -> memoryview:
+        raise NotImplementedError
+
     def fill(self) -> None:
         for version in range(2):
             self._ledger.commit(self._ledger.begin(), version, ["a"])

@@ -108,6 +108,47 @@ def test_many_versions_in_turn(pair: Pair) -> None:
         pair.sender.applied("a", version)
 
 
+def test_the_newest_version_can_be_compared_with_and_no_other(pair: Pair) -> None:
+    def newest(name: str) -> bytes | None:
+        found = pair.sender.newest(name)
+        return None if found is None else bytes(found)
+
+    assert newest("norm") is None
+    seen: list[bytes | None] = []
+
+    def written(version: int) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors(version):
+            seen.append(newest(name))
+            yield name, tensor
+
+    for version in range(4):
+        seen.clear()
+        pair.sender.publish(version, written(version), CANARY, ["a"])
+        pair.sender.applied("a", version)
+        for (name, tensor), before in zip(
+            tensors(version - 1 if version else 0), seen, strict=True
+        ):
+            assert before == (bytes(tensor.data) if version else None), name
+            assert newest(name) == bytes(dict(tensors(version))[name].data)
+    assert newest("other") is None
+
+
+def test_a_newest_version_that_is_written_over_is_not_compared_with() -> None:
+    sender = ShmSender(f"test-{uuid.uuid4().hex}", payload_bytes(EXPECTED))
+    sender.publish(0, tensors(0), CANARY, ["slow"])
+    sender.publish(1, tensors(1), CANARY)
+    seen = []
+
+    def written() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors(2):
+            seen.append(sender.newest(name))
+            yield name, tensor
+
+    sender.publish(2, written(), CANARY)
+    assert seen == [None] * len(EXPECTED)
+    sender.close()
+
+
 def test_a_late_joiner_reads_the_latest(pair: Pair) -> None:
     pair.sender.publish(0, tensors(0), CANARY)
     latest = pair.sender.publish(1, tensors(1), CANARY)

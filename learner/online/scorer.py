@@ -1,0 +1,100 @@
+"""Log-probabilities by the model in training itself: its weights, device, dtype, kernel and ranks.
+
+There is no second model: what is scored here is what is trained. Dropout is off meanwhile, no
+gradient is kept, and the weights do not move. Under ZeRO-3 a forward is a meeting of all ranks:
+each must score equally many rows, at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dynatok_online import attention
+from dynatok_online.rows.plan import Row, plan_rows
+from dynatok_online.trajectory import Trajectory
+
+Logprobs = npt.NDArray[np.float32]
+
+
+class Scorer:
+    """Asks the model that `model` returns."""
+
+    def __init__(
+        self,
+        model: Callable[[], torch.nn.Module],
+        device: torch.device,
+        max_row_tokens: int = 16384,
+    ) -> None:
+        """`model`: as the trainer calls it. `max_row_tokens`: most that it computes at once."""
+        self._model = model
+        self._device = device
+        self._max_row_tokens = max_row_tokens
+
+    def plan(self, trajectories: Sequence[Trajectory]) -> list[Row]:
+        """The rows that `trajectories` are scored in."""
+        return list(plan_rows(trajectories, max_tokens=self._max_row_tokens))
+
+    def row(self, row: Row) -> Logprobs:
+        """[M] log-probability of every target of a row."""
+        with self._asked() as model:
+            out = model(**attention.inputs(row, self._device), use_cache=False)
+            targets = attention.to_device(row.targets, self._device, torch.long)
+            table = out.logits[0].float().log_softmax(-1)
+            chosen = table.gather(1, targets[:, None])[:, 0]
+        return np.asarray(chosen.cpu().numpy(), np.float32)
+
+    def trajectories(
+        self, trajectories: Sequence[Trajectory], rows: Sequence[Row]
+    ) -> list[Logprobs]:
+        """[R] per trajectory: log-probability of each response token, in the state it was
+        sampled in. `rows` is their plan."""
+        out = [np.full(len(one.response), np.nan, np.float32) for one in trajectories]
+        for row in rows:
+            values = self.row(row)
+            for index in np.unique(row.trajectory):
+                mine = row.trajectory == index
+                out[index][row.response_index[mine]] = values[mine]
+        return out
+
+    def texts(self, texts: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
+        """Per plain text: log p(token i | tokens before it) for i = 1 .. n-1. All in one row."""
+        values = self.row(_row_of(texts))
+        ends = np.cumsum([len(one) - 1 for one in texts])[:-1]
+        return tuple(tuple(map(float, one)) for one in np.split(values, ends))
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[Any]:
+        model = self._model()
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            model.train(was_training)
+
+
+def _row_of(texts: Sequence[Sequence[int]]) -> Row:
+    """Texts beside each other, none of which sees another."""
+    lengths = [len(one) - 1 for one in texts]
+    ids = [np.asarray(one, np.int32) for one in texts]
+    count = sum(lengths)
+    return Row(
+        input_ids=np.concatenate([one[:-1] for one in ids]),
+        position_ids=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        bounds=np.concatenate([[0], np.cumsum(lengths)]),
+        visible=np.eye(len(texts), dtype=bool),
+        loss_positions=np.arange(count),
+        targets=np.concatenate([one[1:] for one in ids]),
+        weights=np.ones(count, np.float32),
+        logprobs=np.full(count, np.nan, np.float32),
+        versions=np.full(count, -1),
+        trajectory=np.repeat(np.arange(len(texts)), lengths),
+        response_index=np.concatenate([np.arange(n) for n in lengths]),
+    )
