@@ -6,7 +6,7 @@ kept here. Publishing does not wait for a slow actor; the next step tries again,
 version insists.
 
 Every rank publishes at the same time: under ZeRO-3 gathering and the canary's forward are meetings.
-Rank 0 alone has a transport; the others' part is `take_part`.
+Rank 0 alone has a transport; the others ask for the canary, too, and `take_all` that they gather.
 """
 
 from __future__ import annotations
