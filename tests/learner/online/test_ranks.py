@@ -38,7 +38,9 @@ def config(run: Path, model: Path, run_id: str, **change: Any) -> LearnerConfig:
             "trajectories_per_step": PER_STEP,
             "publish_every": 5,
             "max_policy_lag": 1000,
-            "logprob_gap_trajectories": 0,
+            # Scored by all ranks between backward and step, which must change nothing.
+            "logprob_gap_trajectories": 2,
+            "logprob_gap_threshold": 100.0,
             "prometheus_port": -1,
             "threads": 1,
             "batch_deadline": 60.0,
@@ -95,6 +97,7 @@ def weights(tmp_path: Path, model: Path, journal: tuple[Path, str], **change: An
     summary = json.loads((run / "learner.json").read_text())
     assert summary["learner_steps"] == STEPS
     assert summary["trajectories"] == STEPS * PER_STEP
+    assert summary["logprob_gap_compared"] == 1, "of weights 0, which sampled all of it"
     return load_file(run / "model" / "model.safetensors")
 
 
