@@ -27,6 +27,7 @@ from dynatok_online.trajectory import Trajectory
 from learner.environment import compile_nothing
 from learner.offline.config import DataConfig, TrainConfig
 from learner.offline.stop import StopCallback
+from learner.online.adapters import check_servable
 from learner.online.checkpoint import CheckpointCallback, StreamState, latest
 from learner.online.gather import gather_weights
 from learner.step_log import StepLog
@@ -71,6 +72,7 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
     defaults = {"max_steps": steps, **reachable()}
     arguments = training_arguments(config, run_dir, world_size=world, where="", defaults=defaults)
     trainer = DynamicSFTTrainer(model, arguments, data, **lora_arguments(config.lora, ""))
+    check_servable(trainer.model, "lora")
     trainer.remove_callback(PrinterCallback)
     stop = StopCallback(trainer.accelerator, first)
     trainer.add_callback(stop)

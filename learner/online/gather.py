@@ -26,6 +26,11 @@ def stream_weights(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Named
     return _as_checkpoint(model, _stream(model, dtype))
 
 
+def gather_weights(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All of them at once, under the names that the plain model itself gives them: for a file."""
+    return {name: one.clone() for name, one in _stream(model, dtype)}
+
+
 def weight_shapes(
     model: torch.nn.Module, dtype: torch.dtype, *, trained: bool = False
 ) -> dict[str, torch.Tensor]:
