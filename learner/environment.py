@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from protocol.run.threads import threads
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def set_environment(distributed: bool, given_threads: int = 0, processes: int = 2) -> None:
@@ -29,6 +33,20 @@ def set_environment(distributed: bool, given_threads: int = 0, processes: int = 
 
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def join(arguments: TrainingArguments) -> None:
+    """Have DeepSpeed know the ranks before a model is made: ZeRO-3 takes it apart as it is made.
+
+    Where there is no accelerator, transformers joins the ranks without telling DeepSpeed.
+    """
+    _ = arguments.device  # joins them
+    if arguments.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed(
+            dist_backend=arguments.ddp_backend, auto_mpi_discovery=False, verbose=False
+        )
 
 
 def compile_nothing() -> None:

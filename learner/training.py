@@ -200,6 +200,11 @@ def deepspeed_arguments(
         ),
         "auto",
     )
+    zero = given.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage") == 3:
+        # Or no model comes out at the end, only its parts.
+        zero = {"stage3_gather_16bit_weights_on_model_save": True, **zero}
+        given = {**given, "zero_optimization": zero}
     return {**automatic, **given}
 
 

@@ -24,7 +24,7 @@ from dynatok_online.tasks.gold import load_training_data
 from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
-from learner.environment import compile_nothing
+from learner.environment import compile_nothing, join
 from learner.offline.config import DataConfig, TrainConfig
 from learner.offline.stop import StopCallback
 from learner.online.adapters import check_servable
@@ -71,6 +71,7 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
     steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
     defaults = {"max_steps": steps, **reachable()}
     arguments = training_arguments(config, run_dir, world_size=world, where="", defaults=defaults)
+    join(arguments)
     trainer = DynamicSFTTrainer(model, arguments, data, **lora_arguments(config.lora, ""))
     check_servable(trainer.model, "lora")
     trainer.remove_callback(PrinterCallback)

@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from dynatok_online import tiny
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from learner.config import LearnerConfig
+from learner.environment import join
 from learner.online.shares import Batch
 from learner.online.steps import Steps
 from learner.training import lora_arguments
@@ -25,6 +26,7 @@ class OnlineTrainer(DynamicSFTTrainer):
     """Set before training."""
 
     def __init__(self, config: LearnerConfig, arguments: DynamicSFTConfig) -> None:
+        join(arguments)
         model = tiny.resolve(config.model)
         super().__init__(model, arguments, iter(()), **lora_arguments(config.lora))
         self.remove_callback(PrinterCallback)

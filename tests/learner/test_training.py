@@ -153,3 +153,11 @@ def test_offline_training_takes_groups():
     assert TrainConfig(data="x.jsonl", objective="hapo").objective == "hapo"
     with pytest.raises(ValueError, match="did you mean 'hapo'"):
         TrainConfig(data="x.jsonl", objective="hapoo")
+
+
+def test_zero_3_saves_a_whole_model_unless_told_otherwise():
+    name = "stage3_gather_16bit_weights_on_model_save"
+    for given, wanted in (({"stage": 3}, True), ({"stage": 3, name: False}, False)):
+        made = deepspeed_arguments({"zero_optimization": given})
+        assert made["zero_optimization"][name] is wanted
+    assert name not in deepspeed_arguments({"zero_optimization": {"stage": 2}})["zero_optimization"]
