@@ -233,7 +233,7 @@ class FakeActor:
         if self.options.get("lie"):
             passes[1] = msgspec.structs.replace(passes[1], num_cached_tokens=4)
         return Trajectory(
-            trajectory_id=f"t{self.sent}",
+            trajectory_id=f"{self.options.get('prefix', 't')}{self.sent}",
             pieces=tuple(pieces),
             response=np.array(response, np.int32),
             logprobs=np.array(logprobs, np.float32) + self.options.get("corrupt", np.float32(0)),
