@@ -44,6 +44,11 @@ class Reference:
             base = model.get_base_model()
         elif given == "start":
             base = _copy(model)
+        elif given == "published":
+            raise ValueError(
+                "reference: published is no reference that a learner has; write "
+                "start, adapter or a path"
+            )
         else:
             from transformers import AutoModelForCausalLM
 

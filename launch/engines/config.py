@@ -18,7 +18,8 @@ class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Options of the job, as sbatch knows them: `{partition: gpu, account: lab, time: "8:00:00"}`.
     `true` stands for an option without a value, a list for one that is given several times."""
     learner: dict[str, Any] = {}
-    """srun's options of the learner's step: `{nodes: 2, gpus-per-node: 4, cpus-per-task: 32}`."""
+    """srun's options of the learner's step: `{gpus-per-node: 4, cpus-per-task: 32}`. Its ranks
+    (`learner.ranks`) share one node."""
     actor: dict[str, Any] = {}
     """srun's options of each actor's step: `{gpus-per-task: 1, cpus-per-task: 8}`."""
     actors_sbatch: dict[str, Any] = {}
@@ -38,7 +39,14 @@ class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             for name in getattr(self, section):
                 if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
                     raise ValueError(f"slurm.{section}: '{name}' is no option's name")
-                if section in ("learner", "actor") and name.replace("_", "-") in _OURS:
+                if section not in ("learner", "actor"):
+                    continue
+                if name in ("nodes", "N"):
+                    raise ValueError(
+                        f"slurm.{section}.{name}: learner and actors have one node each (several "
+                        "tasks of a step would be copies of it); leave it out"
+                    )
+                if name.replace("_", "-") in _OURS:
                     raise ValueError(f"slurm.{section}.{name} is filled in for each step")
         if isinstance(time := self.sbatch.get("time"), int):
             raise ValueError(

@@ -149,11 +149,10 @@ def commands(run_dir: Path, config: SlurmConfig, actors: Sequence[ActorConfig]) 
             key.replace("_", "-"): value
             for key, value in (config.learner if learner else config.actor).items()
         }
-        nodes = int(given.pop("nodes", given.pop("N", 1)))
         step: dict[str, Any] = {
             "job-name": name,
-            "nodes": nodes,
-            "ntasks": nodes,
+            "nodes": 1,
+            "ntasks": 1,
             "exact": True,
             "mem": "0",
             "kill-on-bad-exit": "1",

@@ -434,17 +434,19 @@ def test_a_learner_that_does_not_save_in_time_is_ended(tmp_path):
 
 def test_an_actor_whose_place_was_taken_is_started_again_and_a_finished_one_is_not(tmp_path):
     """A scheduler ends it well; so does the end of the run."""
-    code = "import sys, pathlib; f = pathlib.Path(sys.argv[1]); f.write_text(f.read_text() + 'x')"
-    starts = tmp_path / "starts"
+    code = (
+        "import pathlib, sys\n"
+        "starts, learner = map(pathlib.Path, sys.argv[1:])\n"
+        "starts.write_text(starts.read_text() + 'x')\n"
+        "if len(starts.read_text()) == 3:\n"
+        "    learner.write_text('{\"finished\": true}')\n"
+    )
+    starts, learner = tmp_path / "starts", tmp_path / "learner.json"
     starts.write_text("")
-    actor = msgspec.structs.replace(command("actor", code, str(starts)), rejoins=True)
-
-    def finish(seconds):
-        if len(starts.read_text()) == 3:
-            (tmp_path / "learner.json").write_text('{"finished": true}')
-
+    actor = command("actor", code, str(starts), str(learner))
+    actor = msgspec.structs.replace(actor, rejoins=True)
     brief = "import time; time.sleep(4)"
-    outcome = supervise(tmp_path, [command("learner", brief), actor], Quiet(finish), restarts=9)
+    outcome = supervise(tmp_path, [command("learner", brief), actor], Quiet(), restarts=9)
     assert (outcome.status, outcome.code) == ("finished", 0)
     assert len(starts.read_text()) == 3
 

@@ -25,7 +25,7 @@ ROWS = [line for kind, text in BLOCKS if kind == "jsonl" for line in text.splitl
 
 
 def test_the_guide_has_examples_of_every_kind() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"jsonl", "yaml", "python"}
+    assert {kind for kind, _ in BLOCKS} == {"jsonl", "yaml", "python", "bash"}
     assert len(ROWS) >= 8
 
 

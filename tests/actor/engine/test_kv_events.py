@@ -111,6 +111,8 @@ def test_a_request_that_had_to_wait_has_the_blocks_that_it_got(
 ) -> None:
     publisher.publish(found("a", blocks=2), stored("a", None, b"0", b"1"))  # no room: it waits
     publisher.publish(found("a", blocks=1), stored("a", None, b"0"), stored("a", b"0", b"1"))
+    publisher.publish(found("b"), stored("b", None, b"2"))
+    assert ask(events, "b", 1) is not None  # so both batches of "a" have been read
     assert ask(events, "a", 2) == (Scheduled(9, (), (b"0",), (b"1",)),)
 
 

@@ -30,6 +30,7 @@ def test_options_are_written_as_a_command_line_takes_them():
         ({"sbatch": {"signal": "USR1"}}, "write slurm.save_seconds instead"),
         ({"sbatch": {"a b": 1}}, "'a b' is no option's name"),
         ({"actor": {"ntasks": 3}}, "slurm.actor.ntasks is filled in"),
+        ({"learner": {"nodes": 2}}, "have one node each"),
         ({"save_seconds": 0}, "write 1 or more"),
     ],
 )
@@ -77,14 +78,14 @@ def test_actors_on_nodes_of_their_own_are_a_second_component(tmp_path):
 def test_a_step_is_one_process_with_the_options_of_its_kind(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = SlurmConfig(
-        learner={"nodes": 2, "gpus-per-node": 4},
+        learner={"gpus-per-node": 4},
         actor={"gpus_per_task": 1, "cpus-per-task": 8},
         container=["apptainer", "exec", "image.sif"],
     )
     actor, _ = resolve(RunConfig(), tmp_path)
     learner, first, second = slurm.commands(tmp_path, config, actor_configs(actor, 2))
     assert learner.argv[0] == first.argv[0] == "srun"
-    assert {"--nodes=2", "--ntasks=2", "--gpus-per-node=4"} <= set(learner.argv)
+    assert {"--nodes=1", "--ntasks=1", "--gpus-per-node=4"} <= set(learner.argv)
     assert {"--nodes=1", "--ntasks=1", "--gpus-per-task=1"} <= set(first.argv)
     assert "--job-name=actor-1" in second.argv
     at = first.argv.index("apptainer")
