@@ -31,7 +31,8 @@ from protocol.weights.transports import TRANSPORTS, FollowingReceiver, open_send
 from protocol.wire.messages import Canary, WeightsComing, WeightsReady
 
 _CANARY = Canary((), (), 0.0)
-_PROTOCOL = ProtocolConfig(endpoint="tcp://127.0.0.1:0")
+_PROTOCOL = ProtocolConfig(endpoint="tcp://127.0.0.1:1")
+"""Of its endpoint only the address counts: no learner listens, and weights have a port of their own."""
 
 
 class SyncResult(msgspec.Struct):
@@ -95,6 +96,7 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
     here, there = context.Pipe()
     reader = context.Process(target=_reader, args=(transport, run_id, folder, there))
     reader.start()
+    there.close()  # so that the end of the reader is the end of the pipe
     rows = []
     try:
         for version in range(repeats + 1):
@@ -110,7 +112,10 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
             here.send(msgspec.msgpack.encode(WeightsReady(manifest)))
             if not here.poll(300):
                 raise TimeoutError("the reading process did not answer within 300 s")
-            fetch, pause, hashing, extra = here.recv()
+            try:
+                fetch, pause, hashing, extra = here.recv()
+            except EOFError:
+                raise RuntimeError("the reading process died: see its words above") from None
             end = time.perf_counter()
             sender.applied("reader", version)
             if version:  # the first one touches every page for the first time

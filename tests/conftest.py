@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported, which is
 # No test is timed: an example that is slow on a busy machine is no fault.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# A shell starts what it puts in the background with interrupts ignored; some tests are about them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 T = TypeVar("T")
 RUN_ID = f"engine-tests-{os.getpid()}"
