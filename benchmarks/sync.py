@@ -32,7 +32,7 @@ from protocol.wire.messages import Canary, WeightsComing, WeightsReady
 
 _CANARY = Canary((), (), 0.0)
 _PROTOCOL = ProtocolConfig(endpoint="tcp://127.0.0.1:1")
-"""Of its endpoint only the address counts: no learner listens, and weights have a port of their own."""
+"""Of its endpoint only the host counts: no learner listens, weights have a port of their own."""
 
 
 class SyncResult(msgspec.Struct):
