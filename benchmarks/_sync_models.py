@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ RANDOM_1B = "random-1b"
 """A Llama of 1.1 billion random parameters."""
 WAYS = ("whole", "lora")
 _TRAJECTORIES = 8
+TEXT = (
+    "# What publishing weights takes\n\n"
+    "`dynatok bench sync --models MODEL ... --page docs/benchmarks/sync.md` ({machine}). The "
+    "learner is a process with the real publisher over `shm`: the canary's forward with the model "
+    "in training, tensors gathered one by one, adapters merged layer by layer, the comparison "
+    "with the version before. The actor is another process that fetches, verifies, and copies "
+    "into a model of its own; only the copy pauses generation. Medians over the versions. *MB "
+    "more* is the high-water mark of a process beyond what it held with its model at rest; the "
+    "learner's includes the weight ring in shared memory. *Scoring* is the comparison of two "
+    "trajectories with the model in training (the log-probability gap). *Share of the steps* is "
+    "publishing and scoring in the time of four steps (`publish_every: 4`) of eight short "
+    "trajectories, forward and backward only: an optimizer makes a step longer and the share "
+    "smaller.\n"
+)
 
 
 class ModelRow(msgspec.Struct):
@@ -38,7 +53,6 @@ class ModelRow(msgspec.Struct):
     way: str
     """`whole`: all of it is trained. `lora`: adapters of rank 16 on every linear layer, merged."""
     dtype: str
-    code: str
     megabytes: float
     """Of one version on its way."""
     learner_mb: float
@@ -74,6 +88,35 @@ def measure(model: str, way: str, dtype: str, repeats: int) -> ModelRow:
     finally:
         learner.join(10)
         learner.kill()
+
+
+def table(rows: Sequence[ModelRow]) -> list[str]:
+    """Lines of Markdown."""
+    return [
+        "| model | trained | dtype | MB of a version | learner, MB more | actor, MB more "
+        "| publish to applied, s | learner waits, s | paused, s | scoring, s | share of steps |",
+        "|" + "---|" * 11,
+        *(
+            f"| {one.model} | {one.way} | {one.dtype} | {one.megabytes:,.0f} "
+            f"| {one.learner_mb:,.0f} | {one.actor_mb:,.0f} | {one.seconds:.2f} "
+            f"| {one.publish_seconds:.2f} | {one.pause_seconds:.2f} | {one.gap_seconds:.2f} "
+            f"| {one.share:.1%} |"
+            for one in rows
+        ),
+    ]
+
+
+def write_page(path: Path, rows: Sequence[ModelRow], machine: str) -> None:
+    """The page of these figures; rows of it that were not measured now are kept."""
+    lines = table(rows)
+    mine = {tuple(line.split("|")[1:4]) for line in lines[2:]}
+    kept = [
+        line
+        for line in (path.read_text().splitlines() if path.exists() else [])
+        if line.startswith("| ") and not line.startswith("| model |")
+        if tuple(line.split("|")[1:4]) not in mine
+    ]
+    path.write_text("\n".join([TEXT.format(machine=machine), *lines[:2], *kept, *lines[2:], ""]))
 
 
 def _learner(name: str, way: str, dtype: str, repeats: int, answer: Connection) -> None:
@@ -139,7 +182,6 @@ def _learner(name: str, way: str, dtype: str, repeats: int, answer: Connection) 
         model=name,
         way=way,
         dtype=dtype,
-        code="now",
         megabytes=announced[-1].nbytes / 1e6,
         learner_mb=peak - resting,
         actor_mb=actor_mb,

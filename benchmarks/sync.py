@@ -9,11 +9,13 @@ in one thread, once by the writer and once by the reader.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._folder import existing_folder
+from benchmarks._sync_models import RANDOM_1B, WAYS, measure, table, write_page
 from protocol.config import ProtocolConfig
 from protocol.weights.base import Tensor
 from protocol.weights.payload import as_tensor
@@ -195,6 +198,20 @@ def _timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def _run_models(options: argparse.Namespace) -> int:
+    threads = torch.get_num_threads()
+    machine = f"CPU, {threads} threads, torch {torch.__version__}, {datetime.now(UTC).date()}"
+    rows = []
+    for model in options.models:
+        for way in options.ways:
+            rows.append(measure(model, way, options.dtype, options.repeats))
+            Console().print(table(rows)[-1])
+            if options.page is not None:
+                write_page(options.page, rows, machine)
+    print(json.dumps({"results": [msgspec.to_builtins(one) for one in rows]}), flush=True)
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """The command line: a card for people, one line of JSON for machines."""
     parser = argparse.ArgumentParser(prog="dynatok bench sync", description=__doc__)
@@ -206,15 +223,29 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--folder", type=existing_folder, help="where files are written (the disk matters)"
     )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        help=f"publish these models instead, with the learner's own code: names, or {RANDOM_1B}",
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="with --models")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="with --models"
+    )
+    parser.add_argument("--page", type=Path, help="with --models: write them into this page")
     options = parser.parse_args(arguments)
+    if options.page is not None and not options.models:
+        parser.error("--page goes with --models: bytes alone have no page")
+    if options.models:
+        return _run_models(options)
     results = run(
         tuple(options.gigabytes), tuple(options.transports), options.repeats, options.folder
     )
-    table = Table(title="weight sync")
+    card = Table(title="weight sync")
     for column in ("transport", "GB", "seconds", "floor", "publish", "fetch", "paused", "hash"):
-        table.add_column(column, justify="left" if column == "transport" else "right")
+        card.add_column(column, justify="left" if column == "transport" else "right")
     for one in results:
-        table.add_row(
+        card.add_row(
             one.transport,
             f"{one.gigabytes:.2f}",
             f"{one.seconds:.2f} ({one.gb_per_s:.1f} GB/s)",
@@ -224,6 +255,6 @@ def main(arguments: list[str]) -> int:
             f"{one.pause_seconds:.2f} ({one.pause_seconds / one.seconds:.0%})",
             f"{one.hash_seconds:.2f} ({one.hash_share:.0%})",
         )
-    Console().print(table)
+    Console().print(card)
     print(msgspec.json.encode({"results": results}).decode(), flush=True)
     return 0
