@@ -307,16 +307,14 @@ def _launch(known: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _status(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"status takes no '{rest[0]}'; see dynatok status --help")
+    _expect_no_more("status", rest)
     from launch import control
 
     return control.status(known.run_dir)
 
 
 def _stop(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"stop takes no '{rest[0]}'; see dynatok stop --help")
+    _expect_no_more("stop", rest)
     from launch import control
 
     return control.stop(known.run_dir, at_once=known.now, wait=known.wait)
@@ -394,16 +392,14 @@ def _demo(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _model(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"model takes no '{rest[0]}'; see dynatok model --help")
+    _expect_no_more("model", rest)
     from launch import models
 
     return models.main(known.name)
 
 
 def _inspect(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"inspect takes no '{rest[0]}'; see dynatok inspect --help")
+    _expect_no_more("inspect", rest)
     from launch.inspect.main import inspect
 
     return inspect(
@@ -414,6 +410,11 @@ def _inspect(known: argparse.Namespace, rest: list[str]) -> int:
         html=known.html,
         png=known.png,
     )
+
+
+def _expect_no_more(verb: str, rest: list[str]) -> None:
+    if rest:
+        raise ConfigError(f"{verb} takes no '{rest[0]}'; see dynatok {verb} --help")
 
 
 def _expect_file(path: Path) -> None:
@@ -469,8 +470,7 @@ def _bench(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _keys(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"keys takes no '{rest[0]}'; see dynatok keys --help")
+    _expect_no_more("keys", rest)
     from protocol.wire.keys import make_keys
 
     try:
@@ -482,16 +482,14 @@ def _keys(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _requirements(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"requirements takes no '{rest[0]}'; see dynatok requirements --help")
+    _expect_no_more("requirements", rest)
     from launch import requirements
 
     return requirements.main()
 
 
 def _doctor(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"doctor takes no '{rest[0]}'; see dynatok doctor --help")
+    _expect_no_more("doctor", rest)
     from launch import doctor
 
     return doctor.main(known.config)
