@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -161,8 +162,9 @@ def _intervals(seeds: Sequence[dict[str, float | None]]) -> dict[str, dict[str, 
     return out
 
 
+@lru_cache(maxsize=2)
 def _loaded(model: str) -> Any:
-    """A model of that name, prepared for rows."""
+    """A model of that name, prepared for rows. Every seed and policy asks for the same two."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
