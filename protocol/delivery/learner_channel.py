@@ -35,7 +35,7 @@ from protocol.delivery.received import PeerLost, Received, Store
 from protocol.run.endpoint import remove_socket, speaks_v6, to_bind
 from protocol.wire.codec import decode_actor, encode
 from protocol.wire.envelope import Rejected, Sealer, unseal
-from protocol.wire.keys import Authenticator, secure_server
+from protocol.wire.keys import open_server
 from protocol.wire.messages import (
     Acknowledge,
     Bye,
@@ -122,22 +122,17 @@ class LearnerChannel:
         self._socket.setsockopt(zmq.IPV6, int(speaks_v6(self.config.endpoint)))
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._authenticator = None
-        try:
-            if self.config.keys is not None:
-                secure_server(self._socket, self.config.keys)
-                self._authenticator = Authenticator(self._context, self.config.keys, self.refusals)
-            self._bind()
-        except (zmq.ZMQError, ValueError) as error:
-            if self._authenticator is not None:
-                self._authenticator.stop()
-            self._context.destroy(linger=0)
-            if isinstance(error, ValueError):
-                raise
-            raise ValueError(
-                f"cannot listen on {self.config.endpoint}: {error.strerror}; set "
+        self._authenticator = open_server(
+            self._context,
+            self._socket,
+            self.config.keys,
+            self.refusals,
+            self._bind,
+            lambda why: (
+                f"cannot listen on {self.config.endpoint}: {why}; set "
                 "protocol.endpoint to a free port of this machine (port 0 picks one)"
-            ) from error
+            ),
+        )
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         """What it has bound; `protocol.run.endpoint.to_tell` says it to actors."""
         self._wake_out, self._wake_in = os.pipe()

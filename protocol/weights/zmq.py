@@ -31,7 +31,7 @@ from protocol.weights.delta import PAYS_BELOW, check_available, difference, rest
 from protocol.weights.memory import MemoryFile, memory_folder, remove_leftovers
 from protocol.weights.payload import check_layout, slice_verified, write_all
 from protocol.weights.slots import SlotSender
-from protocol.wire.keys import Authenticator, secure_client, secure_server
+from protocol.wire.keys import open_server, secure_client
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
 from protocol.wire.socket import Refusals, apply_options
 
@@ -77,12 +77,9 @@ class ZmqSender(SlotSender):
         self._socket.setsockopt(zmq.IPV6, int(speaks_v6(config.endpoint)))
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._socket.setsockopt(zmq.SNDHWM, 4 * _AHEAD)
-        self._authenticator = None
-        if config.keys is not None:
-            self._authenticator = Authenticator(self._context, config.keys, self.refusals)
-            secure_server(self._socket, config.keys)
         self.port = 0
-        try:
+
+        def bind() -> None:
             if config.endpoint.startswith("tcp://"):
                 address = to_bind(config.endpoint, config.interface)[-1]
                 self._socket.bind(address_with(address, config.weights_port))
@@ -90,16 +87,18 @@ class ZmqSender(SlotSender):
                 self.port = int(bound.rpartition(":")[2])
             else:
                 self._socket.bind(address_with(beside or config.endpoint, 0))
-        except (zmq.ZMQError, ValueError) as error:
-            if self._authenticator is not None:
-                self._authenticator.stop()
-            self._context.destroy(linger=0)
-            if isinstance(error, ValueError):
-                raise
-            raise ValueError(
+
+        self._authenticator = open_server(
+            self._context,
+            self._socket,
+            config.keys,
+            self.refusals,
+            bind,
+            lambda why: (
                 f"protocol.weights_port {config.weights_port} cannot be listened on "
-                f"({error.strerror}); write another, or 0 for a free one"
-            ) from error
+                f"({why}); write another, or 0 for a free one"
+            ),
+        )
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="weight-stream", daemon=True)
         self._thread.start()

@@ -9,6 +9,7 @@ answer at all, and is counted.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,6 +101,35 @@ def secure_server(socket: zmq.Socket[Any], folder: str | Path) -> None:
     socket.curve_publickey = public
     socket.curve_secretkey = secret
     socket.curve_server = True
+
+
+def open_server(
+    context: zmq.Context[Any],
+    socket: zmq.Socket[Any],
+    keys: str | Path | None,
+    refusals: Refusals,
+    bind: Callable[[], object],
+    cannot: Callable[[str], str],
+) -> Authenticator | None:
+    """Secure a socket of the learner where there are keys, and have `bind` bind it.
+
+    Raises ValueError for keys that cannot be used, or, where the address cannot be bound, with what
+    `cannot` makes of zmq's reason; nothing of the context is left then.
+    """
+    authenticator = None
+    try:
+        if keys is not None:
+            secure_server(socket, keys)
+            authenticator = Authenticator(context, keys, refusals)
+        bind()
+    except (zmq.ZMQError, ValueError) as error:
+        if authenticator is not None:
+            authenticator.stop()
+        context.destroy(linger=0)
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(cannot(error.strerror)) from error
+    return authenticator
 
 
 def secure_client(socket: zmq.Socket[Any], folder: str | Path) -> None:
