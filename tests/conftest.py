@@ -52,6 +52,17 @@ class SharedEngine:
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, timeout))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A tiny model: threads only get in each other's way."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random Qwen3 (untied, so that every kind of tensor occurs)."""

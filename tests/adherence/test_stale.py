@@ -15,13 +15,7 @@ from tests.models import make
 from tests.oracle import exact_logits
 from tests.simulate import World, simulate
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_by_hand() -> None:

@@ -16,7 +16,7 @@ import psutil
 from learner.online.checkpoint import latest
 from protocol.delivery.delivery import Consumed
 from protocol.delivery.durable import JournaledStore
-from protocol.run.trace import trace_of
+from protocol.run.trace import Account, account, trace_of
 from protocol.wire.messages import TrajectoryMessage
 
 CONFIG = "launch/configs/tiny.yaml"
@@ -100,4 +100,13 @@ def waiting(run: Path) -> set[str]:
         found.add(trace_of(event.message.trajectory))
     assert inbox.missing == 0
     inbox.close()
+    return found
+
+
+def nothing_lost(run: Path) -> Account:
+    """What became of every trajectory of a run: none was lost, none was trained on twice."""
+    found = account(run)
+    print(f"sent {len(found.sent)}, trained {len(found.trained)}, dropped {found.causes()}")
+    assert found.twice == []
+    assert found.open - waiting(run) == set()
     return found

@@ -24,13 +24,7 @@ from tests.simulate import World, simulate
 from tests.training.test_trainer import curve, run_ranks, train
 from tests.training.train_curve import tiny_model, trajectories
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 WORLD = World(passes=(2, 5), sampled=(0, 5), slot=(1, 4))

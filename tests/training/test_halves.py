@@ -15,13 +15,7 @@ from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from tests.models import make
 from tests.training.train_curve import tiny_model, trajectories
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Watch(TrainerCallback):

@@ -8,7 +8,6 @@ from itertools import islice
 import msgspec
 import numpy as np
 import pytest
-import torch
 
 from dynatok_online.data.storage import read_trajectories, write_trajectories
 from dynatok_online.objectives.token_weights import selected_weights
@@ -20,13 +19,7 @@ from dynatok_online.trajectory import Selected, from_row, selected, to_row
 from learner.offline.config import SelectConfig
 from learner.offline.select import run
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
