@@ -35,6 +35,9 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Options of the chat template (`enable_thinking: false`)."""
     slots: dict[str, SlotState]
     """What stands in the slots to begin with."""
+    choices: dict[str, tuple[SlotState, ...]] = {}
+    """What the page offers for a slot, in words that the model was taught; a slot that is not named
+    here: every known requirement of its kind, in words of our own."""
     slot_width: int = 0
     """Tokens that every slot takes, in every lane, shorter texts filled up, so that an edit moves
     nothing behind it. 0: in sticky lanes as many as may be expected, elsewhere as they come."""
@@ -73,7 +76,20 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"lanes is {list(self.lanes)}; name one to four, each once")
         for lane in self.lanes:
             parse_policy(lane, "lanes")
-        named = {state.requirement for state in self.slots.values()}
+        for name, offered in self.choices.items():
+            if name not in self.slots:
+                raise ValueError(
+                    f"choices holds {name!r}, which is no slot; the slots are "
+                    f"{', '.join(self.slots) or 'none'}"
+                )
+            if len({state.text for state in offered}) != len(offered):
+                raise ValueError(f"choices.{name} holds a text twice; give each its own")
+        named = self.named_requirements()
         if self.model == "tiny" or named & topics.WORD_LISTS.keys():
             topics.register()
         Task("demo", self.template, self.slots, max_tokens=self.max_tokens)
+
+    def named_requirements(self) -> set[str | None]:
+        """Requirements of the states that are written here: pages may ask for them."""
+        offered = (state for states in self.choices.values() for state in states)
+        return {state.requirement for state in (*self.slots.values(), *offered)}

@@ -72,6 +72,7 @@ class Control:
                 {"name": one.name, "family": one.family, "text": one.text}
                 for one in REQUIREMENTS.values()
             ],
+            "choices": msgspec.to_builtins(config.choices),
         }
 
     def engine_is(self, state: str, message: str) -> None:

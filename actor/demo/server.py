@@ -172,7 +172,7 @@ class PageServer:
                 await page.close(1008, reason=str(error)[:120])
 
     async def _receive(self, page: WebSocket) -> None:
-        known = {state.requirement for state in self._control.config.slots.values()}
+        known = self._control.config.named_requirements()
         while True:
             text = await page.receive_text()
             try:

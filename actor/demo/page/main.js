@@ -50,8 +50,9 @@ function receive(message) {
   draw();
 }
 
-function welcome({ defaults, requirements }) {
+function welcome({ defaults, requirements, choices }) {
   prompt.requirements = requirements;
+  prompt.choices = choices;
   if (welcomed) return;
   welcomed = true;
   load({ ...defaults, ...link });

@@ -10,6 +10,7 @@ export class Prompt {
   constructor(root, onApply) {
     this.onApply = onApply; // called with {name: {text, requirement}}: what a person has changed
     this.requirements = [];
+    this.choices = {}; // slot -> the states to offer, where the settings name them
     this.slots = {};
     this.rows = new Map();
     this.template = root.querySelector("textarea");
@@ -61,8 +62,16 @@ export class Prompt {
     }
   }
 
-  requirementOf(text) {
-    return this.requirements.find((one) => one.text === text.trim())?.name ?? null;
+  // What there is to choose for a slot: states. Without a kind that is known: all of them.
+  offered(name, family) {
+    const known = this.requirements.filter((one) => family === undefined || one.family === family);
+    return this.choices[name] ?? known.map((one) => ({ text: one.text, requirement: one.name }));
+  }
+
+  requirementOf(name, text) {
+    const same = (one) => one.text === text.trim();
+    const chosen = this.choices[name]?.find(same);
+    return chosen ? chosen.requirement : (this.requirements.find(same)?.name ?? null);
   }
 
   apply(name, slot) {
@@ -103,7 +112,7 @@ class SlotRow {
   typed() {
     const text = this.input.value;
     const slot = this.prompt.slots[this.name];
-    return text === slot.text.trimEnd() ? slot : { text, requirement: this.prompt.requirementOf(text) };
+    return text === slot.text.trimEnd() ? slot : { text, requirement: this.prompt.requirementOf(this.name, text) };
   }
 
   apply() {
@@ -125,29 +134,28 @@ class SlotRow {
   }
 
   drawChips(slot) {
-    const { requirements } = this.prompt;
-    const family = requirements.find((one) => one.name === slot.requirement)?.family;
+    const family = this.prompt.requirements.find((one) => one.name === slot.requirement)?.family;
     if (family !== undefined) this.family = family;
-    const shown = requirements.filter((one) => this.family === undefined || one.family === this.family);
+    const shown = this.prompt.offered(this.name, this.family);
     if (this.chips.childElementCount !== shown.length || this.drawn !== this.family) {
       this.drawn = this.family;
       this.chips.replaceChildren(
-        ...shown.map((one) =>
+        ...shown.map((state) =>
           el(
             "button",
             {
               type: "button",
               class: "chip",
-              "data-requirement": one.name,
-              onclick: () => this.prompt.apply(this.name, { text: one.text, requirement: one.name }),
+              "data-requirement": state.requirement ?? "",
+              onclick: () => this.prompt.apply(this.name, { ...state }),
             },
-            one.text,
+            state.text,
           ),
         ),
       );
     }
     for (const chip of this.chips.children) {
-      chip.setAttribute("aria-pressed", String(chip.dataset.requirement === slot.requirement));
+      chip.setAttribute("aria-pressed", String(chip.dataset.requirement === (slot.requirement ?? "")));
     }
   }
 }

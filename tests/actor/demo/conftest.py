@@ -150,8 +150,12 @@ async def proxy(server: PageServer, host: Callable[[], str]) -> AsyncIterator[st
 
 
 @pytest.fixture
-def fake_demo() -> Iterator[FakeDemo]:
-    """See `FakeDemo`; a test may set the engine's `story` and speed before it starts."""
+def fake_demo(request: pytest.FixtureRequest) -> Iterator[FakeDemo]:
+    """See `FakeDemo`; a test may set the engine's `story` and speed before it starts.
+
+    A test may give other settings than `CONFIG` as the fixture's parameter.
+    """
+    config = getattr(request, "param", CONFIG)
     ready = threading.Event()
     stop: list[Callable[[], Any]] = []
     found: list[FakeDemo] = []
@@ -162,7 +166,7 @@ def fake_demo() -> Iterator[FakeDemo]:
         loop = asyncio.get_running_loop()
         stop.append(lambda: loop.call_soon_threadsafe(done.set))
         async with (
-            served(CONFIG, backend) as (_, server),
+            served(config, backend) as (_, server),
             proxy(server, lambda: found[0].rewritten_host) as proxied,
         ):
             found.append(FakeDemo(backend, loop, server.address, proxied))

@@ -14,6 +14,7 @@ import pytest
 import launch
 from actor.demo.config import DemoConfig
 from actor.demo.names import unknown_host
+from dynatok_online.tasks import writing
 from launch import cli
 from launch.config import load_process
 
@@ -26,6 +27,11 @@ def test_shipped_configurations_load(path):
     if config.slot_width:
         assert all(len(state.text) <= config.slot_width for state in config.slots.values())
     assert all(state.requirement for state in config.slots.values())
+
+
+def test_the_page_on_the_real_model_offers_what_its_gold_teaches():
+    path = next(path for path in SHIPPED if path.stem == "smollm2-demo")
+    assert load_process(path, DemoConfig).choices == writing.LEARNED
 
 
 def test_the_page_of_the_tiny_world_opens_with_another_model():
@@ -47,6 +53,8 @@ def test_the_page_of_the_tiny_world_opens_with_another_model():
         (["--lanes", "[stiky]"], "lanes is 'stiky'; write exact, sticky, none or refresh:64"),
         (["--tokens-per-second", "-1"], "write 0 (full speed) or more"),
         (["--template", "{{case}}"], "has a state but no place"),
+        (["--choices", "{tone: [{text: dry}]}"], "choices holds 'tone', which is no slot"),
+        (["--choices", "{case: [{text: a}, {text: a}]}"], "choices.case holds a text twice"),
         (["--hosts", "[http://node7/]"], "write names as in a browser's address"),
         (["0"], "'0' is no YAML file"),
         (["nothing.yaml"], "nothing.yaml: no such file"),

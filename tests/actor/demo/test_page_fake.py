@@ -7,10 +7,12 @@ import json
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Trajectory
-from tests.actor.demo.backend import CONTROL
+from tests.actor.demo.backend import CONFIG, CONTROL
 from tests.actor.demo.conftest import FakeDemo, OpenPage, wait_until
 from tests.actor.demo.driving import (
     chip,
@@ -260,3 +262,30 @@ def test_a_send_says_how_far_it_is(fake_demo: FakeDemo, open_page: OpenPage) -> 
     assert button.is_disabled()
     room.set()
     wait_until(lambda: button.inner_text() == "Sent")
+
+
+TAUGHT = (SlotState("capitals", "upper"), SlotState("as you like"))
+
+
+@pytest.mark.parametrize(
+    "fake_demo", [msgspec.structs.replace(CONFIG, choices={"case": TAUGHT})], indirect=True
+)
+def test_the_buttons_say_it_in_the_words_of_the_settings(
+    fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path
+) -> None:
+    fake_demo.backend.engine.seconds = 0.02
+    page = open_page(fake_demo.address)
+    start(page, "exact", max_tokens="200")
+    chips = page.locator("[data-slot=case] .chip")
+    assert chips.all_inner_texts() == [state.text for state in TAUGHT]
+    assert len(page.locator("[data-slot=words] .chip").all_inner_texts()) > 2
+    wait_for_tokens(page, 10)
+    chips.nth(1).click()
+    wait_for_tokens(page, 40)
+    page.fill("#slot-case", "capitals")
+    page.press("#slot-case", "Enter")
+    assert chips.nth(0).get_attribute("aria-pressed") == "true"  # typed, and known by its text
+    wait_for_tokens(page, 80)
+    finish(page)
+    one = saved_trajectories(page, tmp_path)[0]
+    assert [edit.text.strip() for edit in one.edits] == ["as you like", "capitals"]
