@@ -267,13 +267,13 @@ class Actor:
         sampling = SamplingConfig(
             temperature=settings.temperature, ignore_eos=self._config.sampling.ignore_eos
         )
-        summary, _ = await evaluate(
+        summary, written = await evaluate(
             self._source("heldout", settings.seed),
             settings.tasks,
             self._config.sessions,
             lambda task: self._session(task, sampling, seeded=True),
         )
-        self._report.evaluation(name, summary)
+        self._report.evaluation(name, summary, [one.trajectory for one in written])
 
     def _session(self, task: Task, sampling: SamplingConfig, *, seeded: bool) -> LiveSession:
         self._notice(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from actor.log import say
 from actor.online.collector import Collector
 from actor.sessions.serving import Serving
 from dynatok_online.adherence.summary import said
+from dynatok_online.data.storage import write_trajectories
+from dynatok_online.trajectory import Trajectory
 from protocol.delivery.actor_channel import ActorChannel
 from protocol.run.exporter import open_exporter
 from protocol.run.json_files import read_json, write_json
@@ -63,9 +66,12 @@ class Report:
             restarted_passes=answer.restarted_passes,
         )
 
-    def evaluation(self, name: str, summary: dict[str, Any]) -> None:
-        """What an evaluation of the weights that serve has found (see `evaluation`)."""
+    def evaluation(self, name: str, summary: dict[str, Any], written: Sequence[Trajectory]) -> None:
+        """What an evaluation of the weights that serve has found (see `evaluation`), and in what:
+        the responses stand in a file beside the numbers."""
         version = self._serving.version
+        # Their numbers last: whoever sees them finds the texts.
+        write_trajectories(self._evaluations / f"{name}.parquet", written)
         write_json(self._evaluations / f"{name}.json", {"version": version, **summary})
         after, static = (
             said(summary[f"adherence_{kind}"], summary[f"adherence_{kind}_half"])

@@ -13,6 +13,9 @@ import pytest
 from actor.config import ActorConfig
 from actor.online.report import Report
 from actor.sessions.recorder import Counts
+from dynatok_online.data.storage import read_trajectories
+from dynatok_online.tasks.scripted import scripted_trajectory
+from dynatok_online.tasks.task import Task
 from protocol.config import ProtocolConfig
 from protocol.wire.messages import WeightsApplied, WeightsRejected
 
@@ -95,10 +98,15 @@ def test_an_evaluation_is_filed_under_the_weights_that_serve(
         "adherence_static_half": 0.125,
         "seconds": 1.0,
     }
-    one.evaluation("before", summary)
+    response = scripted_trajectory(
+        Task("t", "Text: ", {}, max_tokens=3), [1, 2, 3], lambda text: [*map(ord, text)]
+    )
+    one.evaluation("before", summary, [response])
     one.close()
     written = json.loads((tmp_path / "evaluation" / "before.json").read_text())
     assert written == {"version": 2, **summary}
+    (kept,) = read_trajectories(tmp_path / "evaluation" / "before.parquet")
+    assert kept.response.tolist() == [1, 2, 3]
     assert "adherence after edit unknown (0 edits), static 0.500 ± 0.125" in capsys.readouterr().err
     (logged,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert logged["evaluation_adherence_after_edit"] is None
