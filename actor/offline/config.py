@@ -127,6 +127,9 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Responses to each task. From 2 on, coverage is measured: how many are valid, unique, both."""
     stale: bool = False
     """Also measure how much of an edit old KV swallows, under each `reuse` that keeps some."""
+    samples: str = ""
+    """Run folder of an earlier evaluation with these settings: measure its responses again instead
+    of sampling, with another `base_model`, say. Empty: sample."""
     gold: str = ""
     """A file of gold responses (`dynatok gold --split heldout`) that is measured beside the model:
     what fluency following requirements costs at least. Empty: none."""

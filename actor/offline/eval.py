@@ -23,7 +23,10 @@ from actor.offline.alone import Alone, Bad, load_tasks, with_engine
 from actor.offline.config import EvalConfig
 from actor.offline.eval_gold import gold_report
 from actor.offline.eval_report import draw, markdown
+from actor.offline.eval_stored import AGAIN, samples_file, stored_samples
 from actor.offline.eval_summary import Sample, over_seeds, summary
+from actor.tokenizer import load_tokenizer
+from dynatok_online import tiny
 from dynatok_online.adherence.coverage import ending
 from dynatok_online.adherence.outcomes import judge
 from dynatok_online.data.storage import write_trajectories
@@ -44,9 +47,68 @@ def run(config: EvalConfig) -> int:
         )
         for seed in config.seeds
     }
+    stored = _stored(config, tasks) if config.samples else None
     folder = make_run_folder(Path(config.dir), config.name)
     write_json(folder / "eval.json", msgspec.to_builtins(config))
     print(f"dynatok: run folder {folder}", file=sys.stderr, flush=True)
+    samples = stored or _sampled(config, tasks)
+    for (reuse, seed), found in samples.items():
+        path = samples_file(folder, reuse, seed)
+        write_trajectories(path, [one.finished.trajectory for one in found])
+    report = _measured(config, samples)
+    write_json(folder / "evaluation.json", report)
+    (folder / "evaluation.md").write_text(markdown(config, report))
+    draw(folder / "evaluation.png", report)
+    last = {
+        reuse: {name: one["mean"] for name, one in part["mean"]["all"].items()}
+        | {"edits_judged": part["mean"]["edits_judged"]["all"]}
+        for reuse, part in report.items()
+    }
+    print(json.dumps({"run_dir": str(folder), "bad_tasks": bad.count, **last}), flush=True)
+    return 0
+
+
+def _measured(
+    config: EvalConfig, samples: dict[tuple[ReusePolicy, int], list[Sample]]
+) -> dict[str, Any]:
+    """The measures: policy -> those of each seed, and over seeds."""
+    report: dict[str, Any] = {}
+    done = 0
+    with progress_bar("measure", sum(map(len, samples.values()))) as bar:
+        for reuse in config.reuse:
+            by_seed = {}
+            for seed in config.seeds:
+                by_seed[seed] = summary(
+                    samples[reuse, seed],
+                    config.base_model,
+                    model=config.model,
+                    stale=config.stale and parse_policy(reuse).keeps,
+                )
+                done += len(samples[reuse, seed])
+                bar.move(done)
+            report[reuse] = {"by_seed": by_seed, "mean": over_seeds(list(by_seed.values()))}
+        if config.gold:
+            report["gold"] = gold_report(config)
+    return report
+
+
+def _stored(
+    config: EvalConfig, tasks: dict[int, list[Task]]
+) -> dict[tuple[ReusePolicy, int], list[Sample]]:
+    """The responses of an earlier evaluation. ValueError where they are to other tasks."""
+    _, decode = load_tokenizer(tiny.resolve(config.model))
+    folder = Path(config.samples)
+    return {
+        (reuse, seed): stored_samples(samples_file(folder, reuse, seed), tasks[seed], decode)
+        for reuse in config.reuse
+        for seed in config.seeds
+    }
+
+
+def _sampled(
+    config: EvalConfig, tasks: dict[int, list[Task]]
+) -> dict[tuple[ReusePolicy, int], list[Sample]]:
+    """What the model writes now."""
     samples: dict[tuple[ReusePolicy, int], list[Sample]] = {}
 
     async def work(alone: Alone) -> None:
@@ -60,37 +122,7 @@ def run(config: EvalConfig) -> int:
                     )
 
     with_engine(config, config.seeds[0], work)
-    for (reuse, seed), found in samples.items():
-        path = folder / "trajectories" / f"{reuse.replace(':', '-')}-{seed}.parquet"
-        write_trajectories(path, [one.finished.trajectory for one in found])
-    report: dict[str, Any] = {}
-    for reuse in config.reuse:
-        by_seed = {
-            seed: summary(
-                samples[reuse, seed],
-                config.base_model,
-                model=config.model,
-                stale=config.stale and parse_policy(reuse).keeps,
-            )
-            for seed in config.seeds
-        }
-        report[reuse] = {"by_seed": by_seed, "mean": over_seeds(list(by_seed.values()))}
-    if config.gold:
-        report["gold"] = gold_report(config)
-    write_json(folder / "evaluation.json", report)
-    (folder / "evaluation.md").write_text(markdown(config, report))
-    draw(folder / "evaluation.png", report)
-    last = {
-        reuse: {name: one["mean"] for name, one in part["mean"]["all"].items()}
-        | {"edits_judged": part["mean"]["edits_judged"]["all"]}
-        for reuse, part in report.items()
-    }
-    print(json.dumps({"run_dir": str(folder), "bad_tasks": bad.count, **last}), flush=True)
-    return 0
-
-
-AGAIN = " again "
-"""In the name of a task that is given once more."""
+    return samples
 
 
 def repeated(tasks: Sequence[Task], times: int) -> list[Task]:

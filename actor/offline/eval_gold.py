@@ -11,12 +11,10 @@ from typing import Any
 
 from actor.offline.alone import chat_from
 from actor.offline.config import EvalConfig
-from actor.offline.eval_summary import Sample, over_seeds, summary
-from actor.sessions.live_session import Finished
-from actor.sessions.recorder import Counts
+from actor.offline.eval_stored import sample_of
+from actor.offline.eval_summary import over_seeds, summary
 from actor.tokenizer import load_tokenizer
 from dynatok_online import tiny
-from dynatok_online.adherence.outcomes import judge
 from dynatok_online.data.storage import read_rows
 from dynatok_online.tasks.files import read_row
 from dynatok_online.tasks.gold import gold
@@ -42,12 +40,8 @@ def gold_report(config: EvalConfig) -> dict[str, Any]:
             )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        # What an engine would have computed is not known.
-        counts = Counts(edits=len(one.edits), generated_tokens=len(tokens))
-        finished = Finished(one, counts, ())
-        samples.append(Sample(finished, decode(tokens), judge(task, one, decode)))
+        samples.append(sample_of(task, one, decode))
     if not samples:
         raise ValueError(f"gold: {config.gold} holds no gold response")
     found = summary(samples, config.base_model)
-    del found["all"]["computed_per_token"]
     return {"by_seed": {0: found}, "mean": over_seeds([found])}

@@ -14,12 +14,12 @@ import msgspec
 from actor.sessions.live_session import Finished
 from dynatok_online.adherence.coverage import Ending, coverage
 from dynatok_online.adherence.drift import drift
+from dynatok_online.adherence.fluency import nll_under
 from dynatok_online.adherence.measures import interval, repetition
 from dynatok_online.adherence.outcomes import Judged
 from dynatok_online.adherence.stale import stale_share
 from dynatok_online.adherence.summary import share
 from dynatok_online.spans.blocks import recomputed_tokens
-from dynatok_online.trajectory import Trajectory
 
 MEASURES = {
     "adherence_after_edit": "adherence after an edit",
@@ -66,15 +66,17 @@ def summary(
             by_name[one.requirement].append(one)
     counts = [sample.finished.counts for sample in samples]
     generated = sum(one.generated_tokens for one in counts)
+    computed = sum(one.computed_tokens for one in counts)
     everything: dict[str, float | None] = {
         **_adherence([one for sample in samples for one in sample.judged]),
         "repetition": _mean([repetition(sample.text) for sample in samples]),
-        "computed_per_token": sum(one.computed_tokens for one in counts) / max(1, generated),
+        # None where nobody knows what an engine computed.
+        "computed_per_token": computed / max(1, generated) if computed else None,
         "recomputed_per_edit": _mean([n for one in samples for n in _recomputed(one)]),
     }
     trajectories = [sample.finished.trajectory for sample in samples]
     if base_model:
-        everything["nll_under_base"] = nll_under(base_model, trajectories)
+        everything["nll_under_base"] = nll_under(_loaded(base_model), trajectories)
     groups: dict[str, list[Ending | None]] = defaultdict(list)
     for sample in samples:
         if sample.task:
@@ -174,22 +176,3 @@ def _loaded(model: str) -> Any:
     found = AutoModelForCausalLM.from_pretrained(tiny.resolve(model)).eval()
     attention.prepare(found, "concat")
     return found
-
-
-def nll_under(model: str, trajectories: Sequence[Trajectory]) -> float:
-    """Mean negative log-likelihood per response token, each under its pass's own prompt."""
-    import torch
-
-    from dynatok_online import attention
-    from dynatok_online.rows.plan import plan_rows
-
-    judge_model = _loaded(model)
-    total, count = 0.0, 0
-    longest = max((t.kv_length(k) for t in trajectories for k in range(len(t.passes))), default=0)
-    with torch.no_grad():
-        for row in plan_rows(trajectories, max_tokens=max(4096, longest), strategy="truncated"):
-            logits = judge_model(**attention.inputs(row, "cpu"), use_cache=False).logits[0]
-            targets = torch.as_tensor(row.targets, dtype=torch.long)
-            nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-            total, count = total + float(nll), count + len(targets)
-    return total / max(1, count)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from dynatok_online.adherence.reading import read_row
 from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -47,25 +48,17 @@ def drift(
 
     Both models must be prepared for rows (`attention.prepare`).
     """
-    import torch
-
-    from dynatok_online import attention
     from dynatok_online.rows.plan import needed_tokens, plan_rows
 
     static = [before_first_edit(one) for one in trajectories]
     static = [one for one in static if len(one.response)]
     sums, counts = np.zeros(len(static)), np.zeros(len(static))
     budget = max([max_tokens, *(needed_tokens(one) for one in static)])
-    with torch.no_grad():
-        for row in plan_rows(static, max_tokens=budget):
-            p, q = (
-                one(**attention.inputs(row, one.device), use_cache=False)
-                .logits[0]
-                .double()
-                .log_softmax(-1)
-                for one in (model, base)
-            )
-            kl = (p.exp() * (p - q)).sum(-1).cpu().numpy()
-            np.add.at(sums, row.trajectory, kl)
-            np.add.at(counts, row.trajectory, 1)
+    for row in plan_rows(static, max_tokens=budget):
+        # One model after the other would keep the logits of a whole row.
+        for (piece, p), (_, q) in zip(read_row(model, row), read_row(base, row), strict=True):
+            p, q = p.log_softmax(-1), q.log_softmax(-1)
+            kl = (p.exp() * (p - q)).sum(-1).double().cpu().numpy()
+            np.add.at(sums, row.trajectory[piece], kl)
+            np.add.at(counts, row.trajectory[piece], 1)
     return [float(one) for one in sums / counts]

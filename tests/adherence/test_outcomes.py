@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from actor.offline.config import EvalConfig
-from actor.offline.eval import AGAIN, repeated
+from actor.offline.eval import repeated
 from actor.offline.eval_report import markdown
+from actor.offline.eval_stored import AGAIN
 from actor.offline.eval_summary import Sample, over_seeds, summary
 from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
@@ -145,25 +145,3 @@ def test_no_evidence_is_no_number() -> None:
     one = summary([sample()])
     assert one["all"]["adherence_after_edit"] is None
     assert "adherence_after_edit" not in over_seeds([one])["all"]
-
-
-def test_fluency_is_the_nll_of_a_plain_forward(tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from actor.offline.eval_summary import nll_under
-    from dynatok_online.tiny import model_path
-    from dynatok_online.tiny.sampling import encode as tiny_encode
-
-    trajectory = scripted_trajectory(TASK, tiny_encode(TEXT), tiny_encode)
-    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
-    total = 0.0
-    for k, one in enumerate(trajectory.passes):
-        ids = torch.as_tensor(trajectory.tokens(k), dtype=torch.long)
-        with torch.no_grad():
-            logprobs = model(ids[None]).logits[0].log_softmax(-1)
-        at = torch.arange(trajectory.fed_length(k) - 1, len(ids) - 1)
-        total -= float(logprobs[at, ids[at + 1]].sum())
-        assert len(at) == one.stop - one.start
-    wanted = total / len(trajectory.response)
-    assert nll_under("tiny", [trajectory]) == pytest.approx(wanted, rel=1e-5)
