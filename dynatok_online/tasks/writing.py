@@ -273,7 +273,10 @@ def _rows(
             "task_id": f"{split}-{number}-{'-'.join(slots)}",
             "messages": messages(topic, slots, STORY),
             "slots": {
-                slot: [{"text": one.text, "requirement": one.requirement} for one in states[slot]]
+                slot: [
+                    {"text": one.text, "requirement": one.requirement}
+                    for one in _begun(states[slot], number)
+                ]
                 for slot in slots
             },
             "schedule": {"rule": "random", "edits": [1, 2], "gap": gap},
@@ -285,6 +288,12 @@ def _rows(
         for number, topic in enumerate(topics)
         for slots in choices
     ]
+
+
+def _begun(states: tuple[SlotState, ...], number: int) -> tuple[SlotState, ...]:
+    """A task begins in its first state: topic by topic another one."""
+    first = number % len(states)
+    return states[first:] + states[:first]
 
 
 ROWS = _rows(LEARNED, SLOTS[:3], dict.fromkeys(LEARNED, WIDTH), gap=16)

@@ -35,6 +35,19 @@ def test_rows_become_tasks_of_their_split() -> None:
         assert set(one.widths.values()) == {writing.WIDTH}
 
 
+def test_tasks_begin_in_every_state() -> None:
+    for split in ("train", "heldout"):
+        rows = [read_row(raw) for raw in (*writing.ROWS, *writing.WORD_ROWS)]
+        begun = {
+            (slot, make_task(row, seed=1, chat=lambda m: m[0]["content"]).states[slot].requirement)
+            for row in rows
+            if split_of(row) == split
+            for slot in row.slots
+        }
+        known = {**writing.LEARNED, "word": writing.WORDS["word"]}
+        assert begun == {(slot, one.requirement) for slot in known for one in known[slot]}
+
+
 def test_words_are_asked_for_on_the_same_topics_and_are_nowhere_else() -> None:
     seen = {one.requirement for states in writing.STATES.values() for one in states}
     words = {one.requirement for one in writing.WORDS["word"]}
