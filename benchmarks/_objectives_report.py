@@ -34,7 +34,8 @@ def write_report(results: Sequence[Result], path: Path) -> None:
 
 def text(results: Sequence[Result], figure: str | None) -> list[str]:
     """The lines of the page."""
-    settings, machine = results[0]["settings"], results[0]["machine"]
+    settings, machine = results[0]["settings"], results[-1]["machine"]
+    seconds = max(one["settings"]["seconds"] for one in results)
     by_arm: dict[str, list[Result]] = defaultdict(list)
     for one in results:
         by_arm[one["arm"]].append(one)
@@ -49,7 +50,7 @@ def text(results: Sequence[Result], figure: str | None) -> list[str]:
         "the same weights; on gold they see the same texts in the same order. AdamW, ten steps of "
         "warm-up, eight trajectories a step, learning rate 1e-3 (6e-4 on policy). Measured on "
         f"{settings['tasks']} held-out tasks at temperature 1, after {settings['loss_tokens']} "
-        f"loss tokens and after {settings['seconds']:.0f} CPU seconds of training on one thread. "
+        f"loss tokens and after {seconds:.0f} CPU seconds of training on one thread. "
         "Mean ± 95 % interval over seeds, with their number. Drift: KL to the untrained model on "
         "gold texts without edits. Coverage: eight responses to each of eight tasks, of which the "
         "text since the last edit is valid, unique, both. "
@@ -79,7 +80,7 @@ def text(results: Sequence[Result], figure: str | None) -> list[str]:
         lines += [f"## On {what}", ""]
         for where, when in (
             ("at_loss_tokens", f"after {settings['loss_tokens']} loss tokens"),
-            ("at_seconds", f"after {settings['seconds']:.0f} s of training"),
+            ("at_seconds", f"after {seconds:.0f} s of training"),
         ):
             names = {
                 name: label

@@ -39,7 +39,7 @@ COVERED, TIMES = 8, 8
 @dataclass
 class Budgets(TrainerCallback):
     """Measures when each budget is spent, and stops when both are. Time is CPU time of this
-    process, without that of measuring and of making data."""
+    process, without that of measuring and of making data; 0 seconds: no such budget."""
 
     seconds: float
     loss_tokens: int
@@ -64,11 +64,11 @@ class Budgets(TrainerCallback):
             ("at_loss_tokens", self.used, self.loss_tokens),
             ("at_seconds", spent, self.seconds),
         ):
-            if name not in self.found and have >= budget:
+            if budget and name not in self.found and have >= budget:
                 # The first point measures coverage, too: equal loss tokens are what compares.
                 self.found[name] = {**facts, **self.measured(name == "at_loss_tokens")}
         self.aside += time.process_time() - began
-        if len(self.found) == 2:
+        if len(self.found) == (2 if self.seconds else 1):
             control.should_training_stop = True
 
 

@@ -2,12 +2,13 @@
 
     dynatok bench objectives                          run what is missing, then write the page
     dynatok bench objectives --report-only            write the page from the raw results
-    dynatok bench objectives --arms gold/sft gold/dft --seeds 0 1
+    dynatok bench objectives --arms gold/sft gold/dft --seeds 0 1 --seconds 0
 
 The tiny world, by the trainer itself. Each arm of a seed begins with the same weights and is
 measured twice: after equally many loss tokens, and after equal training time (CPU seconds of this
-process on one thread; making data and measuring do not count). One line of raw results per arm and
-seed; what is there is not run again, so it can be stopped at any time. The rules that decide about
+process on one thread; making data and measuring do not count; `--seconds 0` leaves this one out).
+Seed after seed, so that arms have equally many whenever it is stopped. One line of raw results per
+arm and seed; what is there is not run again. The rules that decide about
 counterfactual credit stand in `benchmarks/_objectives_verdicts.py`.
 """
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from benchmarks._objectives_arms import Arm
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
+BASE = "base"
+"""What a raw result calls the untrained model."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     parser.add_argument("--model", default="tiny", help="tiny, or a folder with such a model")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--arms", nargs="+", help="such as gold/dft; default: all")
+    parser.add_argument("--arms", nargs="+", help="such as gold/dft, base; default: all")
     parser.add_argument("--seconds", type=float, default=20.0, help="CPU seconds of training")
     parser.add_argument("--loss-tokens", type=int, default=24_000, help="for the equal-token point")
     parser.add_argument("--tasks", type=int, default=96, help="held-out tasks of a measurement")
@@ -59,23 +62,20 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def planned(names: Sequence[str] | None, seeds: Sequence[int]) -> list[tuple[Arm, int]]:
-    """What to run, in this order: what decides about credit for all seeds, then arm by arm.
+def planned(names: Sequence[str] | None, seeds: Sequence[int]) -> list[tuple[Arm | None, int]]:
+    """What to run, in this order: seed by seed, what decides about credit first; None: the
+    untrained model, which all are seen against.
 
     SystemExit for an arm that there is not. Arms whose objective is not there yet are left out.
     """
-    from benchmarks._objectives_arms import CREDIT, arms
+    from benchmarks._objectives_arms import arms
 
-    known = {one.key: one for one in arms()}
+    known: dict[str, Arm | None] = {one.key: one for one in arms()} | {BASE: None}
     for name in names or ():
         if name not in known:
             raise SystemExit(f"there is no arm {name!r}; use {', '.join(known)}")
-    chosen = [one for one in known.values() if (names is None or one.key in names) and there(one)]
-    first = {name for group in CREDIT for name in group}
-    groups = [[one for one in chosen if one.key in set(group)] for group in CREDIT]
-    head = [(one, seed) for group in groups for seed in seeds for one in group]
-    rest = [(one, seed) for one in chosen if one.key not in first for seed in seeds]
-    return head + rest
+    chosen = [one for name, one in known.items() if names is None or name in names]
+    return [(one, seed) for seed in seeds for one in chosen if one is None or there(one)]
 
 
 def there(arm: Arm) -> bool:
@@ -100,10 +100,8 @@ def run(args: argparse.Namespace) -> list[str]:
 
     began = time.monotonic()
     done = {(one["arm"], one["seed"]) for one in read_results(args.raw)}
-    jobs = [(one.key, seed, one) for one, seed in planned(args.arms, args.seeds)]
-    # The untrained model, which all are seen against, comes right after the first seed of each.
-    base = [] if args.arms else [("base", seed, None) for seed in args.seeds]
-    todo = [one for one in (*jobs[:3], *base[:3], *jobs[3:], *base[3:]) if one[:2] not in done]
+    jobs = [(one.key if one else BASE, seed, one) for one, seed in planned(args.arms, args.seeds)]
+    todo = [one for one in jobs if one[:2] not in done]
     args.raw.parent.mkdir(parents=True, exist_ok=True)
     refused: list[str] = []
     with progress_bar("objectives", len(todo)) as bar:

@@ -110,12 +110,15 @@ def test_credit_is_dealt_out_anew_within_a_trajectory() -> None:
     assert len({tuple(one) for one in many}) > 3
 
 
-def test_what_decides_about_credit_runs_first() -> None:
-    order = [(one.key, seed) for one, seed in objectives.planned(None, [0, 1])]
+def test_what_decides_about_credit_runs_first_seed_by_seed() -> None:
+    order = [(one.key if one else "base", seed) for one, seed in objectives.planned(None, [0, 1])]
     assert len(set(order)) == len(order)
-    first = [name for name, _ in order[:6]]
-    assert set(first) == set(CREDIT[0])
-    assert [(one.key, s) for one, s in objectives.planned(["gold/sft"], [3])] == [("gold/sft", 3)]
+    assert [seed for _, seed in order] == [0] * (len(order) // 2) + [1] * (len(order) // 2)
+    assert {name for name, _ in order[:3]} == set(CREDIT[0])
+    assert ("base", 0) in order
+    (only,) = objectives.planned(["gold/sft"], [3])
+    assert only[0] is not None
+    assert (only[0].key, only[1]) == ("gold/sft", 3)
     with pytest.raises(SystemExit, match="there is no arm 'gold/stf'"):
         objectives.planned(["gold/stf"], [0])
     keys = [one.key for one in arms()]
@@ -161,6 +164,15 @@ def test_goes_on_where_it_was_and_writes_the_page(
 def test_no_results_no_page(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no raw results"):
         write_report([], tmp_path / "page.md")
+
+
+@pytest.mark.slow
+def test_without_a_point_at_equal_time() -> None:
+    from benchmarks._objectives_train import run_arm
+
+    (arm,) = [one for one in arms() if one.key == "gold/dft"]
+    found = run_arm(arm, 0, model="tiny", seconds=0.0, loss_tokens=2000, tasks=4)
+    assert list(found) == ["at_loss_tokens"]
 
 
 @pytest.mark.slow
