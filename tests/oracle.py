@@ -8,11 +8,14 @@ computes the others, one token at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dynatok_online.spans.ghosts import edited_stretches
 from dynatok_online.trajectory import OUTSIDE, RESPONSE, Trajectory
 
 
@@ -107,3 +110,52 @@ def sticky_logits(model: torch.nn.Module, trajectory: Trajectory) -> list[tuple[
         if one.stop > one.start:
             out.append((k, torch.stack(logits)))
     return out
+
+
+def without_edit(model: Any, one: Trajectory) -> np.ndarray:
+    """[R] log-probability of each token had the edit before it not come: by a truncated pass of its
+    own for every edit (sticky: decoded step by step). NaN before any."""
+    out = np.full(len(one.response), np.nan)
+    run = sticky_logits if one.policy == "sticky" else exact_logits
+    for before, after in edited_stretches(one):
+        other = _as_if_unedited(one, before, after)
+        start = one.passes[after[0]].start
+        with torch.no_grad():
+            k, logits = run(model, other)[-1]
+        assert k == before
+        logprobs = logits.log_softmax(-1).numpy()
+        first = other.passes[k].start
+        for i in range(start, len(other.response)):
+            out[i] = logprobs[i - first, other.response[i]]
+    return out
+
+
+def _as_if_unedited(one: Trajectory, before: int, after: Sequence[int]) -> Trajectory:
+    """The same tokens, with the last pass before an edit going on to the end of what followed."""
+    stop = one.passes[after[-1]].stop
+    passes = list(one.passes[: before + 1])
+    passes[before] = msgspec.structs.replace(passes[before], stop=stop, weight_versions=())
+    return msgspec.structs.replace(
+        one, passes=tuple(passes), response=one.response[:stop], logprobs=one.logprobs[:stop]
+    )
+
+
+def attention_on_the_prompt(eager: Any, one: Trajectory) -> np.ndarray:
+    """[R] share of the last layer's attention that is on the prompt, mean over heads, where each
+    token is predicted; a forward per pass of a model with eager attention. Exact reuse."""
+    mass = np.zeros(len(one.response))
+    for k, part in enumerate(one.passes):
+        if part.start == part.stop:
+            continue
+        prompt: list[bool] = []
+        for i in part.layout:
+            count = part.start if i == RESPONSE else len(one.pieces[i])
+            prompt += [i != RESPONSE] * count
+        ids = torch.as_tensor(one.tokens(k)[:-1].astype(np.int64))[None]
+        with torch.no_grad():
+            out = eager(ids, use_cache=False, output_attentions=True)
+        weights = out.attentions[-1][0].mean(0).numpy()
+        for i in range(part.start, part.stop):
+            at = one.fed_length(k) - 1 + i - part.start
+            mass[i] = weights[at, : len(prompt)][prompt].sum()
+    return mass

@@ -25,12 +25,14 @@ from dynatok_online.attention.copies import to_device
 from dynatok_online.attention.layout import LayerMask, Layout, Scoring
 from dynatok_online.attention.stored import StoredKV
 from dynatok_online.attention.support import SOFTCAPPED, check_call, check_model
+from dynatok_online.attention.watched import Watched
 from dynatok_online.rows.parts import Part
 from dynatok_online.rows.row import Row
 
 __all__ = [
     "ATTENTIONS",
     "Layout",
+    "Watched",
     "check_model",
     "inputs",
     "prepare",
@@ -153,6 +155,8 @@ def _attention(
     width, value_width = query.shape[-1], value.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     scoring = Scoring(scale, layout.window(window), s_aux, softcap)
+    if layout.watched is not None:
+        layout.watched.keep(query, key, scoring)
     if width != value_width:
         # Kernels want one width. Zeros change neither scores nor what there is of a result.
         query, key, value = (

@@ -20,6 +20,7 @@ import torch
 
 from dynatok_online.arrays import Flags, Ints
 from dynatok_online.attention.stored import StoredKV
+from dynatok_online.attention.watched import Watched
 from dynatok_online.rows.row import Row
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class Layout:
         self.positions: Ints = np.concatenate([row.above, row.position_ids]).astype(np.int64)
         self.above = len(row.above)
         """A"""
+        self.watched: Watched | None = None
+        """What wants to know where the last layer's attention goes."""
         self._read = above
         self._stores = stores
         self._derived: dict[Hashable, object] = {}
@@ -77,13 +80,17 @@ class Layout:
         reach = self.once("reach", lambda: int(self.positions.max() - self.positions.min()))
         return window if window <= reach else None
 
-    def mask(self, window: int | None) -> Flags:
-        """[N, A + N] which tokens (second axis) a token attends to: the definition itself."""
+    def mask(self, window: int | None, queries: Ints | None = None) -> Flags:
+        """[N, A + N] which tokens (second axis) a token attends to: the definition itself.
+
+        `queries`: of these alone, by index among the row's own tokens.
+        """
         span = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
-        mask = np.tril(self.visible[span][:, span])
+        at = self.above + (np.arange(self.tokens) if queries is None else queries)
+        mask: Flags = self.visible[span[at]][:, span] & (np.arange(len(span)) <= at[:, None])
         if window is not None:
-            mask &= self.positions[:, None] - self.positions[None, :] < window
-        return mask[self.above :]
+            mask &= self.positions[at, None] - self.positions[None, :] < window
+        return mask
 
     # What transformers reads of an attention mask before it asks our mask function.
 

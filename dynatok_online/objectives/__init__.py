@@ -7,7 +7,7 @@ numbers by hand in `tests/objectives`.
 
 What must be there before a row runs (`Loss.needs`) comes as a column of the row (`Row.columns`,
 [M] float32, NaN where there is nothing), under the name of the property of `Targets` that reads
-it: `context`, `prompt_mass`, `advantage`, `reference`. Columns that a trajectory knows by itself
+it: `context`, `advantage`, `reference`. Columns that a trajectory knows by itself
 are planned with its row (`plan_rows(columns=...)`), those that a model computes are added by a
 `Provider` of the trainer just before the row runs (`dynatok_online.training.trainer`).
 """

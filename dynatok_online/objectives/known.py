@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dynatok_online.trajectory import Trajectory
+from dynatok_online.trajectory import RESPONSE, Trajectory
 
 Column = npt.NDArray[np.float32]
 
@@ -15,6 +15,23 @@ Column = npt.NDArray[np.float32]
 def known_columns(trajectory: Trajectory) -> dict[str, Column]:
     """[R] each: `score` and `since_edit` (see `targets.Targets`)."""
     return {"score": scores(trajectory), "since_edit": since_edit(trajectory)}
+
+
+PLACES = ("response_from", "response_to", "sampled_from")
+
+
+def response_places(trajectory: Trajectory) -> dict[str, Column]:
+    """[R] each: where the response stands at each token, as engine positions of its pass. What was
+    written before the pass is at `response_from .. response_to`, what it samples from
+    `sampled_from` on; all other positions are the prompt's."""
+    out = {name: np.zeros(len(trajectory.response), np.float32) for name in PLACES}
+    for k, one in enumerate(trajectory.passes):
+        before = one.layout[: one.layout.index(RESPONSE)]
+        first = sum(len(trajectory.pieces[i]) for i in before)
+        places = (first, first + one.start, trajectory.fed_length(k))
+        for name, place in zip(PLACES, places, strict=True):
+            out[name][one.start : one.stop] = place
+    return out
 
 
 def scores(trajectory: Trajectory) -> Column:

@@ -70,6 +70,11 @@ class Objective:
             if factor.static
         }
 
+    def whole(self) -> dict[tuple[str, str], Factor]:
+        """Factors that compare the tokens of a trajectory, by the column that they become, and by
+        name."""
+        return {(self._key(i, name), name): one for i, name, one in self._factors() if one.whole}
+
     def factor(self, t: Targets, past: Lagged, at: int = 0) -> Tensor | None:
         """[m] what multiplies the loss of term `at`; None: nothing does."""
         out = None
@@ -77,7 +82,7 @@ class Objective:
             if i != at:
                 continue
             key = self._key(i, name)
-            value = t.columns[key] if one.static else one(t, past)
+            value = t.columns[key] if one.static or one.whole else one(t, past)
             if one.mean_one:
                 past.watch(key, value)
                 value = value / (past.mean(key) or 1.0)
@@ -119,6 +124,6 @@ _MISSING: dict[Need, str] = {
         "the log-probability of tokens under the prompt before the last edit, which only "
         "strategy packed computes, and not under FSDP"
     ),
-    "attention": "the attention on the prompt, which nothing computes here",
+    "attention": "the attention on the prompt, which is not computed under FSDP",
     "groups": "several responses to one task in every step, which there are none of here",
 }

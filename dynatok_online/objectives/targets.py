@@ -22,6 +22,7 @@ Legend: m targets of a chunk, V words of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -42,7 +43,7 @@ on the prompt. `groups`: several responses to one task in every step."""
 
 NEEDS: tuple[Need, ...] = ("reference", "recorded", "context", "attention", "groups")
 
-BROUGHT: tuple[Need, ...] = ("reference", "recorded", "context", "groups")
+BROUGHT: tuple[Need, ...] = ("reference", "recorded", "context", "attention", "groups")
 """Those that the trainer of this package brings, where its data and settings allow."""
 
 
@@ -75,22 +76,45 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Factor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What multiplies the loss of a target: [m], without gradient.
 
-    `static`: it is known before anything runs, from the trajectory alone (`weights`); otherwise it
-    is called. `mean_one`: it is divided by its mean over earlier steps.
+    `static`: it is known before anything runs, from the trajectory alone (`weights`). `whole`: it
+    is known once all tokens of a trajectory were scored (`among`): the row runs once more before
+    it is trained on, without gradient. Otherwise it is called. `mean_one`: it is divided by its
+    mean over earlier steps.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     watches: ClassVar[tuple[str, ...]] = ()
     static: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     mean_one: ClassVar[bool] = False
 
     def weights(self, trajectory: Trajectory) -> npt.NDArray[np.float32]:
         """[R] what each response token counts."""
         raise NotImplementedError
 
+    def among(self, scored: Scored) -> npt.NDArray[np.float32]:
+        """[n] what each token of a trajectory counts, seen beside the others."""
+        raise NotImplementedError
+
     def __call__(self, t: Targets, past: Lagged) -> Tensor:
         """[m] what a target counts."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The n tokens of one trajectory that count, in order, as the weights of now see them. [n]
+    each, without gradient; NaN where nobody said it needs that."""
+
+    logp: npt.NDArray[np.float64]
+    """Log-probability of each token."""
+    recorded: npt.NDArray[np.float64]
+    """What the actor recorded of it. Needs `recorded`."""
+    reference: npt.NDArray[np.float64]
+    """Its log-probability under the reference model. Needs `reference`."""
+    prompt_mass: npt.NDArray[np.float64]
+    """Share of the last layer's attention on the prompt, where it is predicted; mean over heads,
+    0 to 1. Needs `attention`."""
 
 
 class Targets:
@@ -198,12 +222,6 @@ class Targets:
         """Log-probability of each target under the prompt before the last edit; NaN before any.
         Needs `context`."""
         return self.columns["context"]
-
-    @property
-    def prompt_mass(self) -> Tensor:
-        """Share of the last layer's attention on the prompt (mean over heads), 0 to 1. Needs
-        `attention`."""
-        return self.columns["prompt_mass"]
 
     @property
     def advantage(self) -> Tensor:

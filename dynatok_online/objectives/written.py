@@ -32,6 +32,7 @@ from dynatok_online.objectives.objective import Objective, Term
 from dynatok_online.objectives.reward import Reward
 from dynatok_online.objectives.rollout import Rollout
 from dynatok_online.objectives.sft import Sft
+from dynatok_online.objectives.sstoken import SsToken
 from dynatok_online.objectives.targets import Factor, Loss
 
 LOSSES: dict[str, type[Loss]] = {
@@ -52,6 +53,7 @@ FACTORS: dict[str, type[Factor]] = {
     "importance": Importance,
     "context": Context,
     "contrast": Contrast,
+    "sstoken": SsToken,
 }
 
 KNOWN = (*LOSSES, *FACTORS)

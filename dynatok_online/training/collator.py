@@ -7,6 +7,7 @@ because training on it would train on a context that nobody saw.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from dynatok_online.objectives.known import known_columns
+from dynatok_online.objectives.known import known_columns, response_places
 from dynatok_online.objectives.objective import Objective
 from dynatok_online.objectives.token_weights import selected_weights, token_weights
 from dynatok_online.objectives.written import objective_of
-from dynatok_online.rows.plan import plan_ranks
+from dynatok_online.rows.plan import Row, plan_ranks, plan_rows
 from dynatok_online.spans.audit import audit
 from dynatok_online.training.groups import group_keys, pass_columns
 from dynatok_online.trajectory import Trajectory, from_row
@@ -66,6 +67,9 @@ class TrajectoryCollator:
             token_weights(one, thought=self.thought) * selected_weights(one) for one in trajectories
         ]
         columns = [known_columns(one) | self.objective.columns(one) for one in trajectories]
+        if "attention" in self.objective.needs:
+            places = map(response_places, trajectories)
+            columns = [one | more for one, more in zip(columns, places, strict=True)]
         grouped = "groups" in self.objective.needs
         if grouped:
             passes = pass_columns(trajectories)
@@ -79,6 +83,8 @@ class TrajectoryCollator:
             columns=columns,
             ghosts="context" in self.objective.needs,
         )
+        for _, name in self.objective.whole():
+            _check_whole(planned, trajectories, f"objective {name}")
         truncated = sum(truncated_tokens(one) for one in trajectories)
         seconds = time.perf_counter() - began
         batches: list[dict[str, Any]] = [
@@ -94,6 +100,24 @@ class TrajectoryCollator:
         if grouped:
             batches[0]["groups"], batches[0]["scores"] = group_keys(trajectories)
         return batches
+
+
+def _check_whole(
+    planned: Sequence[Sequence[Row]], trajectories: Sequence[Trajectory], what: str
+) -> None:
+    """Raise ValueError for a trajectory that several rows hold parts of."""
+    for rank in planned:
+        for row in rank:
+            at, counts = np.unique(row.trajectory, return_counts=True)
+            for index, count in zip(at.tolist(), counts.tolist(), strict=True):
+                one = trajectories[index]
+                if count < len(one.response):
+                    (alone,) = plan_rows([one], max_tokens=sys.maxsize)
+                    raise ValueError(
+                        f"{what} compares the tokens of a whole trajectory, and rows as short as "
+                        f"max_row_tokens split trajectory {one.trajectory_id}; raise it to "
+                        f"{alone.tokens} at least, or leave longer trajectories out"
+                    )
 
 
 def truncated_tokens(trajectory: Trajectory) -> int:

@@ -37,7 +37,7 @@ def context_logprobs(model: Any, head: ChunkedHead, row: Row) -> torch.Tensor:
         return torch.full((len(row.targets),), torch.nan, device=model.device)
     given = attention.inputs(ghosts.row, model.device)
     take = _Take(ghosts, model.device)
-    with _evaluating(model):
+    with evaluating(model):
         head.run(lambda: model(**given, use_cache=False), take)
     return take.spread(len(row.targets))
 
@@ -72,7 +72,7 @@ class Shared:
             given = attention.inputs(ghosts.row, self._model.device, layout)
             at = given.pop("logits_to_keep")
             take = _Take(ghosts, self._model.device)
-            with _evaluating(self._model):
+            with evaluating(self._model):
                 hidden = self._model.base_model(**given, use_cache=False)[0]
                 self._head.of_hidden(hidden[:, at], take)
             self.found = take.spread(len(self._row.targets))
@@ -101,7 +101,8 @@ class _Take:
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without gradient, and as in evaluation; the model is left as it was."""
     training = model.training
     model.eval()
     try:

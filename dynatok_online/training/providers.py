@@ -27,11 +27,8 @@ class Provider(Protocol):
 
 
 def complete(model: torch.nn.Module, row: Row, providers: Mapping[Need, Provider]) -> Row:
-    """`row` with the columns of all providers."""
-    if not providers:
-        return row
-    columns = dict(row.columns)
+    """`row` with the columns of all providers, each of which sees those of the ones before."""
     with torch.no_grad():
         for one in providers.values():
-            columns.update(one(model, row))
-    return replace(row, columns=columns)
+            row = replace(row, columns={**row.columns, **one(model, row)})
+    return row

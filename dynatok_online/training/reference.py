@@ -20,8 +20,9 @@ import numpy.typing as npt
 import torch
 
 from dynatok_online import attention
+from dynatok_online.arrays import Floats
 from dynatok_online.rows.row import Row
-from dynatok_online.training.head import ChunkedHead
+from dynatok_online.training.head import MOST_TARGETS, ChunkedHead
 
 AT = "reference_at"
 """Column: which of the kept hidden states belongs to a target."""
@@ -98,6 +99,19 @@ class Reference:
             self._kept = [torch.cat(self._kept)]
         with torch.no_grad(), self._switched_off():
             return self._head.logits(self._kept[0][at.long()])
+
+    def logprobs(self, row: Row) -> Floats:
+        """[M] log-probabilities of the targets of a row that has run."""
+        at = torch.as_tensor(row.columns[AT].astype(np.int64))
+        ids = torch.as_tensor(row.targets.astype(np.int64))
+        found = [np.zeros(0)]
+        for piece in at.split(MOST_TARGETS):
+            logits = self.logits(piece)
+            own = ids[: len(piece)].to(logits.device)
+            ids = ids[len(piece) :]
+            nll = torch.nn.functional.cross_entropy(logits, own, reduction="none")
+            found.append(-nll.double().cpu().numpy())
+        return np.concatenate(found)
 
     @contextlib.contextmanager
     def _switched_off(self) -> Any:

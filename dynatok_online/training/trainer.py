@@ -51,6 +51,7 @@ from dynatok_online.training.head import ChunkedHead
 from dynatok_online.training.lagged import LaggedCallback
 from dynatok_online.training.providers import Provider, complete
 from dynatok_online.training.reference import AT, Reference
+from dynatok_online.training.scored import Scoring
 from dynatok_online.training.sources import (
     as_dataset,
     no_tokenizer,
@@ -186,6 +187,9 @@ class DynamicSFTTrainer(SFTTrainer):
             model = self.accelerator.unwrap_model(self.model)
             self._reference = Reference(self.args.reference, model, self.args.attention)
             found["reference"] = self._reference
+        if self.objective.whole() and not self.is_fsdp_enabled:
+            of = None if self._reference is None else self._reference.logprobs
+            found["attention"] = Scoring(self.objective, self._base, self._head, of)
         return found
 
     @property

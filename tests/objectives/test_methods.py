@@ -19,7 +19,8 @@ from dynatok_online.objectives.key import Key
 from dynatok_online.objectives.lagged import Lagged
 from dynatok_online.objectives.rollout import Rollout
 from dynatok_online.objectives.sft import Sft
-from dynatok_online.objectives.targets import Factor, Loss
+from dynatok_online.objectives.sstoken import SsToken
+from dynatok_online.objectives.targets import Factor, Loss, Scored
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from tests.objectives.worked import P, loss_and_gradient, targets
 
@@ -145,6 +146,34 @@ def test_key_tokens_of_a_rejected_pass_count_nothing() -> None:
 
 def test_new_weights_are_no_edit() -> None:
     assert Key().weights(one([(0, 20), (0, 28)])).tolist() == [1.0] * 48
+
+
+def scored(**values: list[float]) -> Scored:
+    count = len(next(iter(values.values())))
+    none = np.full(count, np.nan)
+    names = ("logp", "recorded", "reference", "prompt_mass")
+    return Scored(**{name: np.array(values.get(name, none), np.float64) for name in names})
+
+
+def test_sstoken_keeps_what_is_learned_or_looks_at_the_prompt() -> None:
+    history, mass = [-2.0, -1.5, -3.0, -1.0, -2.5], [0.9, 0.1, 0.5, 0.2, 0.1]
+    now = [a + b for a, b in zip(history, (0.0, 0.2, 0.4, 0.8, 1.0), strict=True)]
+    given = scored(logp=now, recorded=history, prompt_mass=mass)
+    assert SsToken().among(given).tolist() == near([1 / 0.6, 0.0, 0.0, 1 / 0.6, 1 / 0.6])
+    assert SsToken(loss=1.0, share=0.2).among(given).tolist() == near([0, 0, 0, 0, 5])
+    assert SsToken(loss=0.0, share=0.2).among(given).tolist() == near([5, 0, 0, 0, 0])
+    given = scored(logp=now, reference=history, prompt_mass=mass)
+    assert SsToken(history="reference").among(given).sum() == near(5.0)
+    assert SsToken(history="reference").needs == {"attention", "reference"}
+
+
+def test_sstoken_takes_rounding_for_none() -> None:
+    """Recorded by the same weights: only the attention decides."""
+    mass = [0.1, 0.2, 0.3, 0.4, 0.5]
+    noise = [-1.0, -1.00001, -0.99999, -1.0, -1.00002]
+    given = scored(logp=noise, recorded=[-1.0] * 5, prompt_mass=mass)
+    assert SsToken(share=0.4).among(given).tolist() == near([0, 0, 0, 2.5, 2.5])
+    assert len(SsToken().among(scored(logp=[], recorded=[], prompt_mass=[]))) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,12 +12,11 @@ import torch.nn.functional as F
 
 from dynatok_online import attention
 from dynatok_online.rows.plan import Row, needed_tokens, plan_rows
-from dynatok_online.spans.ghosts import edited_stretches
 from dynatok_online.training.ghosts import Shared, context_logprobs
 from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from tests.models import make
-from tests.oracle import exact_logits, sticky_logits
+from tests.oracle import exact_logits, without_edit
 from tests.simulate import World, simulate
 from tests.training.test_trainer import curve, run_ranks, train
 from tests.training.train_curve import tiny_model, trajectories
@@ -46,33 +43,6 @@ def batch(seed: int, policy: str) -> list[Trajectory]:
         )
         for i in range(3)
     ]
-
-
-def as_if_unedited(one: Trajectory, before: int, after: Sequence[int]) -> Trajectory:
-    """The same tokens, with the last pass before an edit going on to the end of what followed."""
-    stop = one.passes[after[-1]].stop
-    passes = list(one.passes[: before + 1])
-    passes[before] = msgspec.structs.replace(passes[before], stop=stop, weight_versions=())
-    return msgspec.structs.replace(
-        one, passes=tuple(passes), response=one.response[:stop], logprobs=one.logprobs[:stop]
-    )
-
-
-def wanted(model: Any, one: Trajectory) -> np.ndarray:
-    """[R] by a truncated pass of its own for every edit (sticky: decoded step by step)."""
-    out = np.full(len(one.response), np.nan)
-    run = sticky_logits if one.policy == "sticky" else exact_logits
-    for before, after in edited_stretches(one):
-        other = as_if_unedited(one, before, after)
-        start = one.passes[after[0]].start
-        with torch.no_grad():
-            k, logits = run(model, other)[-1]
-        assert k == before
-        logprobs = logits.log_softmax(-1).numpy()
-        first = other.passes[k].start
-        for i in range(start, len(other.response)):
-            out[i] = logprobs[i - first, other.response[i]]
-    return out
 
 
 def run(model: Any, row: Row, *, shared: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +76,7 @@ def test_equal_to_a_pass_of_its_own(name: str, policy: str, dtype: torch.dtype) 
     compared = 0
     for seed in range(2 if policy == "sticky" else 4):
         many = batch(seed, policy)
-        right = [wanted(plain, one) for one in many]
+        right = [without_edit(plain, one) for one in many]
         budget = max(needed_tokens(one) for one in many)
         for max_tokens in (budget, 10_000):
             for row in plan_rows(many, max_tokens=max_tokens, ghosts=True):
@@ -132,7 +102,7 @@ def test_rows_smaller_than_a_trajectory(attend: str) -> None:
     missing = 0
     for seed in range(4):
         one = batch(seed, "exact")[1]
-        right = wanted(plain, one)
+        right = without_edit(plain, one)
         for row in plan_rows([one], max_tokens=needed_tokens(one), ghosts=True):
             if row.ghosts is None:
                 continue
@@ -267,7 +237,7 @@ def test_the_first_step_by_hand(tmp_path) -> None:
     trained = train(tmp_path, objective="contrast", per_device_train_batch_size=8, max_steps=1)
     model, total, count = tiny_model(), 0.0, 0
     for one in trajectories(8):
-        before = wanted(model, one)
+        before = without_edit(model, one)
         with torch.no_grad():
             passes = exact_logits(model, one)
         for k, logits in passes:
