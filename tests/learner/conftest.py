@@ -32,6 +32,7 @@ from protocol.wire.messages import (
     WeightsReady,
     WeightsRejected,
 )
+from tests.edited import edited, task, tiny_model
 
 VOCAB = 40
 
@@ -39,22 +40,7 @@ VOCAB = 40
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A folder with a random Qwen3 of 30k parameters."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            tie_word_embeddings=True,
-        )
-    )
+    model = tiny_model(VOCAB)
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     return folder
@@ -63,29 +49,15 @@ def model_dir(tmp_path_factory):
 def make_trajectory(name="t", version=0, seed=0, states=2, logprobs=None):
     """Random tokens under `states` prompt states, all sampled by `version`."""
     rng = np.random.default_rng(seed)
-    pieces = [rng.integers(0, VOCAB, 8).astype(np.int32)]
-    passes, at = [], 0
-    for state in range(states):
-        pieces.append(rng.integers(0, VOCAB, 3).astype(np.int32))
-        stop = at + int(rng.integers(3, 12))
-        passes.append(
-            Pass(
-                layout=(0, state + 1, RESPONSE),
-                states={"slot": str(state)},
-                start=at,
-                stop=stop,
-                num_cached_tokens=0,
-                weight_versions=(VersionRun(version, stop - at),),
-                scores={"slot": 1.0},
-            )
-        )
-        at = stop
-    return Trajectory(
-        trajectory_id=name,
-        pieces=tuple(pieces),
-        response=rng.integers(0, VOCAB, at).astype(np.int32),
-        logprobs=np.full(at, -3.0, np.float32) if logprobs is None else logprobs(at),
-        passes=tuple(passes),
+    return edited(
+        rng,
+        name,
+        task(rng, states, prompt=8, slot=3, vocab=VOCAB),
+        sampled=(3, 12),
+        version=version,
+        score=1.0,
+        logprobs=logprobs or (lambda count: np.full(count, -3.0, np.float32)),
+        vocab=VOCAB,
     )
 
 

@@ -15,11 +15,11 @@ from dynatok_online.rows.plan import Row, needed_tokens, plan_rows
 from dynatok_online.training.ghosts import Shared, context_logprobs
 from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
+from tests.edited import tiny_model, trajectories
 from tests.models import make
 from tests.oracle import exact_logits, without_edit
 from tests.simulate import World, simulate
 from tests.training.test_trainer import curve, run_ranks, train
-from tests.training.train_curve import tiny_model, trajectories
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 
 from dynatok_online.training.halves import Halves, draw
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
+from tests.edited import tiny_model, trajectories
 from tests.models import make
-from tests.training.train_curve import tiny_model, trajectories
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,173 +10,133 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from dynatok_online.objectives.lagged import Lagged
-from dynatok_online.objectives.targets import Targets
-from dynatok_online.objectives.written import LOSSES, objective_of
+from dynatok_online.objectives.targets import Scored, Targets
+from dynatok_online.objectives.written import objective_of
 from dynatok_online.training.groups import advantages, group_keys
 from dynatok_online.training.trainer import DynamicSFTTrainer
-from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
-from tests.training.test_trainer import config
-from tests.training.train_curve import VOCAB, tiny_model
+from dynatok_online.trajectory import Trajectory
+from tests.edited import responses, tiny_model
+from tests.oracle import attention_on_the_prompt, exact_logits, without_edit
+from tests.training.table import CUTS, OBJECTIVES, cell, run, trainer
+from tests.training.test_trainer import config, spawn
 
-OBJECTIVES: list[Any] = [
-    *LOSSES,
-    {"name": "sft", "times": ["reward", "key", "importance"]},
-    ["reward", {"name": "hinge", "scale": 0.1}],
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-def responses(count: int = 8) -> list[Trajectory]:
-    """Four responses to each of two tasks, in three states."""
-    rng = np.random.default_rng(0)
-    tasks = [
-        [rng.integers(0, VOCAB, n).astype(np.int32) for n in (12, 4, 4, 4)]
-        for _ in range(count // 4)
-    ]
-    out = []
-    for index in range(count):
-        passes, at = [], 0
-        for state in range(3):
-            stop = at + int(rng.integers(3, 25))
-            passes.append(
-                Pass(
-                    layout=(0, state + 1, RESPONSE),
-                    states={"slot": str(state)},
-                    start=at,
-                    stop=stop,
-                    num_cached_tokens=0,
-                    scores={"slot": float(rng.random())},
-                )
-            )
-            at = stop
-        out.append(
-            Trajectory(
-                trajectory_id=str(index),
-                pieces=tuple(tasks[index % len(tasks)]),
-                response=rng.integers(0, VOCAB, at).astype(np.int32),
-                logprobs=(rng.normal(-math.log(VOCAB), 0.2, at)).astype(np.float32),
-                passes=tuple(passes),
-            )
-        )
-    return out
-
-
-class Gradients(TrainerCallback):
-    """Keeps those of each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[torch.Tensor] = []
-
-    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        self.steps.append(torch.cat(found).clone())
-
-
-def run(folder: Path, objective: Any, **options: Any) -> tuple[list[float], list[torch.Tensor]]:
-    """Losses and all gradients of two steps of eight responses."""
-    keeps = Gradients()
-    trainer = DynamicSFTTrainer(
-        tiny_model().double(),
-        config(
-            folder,
-            **{
-                "objective": objective,
-                "max_steps": 2,
-                "optim": "sgd",
-                "learning_rate": 0.1,
-                "per_device_train_batch_size": 8,
-                **options,
-            },
-        ),
-        train_dataset=responses() * 2,
-        callbacks=[keeps],
-    )
-    trainer.train()
-    losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
-    return losses, keeps.steps
+TOLERANCE = 1e-6
+WHOLE = (16384, 1, "row")
+THIN: list[Any] = ["eksft", "hapo", {"name": "contrast", "power": 2}, "sstoken"]
+"""Of earlier steps; groups and recorded log-probabilities; ghosts; whole trajectories."""
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("whole")
-    runs = cache(lambda at: run(folder, OBJECTIVES[at]))
+def whole() -> Any:
+    """What an objective gives where all eight responses are one row; computed once."""
+    runs = cache(lambda at: cell(OBJECTIVES[at], WHOLE))
     return lambda objective: runs(OBJECTIVES.index(objective))
 
 
-CUTS: list[dict[str, Any]] = [
-    {"per_device_train_batch_size": 8 // a, "gradient_accumulation_steps": a, "memory": m}
-    | {"max_row_tokens": budget}
-    for budget in (256, 16384)
-    for a in (1, 4)
-    for m in ("row", "pass")
-]
+def apart(found: Any, wanted: Any) -> float:
+    """The largest relative difference of a step's loss, or of all its gradients."""
+    (losses, gradients), (others, theirs) = found, wanted
+    assert len(losses) == len(gradients) == 2
+    of_losses = np.abs(losses - others) / np.maximum(np.abs(others), 1e-3)
+    norms = np.linalg.norm(gradients - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+    return float(max(of_losses.max(), norms.max()))
 
 
-def check(whole: Any, folder: Path, objective: Any, cut: dict[str, Any]) -> None:
-    losses, gradients = run(folder, objective, **cut)
-    wanted, theirs = whole(objective)
-    assert losses == pytest.approx(wanted, rel=1e-6, abs=1e-9)
-    for ours, other in zip(gradients, theirs, strict=True):
-        assert float((ours - other).norm() / other.norm()) < 1e-6
-
-
-@pytest.mark.parametrize("objective", ["eksft", "hapo"])
-def test_same_in_rows_parts_and_micro_batches(whole: Any, tmp_path: Path, objective: Any) -> None:
-    (cut,) = (one for one in CUTS if list(one.values()) == [2, 4, "pass", 256])
-    check(whole, tmp_path, objective, cut)
+@pytest.mark.parametrize("objective", THIN, ids=str)
+def test_same_in_rows_parts_and_micro_batches(whole: Any, objective: Any) -> None:
+    """A thin slice of the table below."""
+    assert apart(cell(objective, (256, 4, "pass")), whole(objective)) < TOLERANCE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-@pytest.mark.parametrize("cut", CUTS, ids=lambda cut: "-".join(map(str, cut.values())))
-def test_same_over_all_cuts(whole: Any, tmp_path: Path, objective: Any, cut: Any) -> None:
-    check(whole, tmp_path, objective, cut)
+def test_the_table(whole: Any, tmp_path: Path) -> None:
+    """Row budgets x accumulation x memory x ranks x every objective: the same losses and gradients,
+    or a refusal that names the reason (there is none)."""
+    out = spawn(tmp_path, 2, "tests/training/table.py", "{out}", suffix=".npz", seconds=1800)
+    two = np.load(out)
+    worst: dict[tuple[str, int], float] = {}
+    for i, objective in enumerate(OBJECTIVES):
+        wanted = whole(objective)
+        assert not isinstance(wanted, str), wanted
+        for j, cut in enumerate(CUTS):
+            assert f"{i}.{j}.refused" not in two, f"{objective} {cut}: {two[f'{i}.{j}.refused']}"
+            both = {
+                1: cell(objective, cut),
+                2: (two[f"{i}.{j}.losses"], two[f"{i}.{j}.gradients"]),
+            }
+            for ranks, found in both.items():
+                assert not isinstance(found, str), f"{objective} {cut}: {found}"
+                key = str(objective), ranks
+                worst[key] = max(worst.get(key, 0.0), apart(found, wanted))
+    for (name, ranks), most in worst.items():
+        print(f"{name}, {ranks} rank(s), {len(CUTS)} cuts: at most {most:.1e} apart")
+    assert max(worst.values()) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """[R] each, of every response: logits by a forward per pass, and what needs bring."""
+    model, eager = tiny_model().double(), tiny_model().double()
+    eager.set_attn_implementation("eager")
+    found = []
+    for one in responses():
+        with torch.no_grad():
+            logits = torch.cat([logits for _, logits in exact_logits(model, one)])
+        found.append((logits, without_edit(model, one), attention_on_the_prompt(eager, one)))
+    return found
+
+
+def known(one: Trajectory, logits: torch.Tensor, context: Any, mass: Any, made: Any) -> Any:
+    """[R] each: the columns of a response, without any of the code that plans or scores rows."""
+    lengths = [part.stop - part.start for part in one.passes]
+    ids = torch.as_tensor(one.response.astype(np.int64))
+    logp = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].numpy()
+    # The reference is the model itself: it has not moved yet.
+    scored = Scored(logp=logp, recorded=one.logprobs, reference=logp, prompt_mass=mass)
+    columns = {
+        "weight": np.ones(len(ids)),
+        "recorded": one.logprobs,
+        "score": np.repeat([part.scores["slot"] for part in one.passes], lengths),
+        "context": context,
+        **made.columns(one),
+        **{key: factor.among(scored) for (key, _), factor in made.whole().items()},
+    }
+    return ids, {name: torch.as_tensor(values) for name, values in columns.items()}, lengths
 
 
 @pytest.mark.parametrize(
     "objective",
     [
-        pytest.param(one, marks=[] if one in ("eksft", "hapo") else [pytest.mark.slow])
+        pytest.param(one, marks=[] if one in THIN else [pytest.mark.slow], id=str(one))
         for one in OBJECTIVES
     ],
-    ids=str,
 )
-def test_against_one_plain_forward_per_state(whole: Any, objective: Any) -> None:
-    model, data = tiny_model().double(), responses()
+def test_against_one_plain_forward_per_state(whole: Any, plain: Any, objective: Any) -> None:
+    data, made = responses(), objective_of(objective)
     keys, scores = group_keys(data)
     given = torch.tensor(keys), torch.tensor(scores)
     advantage = iter(advantages(*given, *given).tolist())
-    made = objective_of(objective)
     total, count = 0.0, 0
-    for one in data:
-        known = made.columns(one)
-        for k, part in enumerate(one.passes):
-            ids = torch.as_tensor(one.tokens(k), dtype=torch.long)
-            with torch.no_grad():
-                logits = model(ids[None]).logits[0, one.fed_length(k) - 1 : -1]
-            own = slice(part.start, part.stop)
-            columns = {
-                "weight": torch.ones(part.stop - part.start),
-                "recorded": torch.as_tensor(one.logprobs[own]),
-                "score": torch.full((part.stop - part.start,), part.scores["slot"]),
-                "advantage": torch.full((part.stop - part.start,), next(advantage)),
-                **{name: torch.as_tensor(values[own]) for name, values in known.items()},
-            }
-            # The reference is the model itself: it has not moved yet.
-            t = Targets(logits, ids[one.fed_length(k) :], columns, lambda x=logits: x)  # type: ignore[misc]
-            total += float(made(t, Lagged(made.watches)).sum())
-            count += part.stop - part.start
+    for one, (logits, context, mass) in zip(data, plain, strict=True):
+        ids, columns, lengths = known(one, logits, context, mass, made)
+        of_passes = [next(advantage) for _ in lengths]
+        columns["advantage"] = torch.tensor(of_passes).repeat_interleave(torch.tensor(lengths))
+        t = Targets(logits, ids, columns, lambda x=logits: x)  # type: ignore[misc]
+        total += float(made(t, Lagged(made.watches)).sum())
+        count += len(ids)
     assert whole(objective)[0][0] == pytest.approx(total / count, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.slow
-def test_trls_name_for_dft(whole: Any, tmp_path: Path) -> None:
-    losses, _ = run(tmp_path, "sft", loss_type="dft")
-    assert losses == whole("dft")[0]
+def test_trls_name_for_dft(whole: Any) -> None:
+    losses, _ = run("sft", loss_type="dft")
+    assert losses.tolist() == whole("dft")[0].tolist()
     with pytest.raises(ValueError, match="contradict each other"):
-        run(tmp_path, "asft", loss_type="dft")
+        run("asft", loss_type="dft")
 
 
 @pytest.mark.slow
@@ -227,23 +187,15 @@ def test_dft_is_trls(tmp_path: Path) -> None:
 
 def test_statistics_go_on_from_a_checkpoint(whole: Any, tmp_path: Path) -> None:
     """Of EKSFT: the second step selects by what the first one saw."""
-    options = {"save_strategy": "steps", "save_steps": 1}
-    trainer = DynamicSFTTrainer(
-        tiny_model().double(),
-        config(
-            tmp_path,
-            objective="eksft",
-            optim="sgd",
-            learning_rate=0.1,
-            max_steps=2,
-            per_device_train_batch_size=8,
-            **options,
-        ),
-        train_dataset=responses() * 2,
-    )
-    run(tmp_path, "eksft", max_steps=1, **options)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+    options: dict[str, Any] = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "output_dir": str(tmp_path),
+    }
+    run("eksft", max_steps=1, **options)
+    made = trainer("eksft", **options)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    losses = [one["loss"] for one in made.state.log_history if "loss" in one]
     assert losses[-1] == pytest.approx(whole("eksft")[0][-1], rel=1e-6)
 
 
@@ -254,36 +206,36 @@ def test_a_reference_of_switched_off_adapters_is_a_copy_of_the_start(tmp_path: P
     found = {}
     for reference in ("start", "adapter"):
         torch.manual_seed(0)
-        trainer = DynamicSFTTrainer(
+        made = DynamicSFTTrainer(
             tiny_model(),
             config(tmp_path, objective="asft", reference=reference, per_device_train_batch_size=8),
             train_dataset=responses() * 3,
             peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
         )
-        trainer.train()
-        found[reference] = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+        made.train()
+        found[reference] = [one["loss"] for one in made.state.log_history if "loss" in one]
     assert found["adapter"] == pytest.approx(found["start"], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_a_reference_of_another_folder(tmp_path: Path, whole: Any) -> None:
     tiny_model().save_pretrained(tmp_path / "other")
-    losses, _ = run(tmp_path, "asft", reference=str(tmp_path / "other"))
+    losses, _ = run("asft", reference=str(tmp_path / "other"))
     assert losses == pytest.approx(whole("asft")[0], rel=1e-6)
 
 
-def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_before_anything_starts() -> None:
     with pytest.raises(ValueError, match="train with LoRA, or use reference: start"):
-        run(tmp_path, "asft", reference="adapter")
+        run("asft", reference="adapter")
     with pytest.raises(ValueError, match="'asfd' is unknown; did you mean 'asft'"):
-        run(tmp_path, "asfd")
+        run("asfd")
     with pytest.raises(ValueError, match="objective context needs the log-probability of tokens"):
-        run(tmp_path, "context", strategy="truncated")
+        run("context", strategy="truncated")
 
 
-def test_groups_that_are_none_are_an_error(tmp_path: Path) -> None:
+def test_groups_that_are_none_are_an_error() -> None:
     with pytest.raises(ValueError, match="no two responses of this step answer the same prompt"):
-        run(tmp_path, "grpo", per_device_train_batch_size=1)
+        run("grpo", per_device_train_batch_size=1)
 
 
 def test_advantages_by_hand() -> None:

@@ -22,7 +22,7 @@ import torch
 
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import to_row
-from tests.training.train_curve import tiny_model, trajectories
+from tests.edited import tiny_model, trajectories
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,22 +253,28 @@ def test_the_example_trains(tmp_path):
 
 def run_ranks(tmp_path, ranks, *, share, **options):
     """The curve of `train_curve.py` on so many ranks, over 20 steps."""
+    options = {"max_steps": 20, "max_row_tokens": 150} | options
+    options["per_device_train_batch_size"] = share
+    script = "tests/training/train_curve.py"
+    return json.loads(spawn(tmp_path, ranks, script, "{out}", json.dumps(options)).read_text())
+
+
+def spawn(tmp_path, ranks, script, *arguments, suffix=".json", seconds=240):
+    """Run a script of ours as so many ranks. Returns the file `{out}` that it wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-    options = {"max_steps": 20, "max_row_tokens": 150} | options
-    options["per_device_train_batch_size"] = share
-    command = [sys.executable, str(ROOT / "tests/training/train_curve.py"), str(out)]
+    out = tmp_path / f"{len(list(tmp_path.iterdir()))}{suffix}"
+    given = [one.replace("{out}", str(out)) for one in arguments]
     logs = [out.with_suffix(f".{rank}.log") for rank in range(ranks)]
     started = []
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + seconds
     try:
         for rank, log in enumerate(logs):
             with log.open("w") as text:
                 started.append(
                     subprocess.Popen(
-                        [*command, json.dumps(options)],
+                        [sys.executable, str(ROOT / script), *given],
                         env={
                             **os.environ,
                             "PYTHONPATH": str(ROOT),
@@ -290,7 +296,7 @@ def run_ranks(tmp_path, ranks, *, share, **options):
         for process in started:
             process.kill()
             process.wait()
-    return json.loads(out.read_text())
+    return out
 
 
 WAYS: list[dict[str, Any]] = [

@@ -16,62 +16,10 @@ from pathlib import Path
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
-from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
-
-VOCAB = 50
-
-
-def tiny_model():
-    torch.manual_seed(0)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            tie_word_embeddings=True,
-        )
-    )
-
-
-def trajectories(count):
-    rng = np.random.default_rng(0)
-    out = []
-    for index in range(count):
-        pieces = [rng.integers(0, VOCAB, 12).astype(np.int32)]
-        passes, at = [], 0
-        for state in range(3):
-            pieces.append(rng.integers(0, VOCAB, 4).astype(np.int32))
-            stop = at + int(rng.integers(3, 25))
-            passes.append(
-                Pass(
-                    layout=(0, state + 1, RESPONSE),
-                    states={"slot": str(state)},
-                    start=at,
-                    stop=stop,
-                    num_cached_tokens=0,
-                    scores={"slot": float(rng.random())},
-                )
-            )
-            at = stop
-        out.append(
-            Trajectory(
-                trajectory_id=str(index),
-                pieces=tuple(pieces),
-                response=rng.integers(0, VOCAB, at).astype(np.int32),
-                logprobs=np.full(at, -4.0, np.float32),
-                passes=tuple(passes),
-            )
-        )
-    return out
+from tests.edited import tiny_model, trajectories
 
 
 def main(out, options):
