@@ -7,13 +7,10 @@ dies; a file without a lock is left over from a killed process, and is removed.
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import tempfile
 from pathlib import Path
 from typing import Final
-
-from protocol.weights.base import WeightsError
 
 PREFIX: Final = "dynatok-"
 """How the names of our files in memory start."""
@@ -63,30 +60,3 @@ def remove_leftovers() -> list[Path]:
         finally:
             os.close(fd)
     return removed
-
-
-class MemoryFile:
-    """A file of a fixed size that this process fills and maps."""
-
-    def __init__(self, kind: str, size: int) -> None:
-        """Raises `WeightsError` where there is no room for `size` bytes."""
-        self.nbytes = size
-        self.fd, self.path = locked_file(kind)
-        try:
-            os.posix_fallocate(self.fd, 0, max(1, size))
-        except OSError as error:
-            self.delete()
-            raise WeightsError(
-                f"no room for {size / 2**20:.0f} MiB of weights in {self.path.parent}: "
-                f"{error.strerror}"
-            ) from error
-
-    def view(self) -> memoryview:
-        """Its bytes, mapped read-only; they stay readable after `delete`."""
-        size = max(1, self.nbytes)
-        return memoryview(mmap.mmap(self.fd, size, prot=mmap.PROT_READ))
-
-    def delete(self) -> None:
-        """Remove it; the memory is freed with the last view."""
-        self.path.unlink(missing_ok=True)
-        os.close(self.fd)

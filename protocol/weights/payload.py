@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+import msgspec
 import xxhash
 
 from protocol.weights.base import Progress, Tensor, WeightsError
@@ -41,6 +42,10 @@ ALIGN: Final = 64
 _CHUNK: Final = 128 * 1024
 _HASHED_AT_ONCE: Final = 16 * 2**20
 _THREADED_FROM: Final = 16 * 2**20
+
+
+class WrongBytes(WeightsError):
+    """A tensor's bytes do not match its hash."""
 
 
 def nbytes(dtype: str, shape: Iterable[int]) -> int:
@@ -108,6 +113,12 @@ def check_layout(manifest: WeightManifest, limit: int) -> None:
         end = spec.offset + spec.nbytes
 
 
+def identify(run_id: str, manifest: WeightManifest) -> str:
+    """Letters and digits that stand for exactly these bytes in this run."""
+    described = msgspec.msgpack.encode((run_id, manifest.nbytes, manifest.tensors))
+    return str(xxhash.xxh3_128_hexdigest(described))
+
+
 def check_expected(
     manifest: WeightManifest, expected: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> None:
@@ -134,7 +145,7 @@ def slice_verified(
     known: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Views of a payload's tensors, after `check_layout`. Raises `WeightsError` on a wrong hash.
+    """Views of a payload's tensors, after `check_layout`. Raises `WrongBytes` on a wrong hash.
 
     `known`: hashes of tensors that were taken from this very payload before. Large sets are hashed
     by several threads: one alone does not use all of the memory's bandwidth.
@@ -158,7 +169,7 @@ def slice_verified(
             hashes = list(pool.map(hashed, views))
     for spec, found in zip(unknown, hashes, strict=True):
         if found != spec.xxh3:
-            raise WeightsError(
+            raise WrongBytes(
                 f"weights {manifest.version}, tensor '{spec.name}': its bytes do not match its hash"
             )
     return out

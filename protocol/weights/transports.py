@@ -4,7 +4,8 @@
 |----------|------------------------------------------|-----------------------------------------|
 | `shm`    | one machine                              | a ring of buffers in /dev/shm           |
 | `folder` | machines with a shared file system       | safetensors files in the run folder     |
-| `zmq`    | machines without one                     | chunks over a socket of the learner     |
+| `zmq`    | machines without one                     | chunks over a socket of the learner, to |
+|          |                                          | one actor of each host                  |
 
 The manifest of every version names its transport; the actor opens its own end when the first one
 comes, from its own configuration: nothing in a message becomes a path or an address.
@@ -97,7 +98,7 @@ class FollowingReceiver(WeightReceiver):
                 self._open[name] = FolderReceiver(self._run_dir / FOLDER)
             elif name == "zmq":
                 where = partial(find_endpoint, self._run_dir, self._config.endpoint)
-                self._open[name] = ZmqReceiver(self._config, where=where)
+                self._open[name] = ZmqReceiver(self._config, where=where, run_id=self._run_id)
             else:
                 raise WeightsError(
                     f"weights {manifest.version} come by '{name}', which this release does not "

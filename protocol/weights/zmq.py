@@ -1,9 +1,9 @@
 """Weights over ZeroMQ, for machines without a shared disk.
 
 The learner keeps the versions that are in use in memory, and serves chunks of them to whoever
-asks, from a thread and a port of its own (the manifest names the port). The actor asks for a
-few chunks ahead and puts them into a local file, so that its engine's workers can map it like
-any other transport's. Hashes are checked there, over the whole set.
+asks, from a thread and a port of its own (the manifest names the port). One actor of a host asks
+for a few chunks ahead and puts them into a file in memory (`protocol.weights.host_file`), which all
+actors of the run on that host map, and their engines' workers. Each checks every hash.
 
 A request is (magic, version, offset, length); an answer the same, then the bytes. A learner
 that does not have them answers with length 0. With another magic, what comes is the difference
@@ -28,8 +28,15 @@ from protocol.config import ProtocolConfig
 from protocol.run.endpoint import address_with, speaks_v6, to_bind
 from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightsError
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
-from protocol.weights.memory import MemoryFile, memory_folder, remove_leftovers
-from protocol.weights.payload import check_layout, slice_verified, write_all
+from protocol.weights.host_file import HostFile, fetch_once
+from protocol.weights.memory import memory_folder, remove_leftovers
+from protocol.weights.payload import (
+    WrongBytes,
+    check_layout,
+    identify,
+    slice_verified,
+    write_all,
+)
 from protocol.weights.slots import SlotSender
 from protocol.wire.keys import open_server, secure_client
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
@@ -207,6 +214,7 @@ class ZmqReceiver(WeightReceiver):
         config: ProtocolConfig,
         deadline_seconds: float = 8.0,
         where: Callable[[], str | None] | None = None,
+        run_id: str = "",
     ) -> None:
         """`deadline_seconds`: without any chunk for so long, a fetch fails.
 
@@ -215,59 +223,85 @@ class ZmqReceiver(WeightReceiver):
         self._config = config
         self._where = where or (lambda: config.endpoint)
         self._deadline = deadline_seconds
-        self._fetched: dict[int, MemoryFile] = {}
+        self._run_id = run_id
+        self._fetched: dict[tuple[int, str], HostFile] = {}
+        """By version, and by what is in it: a learner that was started again may publish a number
+        anew."""
         remove_leftovers()
 
     def read(
         self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
     ) -> dict[str, Tensor]:
-        """Fetch a version (once) and give views of the local file."""
+        """Fetch a version (once on this host) and give views of the local file."""
         progress = progress or Progress()
         if manifest.transport != "zmq":
             raise WeightsError(
                 f"weights {manifest.version} came by '{manifest.transport}', not zmq"
             )
-        local = self._fetched.get(manifest.version)
-        if local is None:
-            free = os.statvfs(memory_folder())
-            check_layout(manifest, free.f_bavail * free.f_frsize)
-            local = self._fetched[manifest.version] = self._fetch(manifest, progress)
-        check_layout(manifest, local.nbytes)
+        check_layout(manifest, manifest.nbytes)
+        key = manifest.version, identify(self._run_id, manifest)
         try:
-            tensors = slice_verified(manifest, local.view(), verify=verify, progress=progress)
-        except WeightsError:
-            self._fetched.pop(manifest.version).delete()
+            return self._read(key, manifest, verify, progress, whole=False)
+        except WrongBytes:
+            # Another process of this host has damaged them, or they were made from a base that the
+            # learner no longer means.
+            return self._read(key, manifest, verify, progress, whole=True)
+
+    def _read(
+        self,
+        key: tuple[int, str],
+        manifest: WeightManifest,
+        verify: bool,
+        progress: Progress,
+        whole: bool,
+    ) -> dict[str, Tensor]:
+        def fetch(fd: int) -> None:
+            self._fetch(manifest, fd, whole, progress)
+
+        if key not in self._fetched:
+            self._fetched[key] = fetch_once(
+                key[1], manifest.nbytes, fetch, progress, self._deadline
+            )
+        view = self._fetched[key].view()
+        try:
+            return slice_verified(manifest, view, verify=verify, progress=progress)
+        except WrongBytes:
+            self._fetched.pop(key).discard()
             raise
-        return tensors
 
     def serves(self, manifest: WeightManifest) -> None:
-        """Files of older versions are deleted."""
-        for old in [version for version in self._fetched if version < manifest.version]:
+        """Older versions are let go of."""
+        for old in [key for key in self._fetched if key[0] < manifest.version]:
             self._fetched.pop(old).delete()
 
     def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
         """The local file."""
-        local = self._fetched.get(manifest.version)
+        local = self._fetched.get((manifest.version, identify(self._run_id, manifest)))
         if local is None:
             raise WeightsError(f"weights {manifest.version} were not fetched")
         return local.path, 0
 
     def close(self) -> None:
-        """Delete the local files; what is mapped stays until it is unmapped."""
+        """Let go of the local files; what is mapped stays until it is unmapped."""
         for local in self._fetched.values():
             local.delete()
         self._fetched = {}
 
-    def _fetch(self, manifest: WeightManifest, progress: Progress) -> MemoryFile:
-        base = self._fetched.get(manifest.base)
+    def _fetch(self, manifest: WeightManifest, fd: int, whole: bool, progress: Progress) -> None:
+        """Write a version to a file; not `whole`: as a difference where that can be had."""
+        free = os.statvfs(memory_folder())
+        check_layout(manifest, free.f_bavail * free.f_frsize)
+        bases = [] if whole else [key for key in self._fetched if key[0] == manifest.base]
+        base = self._fetched[bases[-1]] if bases else None
         if base is not None and base.nbytes == manifest.nbytes:
             with contextlib.suppress(WeightsError):  # whole, then
-                return self._fetch_by(manifest, base, progress)
-        return self._fetch_by(manifest, None, progress)
+                self._fetch_by(manifest, fd, base, progress)
+                return
+        self._fetch_by(manifest, fd, None, progress)
 
     def _fetch_by(
-        self, manifest: WeightManifest, base: MemoryFile | None, progress: Progress
-    ) -> MemoryFile:
+        self, manifest: WeightManifest, fd: int, base: HostFile | None, progress: Progress
+    ) -> None:
         listening = self._where()
         if listening is None:
             raise WeightsError(f"weights {manifest.version}: the learner has no address yet")
@@ -279,20 +313,15 @@ class ZmqReceiver(WeightReceiver):
         socket.setsockopt(zmq.IPV6, int(speaks_v6(self._config.endpoint)))
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * _CHUNK)
         socket.setsockopt(zmq.LINGER, 0)
-        local = MemoryFile("fetched", manifest.nbytes)
         try:
             if self._config.keys is not None:
                 secure_client(socket, self._config.keys)
             socket.connect(address_with(listening, manifest.port))
             view = None if base is None else base.view()
-            self._pull(socket, manifest, local.fd, view, progress)
-        except BaseException:
-            local.delete()
-            raise
+            self._pull(socket, manifest, fd, view, progress)
         finally:
             socket.close()
             context.term()
-        return local
 
     def _pull(
         self,

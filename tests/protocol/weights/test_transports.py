@@ -420,7 +420,8 @@ def test_a_difference_is_sent_where_it_pays_and_a_full_copy_now_and_then() -> No
             bases.append(manifest.base)
             got = receiver.read(manifest)
             assert bytes(got["w"].data) == model.tobytes()
-            assert (receiver._fetched.keys() == {version}) or version - 1 in receiver._fetched
+            there = {key[0] for key in receiver._fetched}
+            assert there == {version} or version - 1 in there
             receiver.serves(manifest)
             sender.applied("a", version)
             if version == 3:
