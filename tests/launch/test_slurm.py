@@ -17,6 +17,7 @@ from protocol.run.trace import FILE as TRACES
 from protocol.run.trace import account
 from tests.launch.running import CONFIG, nothing_lost
 from tests.launch.slurm_cluster import missing, slurm_cluster
+from tests.protocol.peers import read
 
 pytestmark = [
     pytest.mark.engine,
@@ -36,11 +37,11 @@ class Cluster:
     """Commands that are run on it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = {**environment, "OMP_NUM_THREADS": "1"}
+        self.environment = {**environment, "OMP_NUM_THREADS": "1"}
 
     def __call__(self, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=300, check=False
+            command, env=self.environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == code, (command, done.stdout, done.stderr)
         return done
@@ -51,7 +52,7 @@ class Cluster:
     def state(self, run: Path) -> dict:
         done = subprocess.run(
             [sys.executable, "-m", "launch.cli", "status", str(run)],
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -73,6 +74,18 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     with slurm_cluster(nodes=3) as environment:
         yield Cluster(environment)
+
+
+def minutes_of(cluster: Cluster, job: str) -> int:
+    """How long a job has run, in full minutes."""
+    ran = cluster("squeue", "--noheader", "--format=%M", f"--jobs={job}").stdout
+    return int(ran.strip().rpartition(":")[0].rpartition(":")[2] or 0)
+
+
+def step_of(cluster: Cluster, job: str, name: str) -> str:
+    """The number of the step of that name: `7.2`."""
+    listed = cluster("squeue", "--steps", "--noheader", "--format=%i %j", f"--jobs={job}").stdout
+    return next(line.split()[0] for line in listed.splitlines() if line.endswith(f" {name}"))
 
 
 def steps(run: Path) -> int:
@@ -110,6 +123,71 @@ def test_a_job_that_waits_is_said_to_and_can_be_stopped(cluster: Cluster, tmp_pa
     assert cluster.state(run)["status"] == "interrupted"
 
 
+INSTEAD = """
+import sys
+from launch.engines import local
+
+def argv(run, name, verb):
+    last = name if verb == "actor" else ""
+    command = [sys.executable, "-m", "tests.protocol.peers", verb, str(run)]
+    return [*command, "tcp://*:0", str(run / "keys"), last]
+
+local.process_argv = argv
+"""
+"""Put into the job: processes of the protocol alone, which need no engine."""
+
+
+def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but engine and trainer is real."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(INSTEAD)
+    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
+    monkeypatch.setitem(cluster.environment, "PYTHONPATH", path)
+    runs = tmp_path / "runs"
+    cluster.dynatok(
+        *("launch", CONFIG, "--on", "slurm", "--dir", str(runs), "--actors", "2"),
+        *("--slurm.sbatch.time", '"20"', "--slurm.save_seconds", "110"),
+    )
+    (run,) = runs.iterdir()
+    job = cluster.state(run)["job"]
+    names = ("actor", "actor-1")
+
+    def sent(name: str) -> list[str]:
+        events = read(run, name) if (run / f"{name}.jsonl").exists() else []
+        return [event["id"] for event in events if event["event"] == "sent"]
+
+    def both_send_more(state: dict) -> bool:
+        return all(len(sent(name)) > before[name] + 20 for name in names)
+
+    before = dict.fromkeys(names, 0)
+    cluster.wait(run, both_send_more)
+    limit = f"timelimit={minutes_of(cluster, job) + 2}"
+    cluster("scontrol", "update", f"jobid={job}", limit)
+    cluster.wait(run, lambda state: state["status"] == "waiting")
+    cluster("scontrol", "update", f"jobid={job}", "timelimit=20")
+    before = {name: len(sent(name)) for name in names}
+    cluster.wait(run, both_send_more)
+
+    cluster("scancel", step_of(cluster, job, "actor-1"))
+    before = {name: len(sent(name)) for name in names}
+    cluster.wait(run, both_send_more)
+    (run / "enough").touch()
+    cluster.wait(run, lambda state: state["status"] == "finished")
+    log = (run / "logs" / f"slurm-{job}.log").read_text()
+    assert "requeueing job" in log
+    assert json.loads((run / "result.json").read_text())["crashes"] == {"actor-1": 1}, log
+    got = [event["id"] for event in read(run, "learner") if event["event"] == "got"]
+    everything = {one for name in names for one in sent(name)}
+    print(
+        f"{len(everything)} sent, {len(everything - set(got))} lost, "
+        f"{len(got) - len(set(got))} twice"
+    )
+    assert set(got) == everything
+    assert len(got) == len(set(got))
+
+
 @pytest.mark.slow
 def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     cluster: Cluster, tmp_path: Path
@@ -138,9 +216,8 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     assert job != state["job"]
     resumed_at = saved.state.step
     cluster.wait(run, lambda state: steps(run) >= resumed_at + 2)
-    ran = cluster("squeue", "--noheader", "--format=%M", f"--jobs={job}").stdout
-    minutes = int(ran.strip().rpartition(":")[0].rpartition(":")[2] or 0)
-    cluster("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
+    limit = f"timelimit={minutes_of(cluster, job) + 2}"
+    cluster("scontrol", "update", f"jobid={job}", limit)
     cluster.wait(run, lambda state: state["status"] == "waiting")
     requeued_at = steps(run)
     saved = latest(run / "checkpoints")
@@ -150,9 +227,7 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
 
     # The same job, started again; and one step of it is cancelled.
     cluster.wait(run, lambda state: steps(run) >= requeued_at + 2)
-    listed = cluster("squeue", "--steps", "--noheader", "--format=%i %j", f"--jobs={job}").stdout
-    step = next(line.split()[0] for line in listed.splitlines() if line.endswith(" actor"))
-    cluster("scancel", step)
+    cluster("scancel", step_of(cluster, job, "actor"))
     cluster.wait(run, lambda state: state["status"] == "finished", seconds=900)
     log = (run / "logs" / f"slurm-{job}.log").read_text()
     assert "requeueing job" in log

@@ -5,7 +5,7 @@
 
 Everything of the protocol is real: sockets, CURVE, journals, credits, weights by zmq. Each line of
 `RUN_DIR/NAME.jsonl` is one event. `RUN_DIR/enough` makes actors send nothing more; the learner
-ends once both have said good-bye.
+ends once both have said good-bye, or `RUN_DIR/stop.json` asks for it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import numpy as np
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel
+from protocol.delivery.delivery import Consumed
 from protocol.delivery.durable import JournaledOutbox, JournaledStore
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.endpoint import find_endpoint, to_tell, write_endpoint
 from protocol.run.json_files import write_json
+from protocol.run.stop import asked_to_stop
 from protocol.weights.base import NoFreeSlot
 from protocol.weights.payload import as_tensor
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
@@ -65,13 +67,20 @@ def read(run_dir: Path, name: str) -> list[dict[str, Any]]:
 def learner(run_dir: Path, config: ProtocolConfig, actors: int = 2) -> None:
     """Store, take, publish."""
     log = Log(run_dir, "learner")
+    before = {e["id"] for e in read(run_dir, "learner") if e["event"] == "got"}
     store = JournaledStore(run_dir / "journal" / "learner", run_dir.name)
+    got = len(before)
+    for held in store.replay(Consumed()):  # acknowledged, and not taken by a process before this
+        assert isinstance(held.message, TrajectoryMessage)
+        if held.message.trajectory.trajectory_id not in before:
+            log("got", id=held.message.trajectory.trajectory_id)
+            got += 1
     channel = LearnerChannel(config, run_dir.name, store=store, receipts=store.receipts)
     channel.start()
     write_endpoint(run_dir, to_tell(channel.endpoint, config.endpoint, config.interface))
     sender = ZmqSender(config, _WEIGHTS + _MIB)
     version, due, gone = 0, 0.0, 0
-    while gone < actors:
+    while gone < actors and asked_to_stop(run_dir) is None:
         if (run_dir / "enough").exists():
             write_json(run_dir / "learner.json", {"finished": True})
         if time.monotonic() > due:
@@ -98,6 +107,7 @@ def learner(run_dir: Path, config: ProtocolConfig, actors: int = 2) -> None:
         if isinstance(message, TrajectoryMessage):
             log("got", id=message.trajectory.trajectory_id)
             channel.accept(event)
+            got += 1
         elif isinstance(message, Hello):
             sender.joined(event.actor)
         elif isinstance(message, WeightsApplied):
@@ -109,6 +119,7 @@ def learner(run_dir: Path, config: ProtocolConfig, actors: int = 2) -> None:
             log("gone", actor=event.actor, how=type(message).__name__)
             sender.left(event.actor)
             gone += isinstance(message, Bye)
+    write_json(run_dir / "learner.json", {"learner_steps": got, "finished": gone >= actors})
     channel.close()
     sender.close()
 
