@@ -35,6 +35,11 @@ def set_environment(distributed: bool, given_threads: int = 0, processes: int = 
             os.environ["DS_ACCELERATOR"] = "cpu"
 
 
+def local_ranks() -> int:
+    """Processes of the learner on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def join(arguments: TrainingArguments) -> None:
     """Have DeepSpeed know the ranks before a model is made: ZeRO-3 takes it apart as it is made.
 

@@ -17,13 +17,15 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from learner.config import LearnerConfig
-from learner.environment import set_environment
+from learner.environment import local_ranks, set_environment
+from learner.meeting import Nodes, end_of_rank_0, nodes, rank_0_ended
 from learner.online.stream import LearnerFailed
 from protocol.run.grace import end_within_grace
 
@@ -38,7 +40,7 @@ def run(config: LearnerConfig) -> int:
 
 def run_first(config: LearnerConfig) -> int:
     """As rank 0, or as the only one."""
-    set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
+    set_environment(bool(config.deepspeed), config.threads, processes=1 + local_ranks())
     learner: Learner | None = None
     over = threading.Event()
     code, last_words = 0, ""
@@ -62,7 +64,7 @@ def run_first(config: LearnerConfig) -> int:
             learner.close(failure=last_words)
         over.set()
     if last_words:
-        print(f"learner: {' '.join(last_words.split())}", file=sys.stderr, flush=True)
+        _say(" ".join(last_words.split()))
     return code
 
 
@@ -95,23 +97,51 @@ def _obey_signals(learner: Learner, over: threading.Event) -> None:
 
 def _run_group(config: LearnerConfig) -> int:
     """Start the ranks, and wait for their end. The last line on stderr says what ended them."""
-    from learner.ranks import FINAL, cause_of, log_of, run_ranks  # imports torch
+    from learner.ranks import run_ranks  # imports torch
 
-    set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
-    run_dir = Path(config.run_dir)
+    where = nodes()
+    ranks, rest = divmod(config.ranks, where.count)
+    if rest:
+        _say(f"learner.ranks is {config.ranks}; write a multiple of its {where.count} nodes")
+        return 2
+    set_environment(bool(config.deepspeed), config.threads, processes=1 + ranks)
+    run_dir, interface = Path(config.run_dir), config.protocol.interface
+    if interface and where.count > 1:  # what ranks tell each other
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
     run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="dynatok-learner-") as scratch:
         path = Path(scratch) / "learner.json"
         path.write_bytes(msgspec.json.encode(config))
-        failed, _ = run_ranks(config.ranks, "learner.online.rank", path, run_dir)
+        try:
+            failed, _ = run_ranks(ranks, "learner.online.rank", path, run_dir, where, interface)
+        except (TimeoutError, ValueError) as error:
+            _say(str(error))
+            return 2 if isinstance(error, ValueError) else 1
+    return _end_of(failed, run_dir, where)
+
+
+def _end_of(failed: Mapping[int, int], run_dir: Path, where: Nodes) -> int:
+    """The exit code, once it is said why."""
+    from learner.ranks import FINAL, cause_of, log_of
+
+    cause, code = cause_of(failed) if failed else (0, 0)
+    told = code if code in (0, *FINAL) else 1
+    if where.index == 0:
+        rank_0_ended(run_dir, where, told)
     if not failed:
         return 0
-    cause, code = cause_of(failed)
+    if where.index and end_of_rank_0(run_dir, where) in FINAL and code not in FINAL:
+        return told  # a consequence: rank 0 has said why, and the last word is its own
     how = f"exited with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
     words = f"rank {cause} {how}; its log: {log_of(run_dir, cause)}"
     if cause and code in FINAL:
         lines = log_of(run_dir, cause).read_text(errors="replace").splitlines()
         words = f"rank {cause}: {lines[-1] if lines else ''}"
     if cause or code < 0:  # rank 0 has said it itself
-        print(f"learner: {words}", file=sys.stderr, flush=True)
-    return code if code in FINAL else 1
+        _say(words)
+    return told
+
+
+def _say(words: str) -> None:
+    print(f"learner: {words}", file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
 """The ranks of one learner on this machine, started and watched by torchrun's agent.
 
-The agent holds the port at which the ranks find each other from the moment it is bound, and ends
-all of them when one fails. Where the agent itself is killed, the kernel ends the ranks. A signal
-is a request, and goes to rank 0 alone, which tells the others; only an agent that lost a rank
-sends SIGTERM to those that are left. Run as a module, this file is one rank:
+The agent ends all of them when one fails; on several machines (`learner.meeting`), each has one
+agent. Where the agent itself is killed, the kernel ends the ranks. A signal is a request, and goes
+to rank 0 alone, which tells the others; only an agent that lost a rank sends SIGTERM to those that
+are left. Run as a module, this file is one rank:
 
     RANK=0 WORLD_SIZE=2 ... python -m learner.ranks learner.online.rank CONFIG.json
 """
@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import psutil
 
+from learner.meeting import PATIENCE, Meeting, Nodes
 from protocol.run.grace import end_with_parent
 
 LOGS: Final = "logs"
@@ -61,13 +62,20 @@ class Ended(NamedTuple):
     """The signal that had asked them to end, if one had."""
 
 
-def run_ranks(ranks: int, entry: str, config: Path, run_dir: Path) -> Ended:
+ONE: Final = Nodes()
+
+
+def run_ranks(
+    ranks: int, entry: str, config: Path, run_dir: Path, where: Nodes = ONE, interface: str = ""
+) -> Ended:
     """Have so many ranks call `main(CONFIG)` of the module `entry`, and wait for their end.
 
+    `where`: other machines have as many, and all are ranks of one learner, rank 0 on node 0.
     The ranks get the environment of this process, and end with it. Raises SystemExit for a
-    signal that comes before they are there.
+    signal that comes before they are there, TimeoutError where the machines do not meet.
     """
     # Imports torch.
+    from torch.distributed import DistStoreError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -79,11 +87,11 @@ def run_ranks(ranks: int, entry: str, config: Path, run_dir: Path) -> Ended:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         asked.append(signal.Signals(number))
-        first = _first_rank()
-        if first is not None:
+        here = _ranks()
+        if 0 in here:
             with contextlib.suppress(psutil.Error):
-                first.send_signal(_REQUESTS[signal.Signals(number)])
-        elif number != signal.SIGUSR1:
+                here[0].send_signal(_REQUESTS[signal.Signals(number)])
+        elif not here and number != signal.SIGUSR1:
             raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, pass_on) for number in _REQUESTS}
@@ -92,14 +100,16 @@ def run_ranks(ranks: int, entry: str, config: Path, run_dir: Path) -> Ended:
     failed: dict[int, int] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="dynatok-ranks-") as scratch:
+            meeting = Meeting(run_dir, where, interface)
             launch = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
+                min_nodes=where.count,
+                max_nodes=where.count,
                 nproc_per_node=ranks,
                 run_id=run_dir.name,
-                rdzv_backend="c10d",
-                rdzv_endpoint="127.0.0.1:0",
-                local_addr="127.0.0.1",
+                rdzv_backend="static",
+                rdzv_endpoint=f"{meeting.host}:{meeting.port}",
+                rdzv_configs={"rank": where.index, "timeout": int(PATIENCE)},
+                local_addr=meeting.host,
                 max_restarts=0,
                 logs_specs=DefaultLogsSpecs(log_dir=scratch),
                 shutdown_timeout=_PATIENCE,
@@ -108,6 +118,10 @@ def run_ranks(ranks: int, entry: str, config: Path, run_dir: Path) -> Ended:
             elastic_launch(launch, sys.executable)("-m", "learner.ranks", entry, str(config))
     except ChildFailedError as error:
         failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    except DistStoreError as error:
+        raise TimeoutError(
+            f"the {where.count} nodes of the learner have not met: {error}"
+        ) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -128,12 +142,14 @@ def cause_of(failed: Mapping[int, int]) -> tuple[int, int]:
     return min(failed.items(), key=order)
 
 
-def _first_rank() -> psutil.Process | None:
+def _ranks() -> dict[int, psutil.Process]:
+    """Those of this agent that run, by number."""
+    found = {}
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if child.environ().get("RANK") == "0" and "learner.ranks" in child.cmdline():
-                return child
-    return None
+            if "learner.ranks" in child.cmdline():
+                found[int(child.environ()["RANK"])] = child
+    return found
 
 
 def _be_rank(entry: str, config: Path) -> int:

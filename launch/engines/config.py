@@ -18,8 +18,8 @@ class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Options of the job, as sbatch knows them: `{partition: gpu, account: lab, time: "8:00:00"}`.
     `true` stands for an option without a value, a list for one that is given several times."""
     learner: dict[str, Any] = {}
-    """srun's options of the learner's step: `{gpus-per-node: 4, cpus-per-task: 32}`. Its ranks
-    (`learner.ranks`) share one node."""
+    """srun's options of the learner's step: `{nodes: 2, gpus-per-node: 4, cpus-per-task: 32}`. Its
+    ranks (`learner.ranks`) are shared out to its nodes; a task is what runs on one of them."""
     actor: dict[str, Any] = {}
     """srun's options of each actor's step: `{gpus-per-task: 1, cpus-per-task: 8}`."""
     actors_sbatch: dict[str, Any] = {}
@@ -41,13 +41,14 @@ class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     raise ValueError(f"slurm.{section}: '{name}' is no option's name")
                 if section not in ("learner", "actor"):
                     continue
-                if name in ("nodes", "N"):
-                    raise ValueError(
-                        f"slurm.{section}.{name}: learner and actors have one node each (several "
-                        "tasks of a step would be copies of it); leave it out"
-                    )
+                if name in ("nodes", "N") and section == "actor":
+                    raise ValueError(f"slurm.actor.{name}: an actor has one node; leave it out")
                 if name.replace("_", "-") in _OURS:
                     raise ValueError(f"slurm.{section}.{name} is filled in for each step")
+        if not (isinstance(self.learner_nodes, int) and self.learner_nodes > 0):
+            raise ValueError(
+                f"slurm.learner.nodes is {self.learner_nodes!r}; write the number of its nodes"
+            )
         if isinstance(time := self.sbatch.get("time"), int):
             raise ValueError(
                 f"slurm.sbatch.time is the number {time} (YAML takes 1:30:00 for 5400); write it "
@@ -55,6 +56,12 @@ class SlurmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if "signal" in self.sbatch:
             raise ValueError("slurm.sbatch.signal is filled in; write slurm.save_seconds instead")
+
+    @property
+    def learner_nodes(self) -> int:
+        """Machines that the learner's ranks are on."""
+        found: int = self.learner.get("nodes", self.learner.get("N", 1))
+        return found
 
 
 class RayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

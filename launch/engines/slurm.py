@@ -37,6 +37,8 @@ from protocol.run.threads import NAMES
 
 SCRIPT: Final = "run.sbatch"
 _SIZES: Final = ("nodes", "N", "ntasks", "n", "cpus-per-task", "c", "exclusive", "ntasks-per-node")
+_OTHERS: Final = 60
+"""Seconds between the end of a learner's first node and the killing of the others."""
 _DEADLINE: Final = 60.0
 """Seconds that a command of SLURM may take."""
 
@@ -44,6 +46,7 @@ _DEADLINE: Final = 60.0
 def script(config: RunConfig, run_dir: Path) -> str:
     """The text of the batch script."""
     slurm = config.slurm
+    _check(config)
     log = str(run_dir / "logs").replace("%", "%%") + "/slurm-%j.log"
     ours: dict[str, Any] = {
         "job-name": config.name,
@@ -55,7 +58,9 @@ def script(config: RunConfig, run_dir: Path) -> str:
     given = {name.replace("_", "-"): value for name, value in slurm.sbatch.items()}
     if not slurm.actors_sbatch and not any(name in given for name in _SIZES):
         cpus = [_cpus(slurm.learner), _cpus(slurm.actor)]
-        ours |= {"ntasks": 1 + config.actors, "cpus-per-task": max(cpus)}
+        if slurm.learner_nodes > 1:
+            ours["nodes"] = slurm.learner_nodes
+        ours |= {"ntasks": slurm.learner_nodes + config.actors, "cpus-per-task": max(cpus)}
     lines = [f"#SBATCH {_quoted(one)}" for one in options(ours | given)]
     if slurm.actors_sbatch:
         lines.append("#SBATCH hetjob")
@@ -74,6 +79,28 @@ def script(config: RunConfig, run_dir: Path) -> str:
             "",
         ]
     )
+
+
+def _check(config: RunConfig) -> None:
+    """Raises ConfigError for sizes that contradict each other."""
+    nodes, ranks = config.slurm.learner_nodes, config.learner.ranks
+    if ranks % nodes:
+        raise ConfigError(
+            f"slurm.learner.nodes is {nodes}, and learner.ranks, over all of them, is {ranks}; "
+            f"write a multiple, such as {nodes * max(1, ranks // nodes)}"
+        )
+    job = config.slurm.sbatch.get("nodes", config.slurm.sbatch.get("N"))
+    if isinstance(job, int) and job < nodes:
+        raise ConfigError(f"slurm.sbatch.nodes is {job}, but slurm.learner.nodes is {nodes}")
+    parallel = config.actor.engine.get("tensor_parallel_size", 1)
+    parallel *= config.actor.engine.get("pipeline_parallel_size", 1)
+    for name in ("gpus-per-task", "gpus_per_task", "gpus-per-node", "gpus_per_node", "gpus"):
+        given = str(config.slurm.actor.get(name, "")).rpartition(":")[2]
+        if given.isdecimal() and int(given) < parallel:
+            raise ConfigError(
+                f"slurm.actor.{name} is {given}, but the engine of an actor takes {parallel} "
+                f"(actor.engine.tensor_parallel_size); write {parallel}"
+            )
 
 
 def _quoted(option: str) -> str:
@@ -140,24 +167,32 @@ def state_of(job: str) -> dict[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", first))
 
 
-def commands(run_dir: Path, config: SlurmConfig, actors: Sequence[ActorConfig]) -> list[Command]:
-    """The learner and its actors as steps of the job that this process is in."""
+def commands(
+    run_dir: Path, config: SlurmConfig, actors: Sequence[ActorConfig], ranks: int = 1
+) -> list[Command]:
+    """The learner, of so many ranks, and its actors as steps of the job that this process is in."""
     found = []
     for name, verb in processes(actors):
         learner = verb == "learner"
         given = {
             key.replace("_", "-"): value
             for key, value in (config.learner if learner else config.actor).items()
+            if key not in ("nodes", "N")
         }
+        nodes = config.learner_nodes if learner else 1
         step: dict[str, Any] = {
             "job-name": name,
-            "nodes": 1,
-            "ntasks": 1,
+            "nodes": nodes,
+            "ntasks": nodes,
             "exact": True,
             "mem": "0",
             "kill-on-bad-exit": "1",
             "unbuffered": True,
         }
+        if nodes > 1:
+            # A task is the agent of one node, and says itself what became of its ranks: killed, it
+            # could not.
+            step |= {"ntasks-per-node": 1, "kill-on-bad-exit": "0", "wait": _OTHERS}
         if config.actors_sbatch:
             step["het-group"] = 0 if learner else 1
         argv = ["srun", *options(step | given), *config.container]
@@ -166,7 +201,7 @@ def commands(run_dir: Path, config: SlurmConfig, actors: Sequence[ActorConfig]) 
             Command(
                 name,
                 argv,
-                _environment(verb, given),
+                _environment(verb, given, ranks // nodes if learner else 1),
                 # srun answers SIGTERM by killing its tasks, and passes SIGUSR1 on to them.
                 stop_signal=signal.SIGUSR1,
                 rejoins=not learner,
@@ -175,12 +210,15 @@ def commands(run_dir: Path, config: SlurmConfig, actors: Sequence[ActorConfig]) 
     return found
 
 
-def _environment(verb: str, given: Mapping[str, Any]) -> dict[str, str]:
-    """A step's own cores are not those of this process: unless it is told, it looks itself."""
+def _environment(verb: str, given: Mapping[str, Any], ranks: int) -> dict[str, str]:
+    """A step's own cores are not those of this process: unless it is told, it looks itself.
+
+    `ranks`: of one task, which share its cores.
+    """
     found = environment.for_child(verb)
     for name in NAMES:
         if name not in os.environ:
-            cpus = _cpus(given)
+            cpus = _cpus(given) // ranks
             found.pop(name, None)
             if cpus > 1:
                 found[name] = str(cpus)
@@ -194,7 +232,7 @@ def _cpus(step: Mapping[str, Any]) -> int:
 def run_in_job(run_dir: Path, job: str) -> int:
     """Watch the run in its job; requeue it where its time is over. The batch script's exit code."""
     config = load_run(run_dir / "config.yaml")
-    actor, _ = resolve(reachable(config, run_dir), run_dir)
+    actor, learner = resolve(reachable(config, run_dir), run_dir)
     actors = actor_configs(actor, config.actors)
     before = _steps(run_dir)
     outcome = watch(
@@ -203,7 +241,7 @@ def run_in_job(run_dir: Path, job: str) -> int:
         {"engine": "slurm", "job": job},
         lambda display: supervise(
             run_dir,
-            commands(run_dir, config.slurm, actors),
+            commands(run_dir, config.slurm, actors, learner.ranks),
             display,
             restarts=config.restarts,
             time_limit=config.time_limit,

@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from dynatok_online.rows.row import empty_row
 from learner.config import LearnerConfig
-from learner.environment import compile_nothing, set_environment
+from learner.environment import compile_nothing, local_ranks, set_environment
 from learner.log import say
 from learner.online.before_step import BeforeStep
 from learner.online.callbacks import FollowCallback
@@ -35,7 +35,7 @@ _LAST_WORD = 10.0
 
 def follow(config: LearnerConfig) -> int:
     """Train to the end; the exit code."""
-    set_environment(bool(config.deepspeed), config.threads, processes=1 + config.ranks)
+    set_environment(bool(config.deepspeed), config.threads, processes=1 + local_ranks())
     try:
         _train(config)
     except ValueError as error:
@@ -49,7 +49,7 @@ def follow(config: LearnerConfig) -> int:
 
 
 def _train(config: LearnerConfig) -> None:
-    torch.set_num_threads(number_of_threads(1 + config.ranks, given=config.threads))
+    torch.set_num_threads(number_of_threads(1 + local_ranks(), given=config.threads))
     set_seed(config.seed)
     if config.deepspeed:
         compile_nothing()

@@ -27,7 +27,7 @@ from transformers import set_seed
 
 from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
-from learner.environment import compile_nothing
+from learner.environment import compile_nothing, local_ranks
 from learner.log import say
 from learner.online.adapters import check_servable
 from learner.online.before_step import BeforeStep
@@ -68,7 +68,7 @@ class Learner:
                 f"learner.ranks is {config.ranks}, but WORLD_SIZE says {ranks()} processes: leave "
                 "it out, and start the learner by `dynatok learner`, which starts its ranks"
             )
-        torch.set_num_threads(number_of_threads(1 + config.ranks, given=config.threads))
+        torch.set_num_threads(number_of_threads(1 + local_ranks(), given=config.threads))
         set_seed(config.seed)
         self.config = config
         self._run_dir = Path(config.run_dir)

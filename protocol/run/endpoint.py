@@ -85,8 +85,17 @@ def to_tell(bound: str, endpoint: str, interface: str = "") -> str:
     """What actors are told where `bound` is listened on: this host's name for every interface."""
     if not bound.startswith("tcp://") or not _anywhere(endpoint) or interface:
         return bound
-    host = os.environ.get(HOST) or socket.gethostname()
-    return f"tcp://{host}:{bound.rpartition(':')[2]}"
+    return f"tcp://{local_host()}:{bound.rpartition(':')[2]}"
+
+
+def local_host(interface: str = "") -> str:
+    """How other machines call this one: its address at an interface, or a name.
+
+    Raises ValueError where there is no such interface.
+    """
+    if interface:
+        return _address_of(interface, v6=False)
+    return os.environ.get(HOST) or socket.gethostname()
 
 
 def address_with(address: str, port: int) -> str:

@@ -28,9 +28,14 @@ pytestmark = [
 SMALL = (
     *("--learner.trajectories_per_step", "4", "--learner.training.save_steps", "1000"),
     *("--learner.max_seconds", "0", "--actor.evaluation.enabled", "false"),
-    *("--slurm.sbatch.nodes", "2", "--slurm.sbatch.ntasks", "2", "--slurm.save_seconds", "110"),
+    *("--slurm.save_seconds", "110"),
 )
-"""No checkpoint but the ones that are asked for. The learner and the actor have a node each."""
+"""No checkpoint but the ones that are asked for."""
+
+
+def on_nodes(count: int) -> tuple[str, ...]:
+    """A task on each of so many."""
+    return ("--slurm.sbatch.nodes", str(count), "--slurm.sbatch.ntasks", str(count))
 
 
 class Cluster:
@@ -195,7 +200,7 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     folder = tmp_path / "runs with blanks"
     last = 40
     cluster.dynatok(
-        *("launch", CONFIG, "--on", "slurm", "--dir", str(folder), *SMALL),
+        *("launch", CONFIG, "--on", "slurm", "--dir", str(folder), *SMALL, *on_nodes(2)),
         *("--learner.training.max_steps", str(last), "--slurm.sbatch.time", '"20"'),
     )
     (run,) = folder.iterdir()
@@ -240,3 +245,29 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     assert result["crashes"] == {"actor": 1}
     assert len(nothing_lost(run).trained) == 4 * last
     assert os.environ.get("SLURM_CONF") is None, "nothing of it stays in this process"
+
+
+@pytest.mark.slow
+def test_a_learner_on_two_nodes_trains_stops_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    last = 8
+    cluster.dynatok(
+        *("launch", CONFIG, "--on", "slurm", "--dir", str(tmp_path), *SMALL, *on_nodes(3)),
+        *("--learner.ranks", "2", "--slurm.learner.nodes", "2"),
+        *("--learner.training.max_steps", str(last), "--slurm.sbatch.time", '"20"'),
+    )
+    (run,) = tmp_path.iterdir()
+    cluster.wait(run, lambda state: steps(run) >= 2)
+    cluster.dynatok("stop", str(run))
+    assert cluster.state(run)["status"] == "interrupted"
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    assert saved.state.step == steps(run) >= 2
+    assert saved.state.ranks == 2
+    cluster.dynatok("launch", "--resume", str(run))
+    cluster.wait(run, lambda state: state["status"] == "finished")
+    assert (run / "logs" / "rank-1.log").exists()
+    result = json.loads((run / "result.json").read_text())
+    assert result["learner_steps"] == last
+    assert result["audit_mismatches"] == 0
+    assert result["crashes"] == {}
+    assert len(nothing_lost(run).trained) == 4 * last

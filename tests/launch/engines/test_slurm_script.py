@@ -30,7 +30,8 @@ def test_options_are_written_as_a_command_line_takes_them():
         ({"sbatch": {"signal": "USR1"}}, "write slurm.save_seconds instead"),
         ({"sbatch": {"a b": 1}}, "'a b' is no option's name"),
         ({"actor": {"ntasks": 3}}, "slurm.actor.ntasks is filled in"),
-        ({"learner": {"nodes": 2}}, "have one node each"),
+        ({"actor": {"nodes": 2}}, "an actor has one node"),
+        ({"learner": {"nodes": "1-2"}}, "write the number of its nodes"),
         ({"save_seconds": 0}, "write 1 or more"),
     ],
 )
@@ -95,6 +96,66 @@ def test_a_step_is_one_process_with_the_options_of_its_kind(tmp_path, monkeypatc
     assert learner.stop_signal == first.stop_signal == signal.SIGUSR1
     assert first.rejoins
     assert not learner.rejoins
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"slurm": {"learner": {"nodes": 2}}}, "learner.ranks, over all of them, is 1; .* as 2"),
+        (
+            {"slurm": {"learner": {"nodes": 2}}, "learner": {"ranks": 5}},
+            "write a multiple, such as 4",
+        ),
+        (
+            {"slurm": {"learner": {"nodes": 2}, "sbatch": {"N": 1}}, "learner": {"ranks": 2}},
+            "slurm.sbatch.nodes is 1, but slurm.learner.nodes is 2",
+        ),
+        (
+            {
+                "slurm": {"actor": {"gpus_per_task": "a100:2"}},
+                "actor": {"engine": {"tensor_parallel_size": 4}},
+            },
+            "slurm.actor.gpus_per_task is 2, but .* takes 4",
+        ),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_said_before_anything_is_submitted(
+    tmp_path, config, words
+):
+    run_config = decode({**config, "dir": str(tmp_path / "runs")}, RunConfig, "run.yaml")
+    with pytest.raises(ConfigError, match=words):
+        run.launch(run_config, on="slurm", dry_run=True)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_learner_on_several_nodes_is_one_step_with_an_agent_on_each(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    steps = {"learner": {"nodes": 2, "gpus-per-node": 4, "cpus-per-task": 32}}
+    config = decode({"slurm": steps, "learner": {"ranks": 8}, "actors": 3}, RunConfig, "run.yaml")
+    lines = slurm.script(config, tmp_path).splitlines()
+    assert "#SBATCH --nodes=2" in lines
+    assert "#SBATCH --ntasks=5" in lines, "a task for each node of the learner, and each actor"
+    actor, _ = resolve(config, tmp_path)
+    learner, first = slurm.commands(tmp_path, config.slurm, actor_configs(actor, 1), ranks=8)
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1"} <= set(learner.argv)
+    assert {"--gpus-per-node=4", "--kill-on-bad-exit=0"} <= set(learner.argv)
+    assert learner.env["OMP_NUM_THREADS"] == "8", "four ranks share the cores of a task"
+    assert {"--nodes=1", "--ntasks=1", "--kill-on-bad-exit=1"} <= set(first.argv)
+
+
+def test_an_engine_on_several_gpus_is_one_task_that_has_them(tmp_path):
+    config = decode(
+        {
+            "slurm": {"actor": {"gpus-per-task": 2}},
+            "actor": {"engine": {"tensor_parallel_size": 2}},
+        },
+        RunConfig,
+        "run.yaml",
+    )
+    slurm.script(config, tmp_path)
+    actor, _ = resolve(config, tmp_path)
+    _, first = slurm.commands(tmp_path, config.slurm, actor_configs(actor, 1))
+    assert {"--ntasks=1", "--gpus-per-task=2"} <= set(first.argv)
 
 
 def test_processes_on_other_machines_reach_the_learner_with_keys_of_this_run(tmp_path):
