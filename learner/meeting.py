@@ -14,7 +14,9 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from protocol.run.endpoint import local_host
 from protocol.run.json_files import read_json, write_json
@@ -29,7 +31,7 @@ _LAST_WORD: Final = 30.0
 """Seconds that another node's agent waits for what became of rank 0."""
 
 
-class Nodes(NamedTuple):
+class Nodes(msgspec.Struct, frozen=True):
     """The machines that one learner was started on together, and which of them this is."""
 
     count: int = 1
