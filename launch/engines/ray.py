@@ -46,7 +46,7 @@ class _Task:
         self._told.unlink(missing_ok=True)
         needs = config.ray.learner if verb == "learner" else config.ray.actor
         self.needs = {key: value for key, value in needs.items() if value}
-        self._group = ray.util.placement_group([self.needs], name=f"{run_dir.name}-{name}")
+        self._group = ray.util.placement_group([self.needs])
         rest = {key: value for key, value in self.needs.items() if key not in ("CPU", "GPU")}
         self.ref = (
             ray.remote(run_process_on_node)
@@ -91,8 +91,10 @@ class _Task:
             self._ray.cancel(self.ref, force=force)
 
     def give_back(self) -> None:
-        """Its place is free."""
-        self._ray.util.remove_placement_group(self._group)
+        """Its place is free. Calling it twice does no harm."""
+        if self._group is not None:
+            self._ray.util.remove_placement_group(self._group)
+            self._group = None
 
 
 def run_process_on_node(run_dir: str, name: str, verb: str) -> int:
@@ -182,6 +184,8 @@ class _Run:
         self._asked_at: float | None = None
         self._over_at: float | None = None
         self._tasks: dict[str, _Task] = {}
+        self._leaving: list[_Task] = []
+        """Given back: until they have ended, their names and places are not free."""
         self._gone: list[_Task] = []
         for name, verb in processes(actors)[: 1 + config.actors]:
             self._start(name, verb)
@@ -194,7 +198,7 @@ class _Run:
         return {task.name: task.starts for task in self._all()}
 
     def _all(self) -> list[_Task]:
-        return [*self._tasks.values(), *self._gone]
+        return [*self._tasks.values(), *self._leaving, *self._gone]
 
     def watch(self) -> _End:
         """How it ended; tasks may still run then."""
@@ -202,6 +206,7 @@ class _Run:
             now = time.monotonic()
             for task in self._all():
                 task.look()
+            self._free_places()
             end = self._failures() or self._ends(now)
             if end is not None:
                 return end
@@ -209,6 +214,14 @@ class _Run:
             state = {task.name: task.describe() for task in self._tasks.values()}
             self._display.update(state, now - self._began)
             time.sleep(INTERVAL)
+
+    def _free_places(self) -> None:
+        for task in [one for one in self._leaving if one.code is not None]:
+            self._leaving.remove(task)
+            self._gone.append(task)
+            self._waiting.insert(0, task.name)
+        for task in self._gone:
+            task.give_back()
 
     def _failures(self) -> _End | None:
         for name, task in list(self._tasks.items()):
@@ -264,8 +277,7 @@ class _Run:
             task = self._tasks.pop(extra[-1])
             self._display.say(f"the learner does not wait: {task.name} is given back")
             task.cancel()
-            self._gone.append(task)
-            self._waiting.insert(0, task.name)
+            self._leaving.append(task)
 
     def end(self) -> None:
         """Nothing runs any more, and all places are given back."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from protocol.run.metrics import Metrics
 from protocol.run.trace import FILE as TRACES
 from protocol.run.trace import account
 from tests.launch.running import launched, nothing_lost
@@ -77,6 +78,9 @@ def wait_for_step(folder: Path, process: subprocess.Popen[str], step: int) -> Pa
 INSTEAD = """
 import sys
 from launch.engines import ray_task
+from launch.engines.scale import Scale
+
+Scale.__init__.__defaults__ = (4.0,)  # seconds between two decisions
 
 def argv(run, name, verb):
     last = name if verb == "actor" else ""
@@ -85,7 +89,7 @@ def argv(run, name, verb):
 
 ray_task.process_argv = argv
 """
-"""Put into Ray's workers: processes of the protocol alone, which need no engine."""
+"""Put into the launcher and Ray's workers: processes of the protocol, which need no engine."""
 
 
 @pytest.fixture
@@ -130,6 +134,53 @@ def test_processes_without_engines_survive_a_node(quick_cluster: Any, tmp_path: 
     crashes = json.loads(out.splitlines()[-1])["crashes"]
     assert list(crashes.values()) == [1], crashes
     sent = {e["id"] for name in names for e in read(run, name) if e["event"] == "sent"}
+    got = [e["id"] for e in read(run, "learner") if e["event"] == "got"]
+    print(f"{len(sent)} sent, {len(sent - set(got))} lost, {len(got) - len(set(got))} twice")
+    assert set(got) == sent
+    assert len(got) == len(set(got))
+
+
+def test_actors_come_while_the_learner_waits_and_go_when_it_does_not(
+    quick_cluster: Any, tmp_path: Path
+) -> None:
+    """Everything but engine and trainer is real; how long the learner waits is written here."""
+    _patiently(lambda: quick_cluster.add_node(num_cpus=2))
+    runs = tmp_path / "runs"
+    with launched(runs, "--on", "ray", "--ray.max_actors", "2", *SMALL) as process:
+
+        def until_waiting(share: float, ready: Callable[[], bool]) -> None:
+            end = time.monotonic() + 300
+            while not ready():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end
+                with Metrics(run, "learner", tensorboard=False) as metrics:
+                    metrics.log(0, seconds_step=1.0, seconds_wait_for_batch=share)
+                time.sleep(0.5)
+
+        def sends(name: str) -> int:
+            path = run / f"{name}.jsonl"
+            return sum(e["event"] == "sent" for e in read(run, name)) if path.exists() else 0
+
+        def listed() -> set[str]:
+            return set(json.loads((run / "launch.json").read_text())["processes"])
+
+        while not (runs.exists() and any((run := one) for one in runs.iterdir())):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.2)
+        until_waiting(0.1, lambda: sends("actor") > 20)
+        assert listed() == {"learner", "actor"}
+        until_waiting(0.8, lambda: sends("actor-1") > 20)
+        assert listed() == {"learner", "actor", "actor-1"}
+        until_waiting(0.0, lambda: listed() == {"learner", "actor"})
+        before = sends("actor-1")
+        until_waiting(0.8, lambda: sends("actor-1") > before + 20)
+        (run / "enough").touch()
+        out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert errors.count("the learner waits: actor-1 is added") == 2
+    assert errors.count("the learner does not wait: actor-1 is given back") == 1
+    assert json.loads(out.splitlines()[-1])["crashes"] == {}
+    sent = {e["id"] for n in ("actor", "actor-1") for e in read(run, n) if e["event"] == "sent"}
     got = [e["id"] for e in read(run, "learner") if e["event"] == "got"]
     print(f"{len(sent)} sent, {len(sent - set(got))} lost, {len(got) - len(set(got))} twice")
     assert set(got) == sent
