@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from learner.online.checkpoint import latest
 from protocol.run.metrics import Metrics
 from protocol.run.trace import FILE as TRACES
 from protocol.run.trace import account
@@ -61,6 +62,24 @@ def _patiently(add: Callable[[], Any]) -> Any:
 
 def steps(run: Path) -> int:
     return max([0, *account(run).trained.values()]) if (run / TRACES).exists() else 0
+
+
+def dynatok(*arguments: str) -> str:
+    """Run a verb to its good end; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def status(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(dynatok("status", str(run)).splitlines()[-1])
+    return found
 
 
 def wait_for_step(folder: Path, process: subprocess.Popen[str], step: int) -> Path:
@@ -199,13 +218,7 @@ def test_a_node_that_is_removed_loses_nothing(cluster: Any, tmp_path: Path) -> N
         cluster.remove_node(first, allow_graceful=False)
         at = steps(run)
         _patiently(lambda: cluster.add_node(num_cpus=1))
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.cli", "status", str(run)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert json.loads(done.stdout.splitlines()[-1])["status"] == "running", done.stdout
+        assert status(run)["status"] == "running"
         wait_for_step(tmp_path, process, at + 20)
         out, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
@@ -213,4 +226,35 @@ def test_a_node_that_is_removed_loses_nothing(cluster: Any, tmp_path: Path) -> N
     assert result["learner_steps"] == last
     assert result["audit_mismatches"] == 0
     assert result["crashes"] == {"actor": 1}
+    assert len(nothing_lost(run).trained) == 4 * last
+
+
+@pytest.mark.slow
+def test_a_learner_that_waits_gets_an_actor_more_and_a_stopped_run_goes_on(
+    cluster: Any, tmp_path: Path
+) -> None:
+    _patiently(lambda: cluster.add_node(num_cpus=2))
+    # One response at a time: the learner waits for it.
+    slow = (*SMALL, "--actor.sessions", "1", "--ray.max_actors", "2")
+    with launched(tmp_path, "--on", "ray", *slow) as process:
+        run = wait_for_step(tmp_path, process, 1)
+        end = time.monotonic() + 900
+        while not any(one.startswith("actor-1.") for one in account(run).trained):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, (run / "logs" / "learner.log").read_text()[-2000:]
+            time.sleep(1)
+        assert set(status(run)["processes"]) == {"learner", "actor", "actor-1"}
+        dynatok("stop", str(run))
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "the learner waits: actor-1 is added" in errors
+    assert status(run)["status"] == "interrupted"
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    assert saved.state.step == steps(run) >= 1
+    last = steps(run) + 5
+    dynatok("launch", "--resume", str(run), "--learner.training.max_steps", str(last))
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["learner_steps"]) == ("finished", last)
+    assert result["audit_mismatches"] == 0
     assert len(nothing_lost(run).trained) == 4 * last

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,9 +161,9 @@ def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
     job = cluster.state(run)["job"]
     names = ("actor", "actor-1")
 
-    def sent(name: str) -> list[str]:
+    def sent(name: str, what: str = "id") -> list[Any]:
         events = read(run, name) if (run / f"{name}.jsonl").exists() else []
-        return [event["id"] for event in events if event["event"] == "sent"]
+        return [event[what] for event in events if event["event"] == "sent"]
 
     def both_send_more(state: dict) -> bool:
         return all(len(sent(name)) > before[name] + 20 for name in names)
@@ -175,9 +177,14 @@ def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
     before = {name: len(sent(name)) for name in names}
     cluster.wait(run, both_send_more)
 
+    since = time.monotonic()
     cluster("scancel", step_of(cluster, job, "actor-1"))
     before = {name: len(sent(name)) for name in names}
     cluster.wait(run, both_send_more)
+    # The other one goes on while it is gone.
+    times = [since, *(at for at in sent("actor-1", "at") if at > since)]
+    _, away, back = max((b - a, a, b) for a, b in pairwise(times))
+    assert sum(away < at < back for at in sent("actor", "at")) > 5
     (run / "enough").touch()
     cluster.wait(run, lambda state: state["status"] == "finished")
     log = (run / "logs" / f"slurm-{job}.log").read_text()
@@ -198,10 +205,9 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs with blanks"
-    last = 40
     cluster.dynatok(
         *("launch", CONFIG, "--on", "slurm", "--dir", str(folder), *SMALL, *on_nodes(2)),
-        *("--learner.training.max_steps", str(last), "--slurm.sbatch.time", '"20"'),
+        *("--learner.training.max_steps", "5000", "--slurm.sbatch.time", '"20"'),
     )
     (run,) = folder.iterdir()
     assert (run / "keys" / "learner.key_secret").stat().st_mode & 0o777 == 0o600
@@ -227,22 +233,30 @@ def test_stopped_resumed_out_of_time_and_short_of_an_actor_nothing_is_lost(
     requeued_at = steps(run)
     saved = latest(run / "checkpoints")
     assert saved is not None
-    assert saved.state.step == requeued_at < last
+    assert saved.state.step == requeued_at
     cluster("scontrol", "update", f"jobid={job}", "timelimit=20")
 
     # The same job, started again; and one step of it is cancelled.
     cluster.wait(run, lambda state: steps(run) >= requeued_at + 2)
     cluster("scancel", step_of(cluster, job, "actor"))
-    cluster.wait(run, lambda state: state["status"] == "finished", seconds=900)
+    cancelled_at = len(account(run).sent)
+    cluster.wait(run, lambda state: len(account(run).sent) > cancelled_at + 8)
+    cancelled_at = steps(run)
+    cluster.wait(run, lambda state: steps(run) >= cancelled_at + 2)
+    cluster.dynatok("stop", str(run))
     log = (run / "logs" / f"slurm-{job}.log").read_text()
     assert "requeueing job" in log
     assert log.count("actor exited with code") == 1, log
     assert "starting it again" in log
+    assert json.loads((run / "result.json").read_text())["crashes"] == {"actor": 1}
 
+    # To its end.
+    last = steps(run) + 10
+    cluster.dynatok("launch", "--resume", str(run), "--learner.training.max_steps", str(last))
+    cluster.wait(run, lambda state: state["status"] == "finished")
     result = json.loads((run / "result.json").read_text())
     assert result["learner_steps"] == last
     assert result["audit_mismatches"] == 0
-    assert result["crashes"] == {"actor": 1}
     assert len(nothing_lost(run).trained) == 4 * last
     assert os.environ.get("SLURM_CONF") is None, "nothing of it stays in this process"
 
