@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks._edited_response import edited_response
 from dynatok_online import attention
 from dynatok_online.adherence.measures import interval
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.rows.row import Row
+from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.ghosts import Shared
 from dynatok_online.training.head import ChunkedHead
 
@@ -75,8 +75,8 @@ def _step(model: Any, row: Row, ghosts: bool) -> float:
     shared = Shared(model, head, row) if ghosts else None
     layout = attention.Layout(row) if shared is None else shared.layout
 
-    def losses(logits: torch.Tensor, piece: slice) -> torch.Tensor:
-        nll = F.cross_entropy(logits, targets[piece], reduction="none")
+    def losses(logits: Chunk, piece: slice) -> torch.Tensor:
+        nll = -logits.log_prob(targets[piece])
         if shared is None:
             return nll
         delta = -nll.detach() - shared.found[piece]

@@ -85,7 +85,7 @@ def _measure(family: str) -> Found:
         inputs = attention.inputs(row, "cpu")
         loss, _ = ChunkedHead(model).run(
             lambda: model(**inputs, use_cache=False),
-            lambda logits, piece: F.cross_entropy(logits, targets[piece], reduction="none"),
+            lambda logits, piece: -logits.log_prob(targets[piece]),
         )
     except ValueError as error:
         return Found(family, refused=str(error).removeprefix(f"{kind} "))

@@ -102,7 +102,8 @@ class Objective:
             factor = self.factor(t, past, i)
             counts = weight if factor is None else weight * factor
             first = counts if i == 0 else first
-            one = term.loss(t, past) * (counts * term.scale).to(t.logits.dtype)
+            one = term.loss(t, past)
+            one = one * (counts * term.scale).to(one.dtype)
             total = one if total is None else total + one
         return total, first
 

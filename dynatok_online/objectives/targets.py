@@ -117,21 +117,32 @@ class Scored:
     0 to 1. Needs `attention`."""
 
 
+class Logits(Protocol):
+    """[m, V] logits that can say more cheaply what most losses ask for."""
+
+    @property
+    def whole(self) -> Tensor:
+        """[m, V], with gradient; float32 at least."""
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """[m] log-probability of one word each, with gradient."""
+
+
 class Targets:
     """Some targets of a row: `columns` and `logits` of the same m.
 
-    Every property is [m] unless it says otherwise, and computed once.
+    Every property is [m] unless it says otherwise, and computed once. What is [m, V] costs memory,
+    and is made only where it is asked for.
     """
 
     def __init__(
         self,
-        logits: Tensor,
+        logits: Tensor | Logits,
         ids: Tensor,
         columns: Mapping[str, Tensor],
         reference_logits: Callable[[], Tensor] | None = None,
     ) -> None:
-        self.logits = logits
-        """[m, V], with gradient; float32 at least."""
+        self._given = logits
         self.ids = ids
         """[m] the sampled tokens."""
         self.columns = columns
@@ -141,6 +152,13 @@ class Targets:
     # ---- with gradient ----
 
     @cached_property
+    def logits(self) -> Tensor:
+        """[m, V], with gradient; float32 at least."""
+        given: Any = self._given
+        whole: Tensor = getattr(given, "whole", given)
+        return whole
+
+    @cached_property
     def log_probs(self) -> Tensor:
         """[m, V] log-probabilities, with gradient."""
         return self.logits.log_softmax(-1)
@@ -148,7 +166,11 @@ class Targets:
     @cached_property
     def logp(self) -> Tensor:
         """Log-probability of each target, with gradient."""
-        return self.log_probs.gather(-1, self.ids[:, None])[:, 0]
+        given: Any = self._given
+        if "log_probs" in vars(self) or not hasattr(given, "log_prob"):
+            return self.log_probs.gather(-1, self.ids[:, None])[:, 0]
+        logp: Tensor = given.log_prob(self.ids)
+        return logp
 
     @cached_property
     def target_logits(self) -> Tensor:

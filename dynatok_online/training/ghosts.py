@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from dynatok_online import attention
 from dynatok_online.attention.stored import StoredKV
 from dynatok_online.rows.ghosts import alone
 from dynatok_online.rows.row import GhostRow, Row
+from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.head import ChunkedHead
 
 
@@ -87,10 +87,10 @@ class _Take:
         self._at = attention.to_device(ghosts.targets, device, torch.long)
         self._found: list[torch.Tensor] = []
 
-    def __call__(self, logits: torch.Tensor, piece: slice) -> torch.Tensor:
-        nll = F.cross_entropy(logits, self._ids[piece], reduction="none")
-        self._found.append(-nll)
-        return nll
+    def __call__(self, logits: Chunk, piece: slice) -> torch.Tensor:
+        found = logits.log_prob(self._ids[piece])
+        self._found.append(found)
+        return found
 
     def spread(self, count: int) -> torch.Tensor:
         """[count] with NaN where no ghost predicts."""

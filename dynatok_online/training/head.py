@@ -6,8 +6,12 @@ once, and forgets them: [m, V] at a time, never [M, V]. Nothing is computed twic
 is the loss as a scalar whose backward hands out the gradients that were taken.
 
     head = ChunkedHead(model)                     # once
-    loss, out = head.run(lambda: model(**inputs), lambda logits, piece: losses)
+    loss, out = head.run(lambda: model(**inputs), lambda c, piece: -c.log_prob(ids[piece]))
     loss.backward()
+
+Every chunk reads the whole head, so chunks are as large as memory allows: those of a loss that asks
+for no more than log p (`chunk`) twice as large as others. What the chunk before it was asked for
+decides.
 
 What a family does to logits behind its head (soft-capping, scaling) is its own code: its
 `forward`, run on the logits of a chunk in the place of its backbone's and head's work.
@@ -26,14 +30,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
-"""([m, V] logits in float32 at least, which targets of the row) -> [m] losses."""
+from dynatok_online.training.chunk import Chunk
+
+ChunkLoss = Callable[[Chunk, slice], torch.Tensor]
+"""(logits of m targets, which targets of the row these are) -> [m] losses."""
 
 MOST_TARGETS = 1024
-MOST_LOGITS = 2**25
-"""Of one chunk: 128 MiB in float32."""
+MOST_LOGITS = 2**26
+"""Of one chunk: 256 MiB in float32."""
+MOST_WHOLE = 2**25
+"""Of one of which more than log p is asked: that takes several times its memory."""
 
 Gradients = list[torch.Tensor | None]
 
@@ -47,6 +54,7 @@ class ChunkedHead:
         self._head = model.get_output_embeddings()
         self._name = next((n for n, one in model.named_children() if one is self._head), None)
         self._takes = inspect.signature(type(model).forward).parameters
+        self._sizes = _Sizes()
 
     @property
     def chunked(self) -> bool:
@@ -65,8 +73,7 @@ class ChunkedHead:
         wrappers, with `logits_to_keep`) returned. Its logits are none where `chunked`."""
         if not self.chunked:
             out = call()
-            logits = _wide(out.logits[0])
-            return loss_of(logits, slice(0, len(logits))).sum(), out
+            return _all_at_once(out.logits[0], loss_of), out
         with self._held_back(loss_of) as found:
             out = call()
         if len(found) != 1:
@@ -108,7 +115,7 @@ class ChunkedHead:
         """[m, V] logits of some of `hidden`, in float32 at least."""
         own = type(self._head).forward  # the head may be held back just now
         dtype = next(self._head.parameters()).dtype
-        return self._finish(own(self._head, hidden[None].to(dtype))[0])
+        return _wide(self._finish(own(self._head, hidden[None].to(dtype))[0]))
 
     @contextlib.contextmanager
     def _held_back(self, loss_of: ChunkLoss) -> Iterator[list[torch.Tensor]]:
@@ -140,22 +147,24 @@ class ChunkedHead:
         self, own: Callable[..., Any], hidden: torch.Tensor, loss_of: ChunkLoss
     ) -> torch.Tensor:
         parameters = list(self._head.parameters()) if self._linear else _trained(self._head)
-        run: _Linear | _Module = _Module(own, self._finish, loss_of)
-        if self._linear:
-            run = _Linear(self._finish, loss_of)
+        kind = _Linear if self._linear else _Module
+        run = kind(own, self._finish, loss_of, self._sizes)
         if not torch.is_grad_enabled():
             return run(hidden, parameters, [False] * (1 + len(parameters)))[0]
         out: torch.Tensor = _Taken.apply(run, hidden, *parameters)
         return out
 
     def _finish(self, raw: torch.Tensor) -> torch.Tensor:
-        """[m, V] logits of what the head made ([m, V]): what the model does behind its head."""
+        """[m, V] logits of what the head made ([m, V]): what the model does behind its head.
+        Nothing, for most: `raw` itself then."""
         options: dict[str, Any] = {"output_router_logits": False, "use_cache": False}
         given = {name: value for name, value in options.items() if name in self._takes}
         stand = _Stand(self._model, self._name, raw[None])
         ids = torch.zeros(1, len(raw), dtype=torch.long, device=raw.device)
         out = type(self._model).forward(stand, input_ids=ids, **given)
-        return _wide(out.logits[0])
+        logits: torch.Tensor = out.logits[0]
+        same = (logits.data_ptr(), logits.dtype) == (raw.data_ptr(), raw.dtype)
+        return raw if same and logits.shape == raw.shape else logits
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:
@@ -166,10 +175,56 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [one for one in module.parameters() if one.requires_grad]
 
 
-def _pieces(count: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, min(MOST_TARGETS, MOST_LOGITS // vocabulary))
-    for start in range(0, count, size):
-        yield slice(start, min(count, start + size))
+def targets_of_whole_logits(vocabulary: int) -> int:
+    """Of how many targets all logits may be there at once."""
+    return max(1, min(MOST_TARGETS, MOST_WHOLE // vocabulary))
+
+
+class _Sizes:
+    """How many targets make a chunk."""
+
+    def __init__(self) -> None:
+        self._whole = True
+        """Whether the last chunk was asked for whole logits; so it is taken of the first."""
+
+    def pieces(self, count: int, vocabulary: int) -> Iterator[slice]:
+        """Of `count` targets, one after the other."""
+        start = 0
+        while start < count:
+            size = targets_of_whole_logits(vocabulary)
+            if not self._whole:
+                size = max(1, min(MOST_TARGETS, MOST_LOGITS // vocabulary))
+            yield slice(start, min(count, start + size))
+            start += size
+
+    def saw(self, chunk: Chunk) -> None:
+        """What became of the last one."""
+        self._whole = chunk.was_whole
+
+
+def _all_at_once(logits: torch.Tensor, loss_of: ChunkLoss) -> torch.Tensor:
+    """The sum of the losses of [M, V] logits, which hang in the model's own graph."""
+    wide = _wide(logits)
+    chunk = Chunk(wide.detach())
+    loss = loss_of(chunk, slice(0, len(wide))).sum()
+    if not torch.is_grad_enabled():
+        return loss
+    grad = chunk.gradient(loss)
+    total: torch.Tensor = _Given.apply(wide, loss.detach(), grad)
+    return total
+
+
+class _Given(torch.autograd.Function):
+    """A loss whose gradient by logits is known."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, loss: torch.Tensor, grad: Any) -> torch.Tensor:
+        ctx.gradient = torch.zeros_like(logits) if grad is None else grad
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return ctx.gradient * grad.to(ctx.gradient.dtype), None, None
 
 
 class _Taken(torch.autograd.Function):
@@ -188,12 +243,47 @@ class _Taken(torch.autograd.Function):
         return None, *(None if one is None else one.mul_(grad.to(one.dtype)) for one in gradients)
 
 
-class _Linear:
-    """Losses and gradients of a head that is one matrix."""
+class _Losses:
+    """Of the two kinds of heads: what runs the head, what is done behind it, and the loss."""
 
-    def __init__(self, finish: Callable[[torch.Tensor], torch.Tensor], loss_of: ChunkLoss) -> None:
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        finish: Callable[[torch.Tensor], torch.Tensor],
+        loss_of: ChunkLoss,
+        sizes: _Sizes,
+    ) -> None:
+        self._forward = forward
         self._finish = finish
         self._loss_of = loss_of
+        self._sizes = sizes
+
+    def _chunk(
+        self, raw: torch.Tensor, piece: slice, wanted: bool, *, spare: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The sum of the losses of a chunk, and its gradient by `raw`, [m, V], which the head made.
+        `raw` has no graph; `spare`: it is needed no more."""
+        raw.requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            finished = self._finish(raw)
+            logits = _wide(finished.detach())
+            # What is done behind the head may need its logits, to go back through it.
+            copied, same = logits.dtype != finished.dtype, finished is raw
+            chunk = Chunk(logits, spare=copied or (same and spare))
+            loss = self._loss_of(chunk, piece).sum()
+        self._sizes.saw(chunk)
+        if not wanted:
+            return loss, None
+        grad = chunk.gradient(loss)
+        if grad is not None:
+            grad = grad.to(finished.dtype)
+            if not same:
+                (grad,) = torch.autograd.grad(finished, raw, grad)
+        return loss.detach(), grad
+
+
+class _Linear(_Losses):
+    """Losses and gradients of a head that is one matrix."""
 
     def __call__(
         self, hidden: torch.Tensor, parameters: Sequence[torch.Tensor], needed: Sequence[bool]
@@ -225,9 +315,16 @@ class _Linear:
             torch.zeros_like(one, dtype=exact) if wanted else None
             for one, wanted in zip(parameters, needed[1:], strict=True)
         ]
-        for piece in _pieces(len(h), len(weight)):
-            raw = F.linear(h[piece], weight, bias)
-            loss, grad = self._chunk(raw, piece, any(needed))
+        room = h.new_empty(0)  # memory that comes anew from the system costs a tenth of the time
+        for piece in self._sizes.pieces(len(h), len(weight)):
+            count = piece.stop - piece.start
+            if len(room) < count:
+                room = h.new_empty(0)
+                room = h.new_empty(count, len(weight))
+            raw = torch.mm(h[piece], weight.T, out=room[:count])
+            if bias is not None:
+                raw += bias
+            loss, grad = self._chunk(raw.detach(), piece, any(needed), spare=True)
             del raw
             total += loss
             if grad is None:
@@ -238,21 +335,8 @@ class _Linear:
                 _add_product(gradients[1], grad, h[piece])
             if len(gradients) > 2 and gradients[2] is not None:
                 gradients[2] += grad.sum(0, dtype=exact)
+            del grad  # or it is there beside the next one
         return total, gradients
-
-    def _chunk(
-        self, raw: torch.Tensor, piece: slice, wanted: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The sum of the losses of a chunk, and its gradient by the head's output."""
-        raw.requires_grad_(wanted)
-        with torch.set_grad_enabled(wanted):
-            loss = self._loss_of(self._finish(raw), piece).sum()
-        if not wanted:
-            return loss, None
-        if not loss.requires_grad:  # an objective that counts none of these
-            return loss, None
-        (grad,) = torch.autograd.grad(loss, raw)
-        return loss.detach(), grad
 
 
 def _add_product(out: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor) -> None:
@@ -266,18 +350,8 @@ def _add_product(out: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor) ->
         out[stripe] += grad[:, stripe].T @ hidden
 
 
-class _Module:
+class _Module(_Losses):
     """Losses and gradients of a head that is any module of one position at a time."""
-
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        finish: Callable[[torch.Tensor], torch.Tensor],
-        loss_of: ChunkLoss,
-    ) -> None:
-        self._forward = forward
-        self._finish = finish
-        self._loss_of = loss_of
 
     def __call__(
         self, hidden: torch.Tensor, parameters: Sequence[torch.Tensor], needed: Sequence[bool]
@@ -293,15 +367,16 @@ class _Module:
         ]
         wanted = any(needed)
         vocabulary = self._vocabulary(hidden)
-        for piece in _pieces(hidden.shape[1], vocabulary):
+        for piece in self._sizes.pieces(hidden.shape[1], vocabulary):
             h = hidden[:, piece].detach().requires_grad_(needed[0])
             with torch.set_grad_enabled(wanted):
-                loss = self._loss_of(self._finish(self._forward(h)[0]), piece).sum()
-            total += loss.detach()
-            if not loss.requires_grad:
+                raw = self._forward(h)[0]
+            loss, by_raw = self._chunk(raw.detach(), piece, wanted, spare=False)
+            total += loss
+            if by_raw is None:
                 continue
             inputs = [one for one, n in zip([h, *parameters], needed, strict=True) if n]
-            found = iter(torch.autograd.grad(loss, inputs, allow_unused=True))
+            found = iter(torch.autograd.grad(raw, inputs, by_raw, allow_unused=True))
             for at, n in enumerate(needed):
                 grad = next(found) if n else None
                 sums = gradients[at]

@@ -22,7 +22,7 @@ import torch
 from dynatok_online import attention
 from dynatok_online.arrays import Floats
 from dynatok_online.rows.row import Row
-from dynatok_online.training.head import MOST_TARGETS, ChunkedHead
+from dynatok_online.training.head import ChunkedHead, targets_of_whole_logits
 
 AT = "reference_at"
 """Column: which of the kept hidden states belongs to a target."""
@@ -73,6 +73,7 @@ class Reference:
                 f"reference: {given} has a vocabulary of {theirs} tokens, the model one of {ours}; "
                 "use a reference with the same one"
             )
+        self._vocabulary = ours
         self._kept: list[torch.Tensor] = []
         self._count = 0
 
@@ -105,7 +106,7 @@ class Reference:
         at = torch.as_tensor(row.columns[AT].astype(np.int64))
         ids = torch.as_tensor(row.targets.astype(np.int64))
         found = [np.zeros(0)]
-        for piece in at.split(MOST_TARGETS):
+        for piece in at.split(targets_of_whole_logits(self._vocabulary)):
             logits = self.logits(piece)
             own = ids[: len(piece)].to(logits.device)
             ids = ids[len(piece) :]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from dynatok_online import attention
 from dynatok_online.arrays import Flags, Floats
 from dynatok_online.objectives.objective import Objective
 from dynatok_online.objectives.targets import Scored
 from dynatok_online.rows.row import Row
+from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.ghosts import evaluating
 from dynatok_online.training.head import ChunkedHead
 
@@ -65,10 +65,9 @@ class Scoring:
         ids = attention.to_device(row.targets, device, torch.long)
         found: list[torch.Tensor] = []
 
-        def keep(logits: torch.Tensor, piece: slice) -> torch.Tensor:
-            nll = F.cross_entropy(logits, ids[piece], reduction="none")
-            found.append(-nll)
-            return nll
+        def keep(logits: Chunk, piece: slice) -> torch.Tensor:
+            found.append(logits.log_prob(ids[piece]))
+            return found[-1]
 
         given = attention.inputs(row, device, layout)
         with evaluating(self._base):

@@ -42,6 +42,7 @@ from dynatok_online.objectives.lagged import Lagged
 from dynatok_online.objectives.targets import Need, Targets
 from dynatok_online.rows.parts import Part, cut_row
 from dynatok_online.rows.row import Row, empty_row
+from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.ghosts import Shared, context_logprobs
@@ -351,7 +352,7 @@ class DynamicSFTTrainer(SFTTrainer):
             shared = Shared(self._base, self._head, row)
             layout = shared.layout
 
-        def losses(logits: torch.Tensor, piece: slice) -> torch.Tensor:
+        def losses(logits: Chunk, piece: slice) -> torch.Tensor:
             known = {name: one[piece] for name, one in columns.items()}
             if shared is not None:
                 known["context"] = shared.found[piece]
