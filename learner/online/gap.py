@@ -2,8 +2,9 @@
 
 The weights that were published as version v are those in training until the next optimizer step
 moves them. What actors have sampled with v until then is scored by the model in training itself
-just before that step: the trajectories with most tokens of v, of those that are trained on and
-those that wait, edits, reuse and all. The gap is the mean absolute difference over these tokens.
+just before that step: of the trajectories with most tokens of v, among those that are trained on
+and those that wait, the last pass that v sampled, on all that edits and reuse left below it. The
+gap is the mean absolute difference over these tokens.
 It is near zero (float32: below 1e-4) exactly when the learner rebuilds the context that the actor
 sampled from: the right weights, the right splits, the right positions. Anything else shows here
 first. A version that nothing came of in time is counted as missed.
@@ -17,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynatok_online.rows.row import Row
 from dynatok_online.trajectory import Trajectory
-from learner.online.scorer import Scorer
+from learner.online.scorer import Flags, Scorer
 
 
 class Gap(NamedTuple):
@@ -88,12 +90,16 @@ class GapProbe:
         counts = [int(_sampled_by(version, one).sum()) for one in come]
         most = np.argsort(counts, kind="stable")[::-1][: self._count]
         chosen = [come[i] for i in most if counts[i]]
-        rows = self._scorer.plan(chosen)
+        rows = self._scorer.plan(
+            chosen,
+            [_of_last_pass(version, one) for one in chosen],
+            [_sampled_by(version, one) for one in chosen],
+        )
         self._together(len(rows))
         if not chosen:
             self.missed += 1
             return None
-        gap = _gap(version, chosen, self._scorer.trajectories(chosen, rows))
+        gap = _gap(version, rows, [self._scorer.row(row) for row in rows])
         self.compared += 1
         if self.worst is None or not gap.mean <= self.worst.mean:  # a NaN is the worst of all
             self.worst = gap
@@ -101,17 +107,24 @@ class GapProbe:
         return gap
 
 
-def _sampled_by(version: int, one: Trajectory) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _sampled_by(version: int, one: Trajectory) -> Flags:
     """[R] its tokens. Not those sampled from KV of two versions, which nothing equals."""
     return (one.versions() == version) & one.rebuildable()
 
 
-def _gap(version: int, chosen: Sequence[Trajectory], scored: Sequence[np.ndarray]) -> Gap:
-    differences = []
-    for one, values in zip(chosen, scored, strict=True):
-        mine = _sampled_by(version, one)
-        differences.append(values[mine].astype(np.float64) - one.logprobs[mine])
-    every = np.concatenate(differences)
+def _of_last_pass(version: int, one: Trajectory) -> Flags:
+    """[R] those of them that its last pass sampled which has any."""
+    tokens = _sampled_by(version, one)
+    last = next(p for p in reversed(one.passes) if tokens[p.start : p.stop].any())
+    out = np.zeros_like(tokens)
+    out[last.start : last.stop] = tokens[last.start : last.stop]
+    return out
+
+
+def _gap(version: int, rows: Sequence[Row], scored: Sequence[np.ndarray]) -> Gap:
+    every = np.concatenate(
+        [values.astype(np.float64) - row.logprobs for row, values in zip(rows, scored, strict=True)]
+    )
     size = np.abs(every)
     kl = float(np.mean(np.expm1(every) - every))
     return Gap(version, float(size.mean()), float(size.max()), len(every), kl)

@@ -1,8 +1,8 @@
 """Log-probabilities by the model in training itself: its weights, device, dtype, kernel and ranks.
 
 There is no second model: what is scored here is what is trained. Dropout is off meanwhile, no
-gradient is kept, and the weights do not move. Under ZeRO-3 a forward is a meeting of all ranks:
-each must score equally many rows, at the same time.
+gradient is kept, the weights do not move, and logits are there some at a time. Under ZeRO-3 a
+forward is a meeting of all ranks: each must score equally many rows, at the same time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import numpy.typing as npt
 import torch
 
 from dynatok_online import attention
+from dynatok_online.rows.needed import needed
 from dynatok_online.rows.plan import Row, plan_rows
+from dynatok_online.training.chunk import Chunk
+from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import Trajectory
 
 Logprobs = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 
 
 class Scorer:
@@ -35,32 +39,35 @@ class Scorer:
         self._model = model
         self._device = device
         self._max_row_tokens = max_row_tokens
+        self._head: ChunkedHead | None = None
 
-    def plan(self, trajectories: Sequence[Trajectory]) -> list[Row]:
-        """The rows that `trajectories` are scored in."""
-        return list(plan_rows(trajectories, max_tokens=self._max_row_tokens))
+    def plan(
+        self, trajectories: Sequence[Trajectory], wanted: Sequence[Flags], also: Sequence[Flags]
+    ) -> list[Row]:
+        """Rows with the response tokens `wanted` ([R] per trajectory) as targets, and with those of
+        `also` that need nothing more to be computed."""
+        out = []
+        for row in plan_rows(trajectories, max_tokens=self._max_row_tokens):
+            these, those = (_of_targets(row, one) for one in (wanted, also))
+            if these.any():
+                out.append(needed(row, these, those))
+        return out
 
     def row(self, row: Row) -> Logprobs:
         """[M] log-probability of every target of a row."""
-        with self._asked() as model:
-            out = model(**attention.inputs(row, self._device), use_cache=False)
-            targets = attention.to_device(row.targets, self._device, torch.long)
-            table = out.logits[0].float().log_softmax(-1)
-            chosen = table.gather(1, targets[:, None])[:, 0]
-        return np.asarray(chosen.cpu().numpy(), np.float32)
+        targets = attention.to_device(row.targets, self._device, torch.long)
+        found = [torch.zeros(0)]
 
-    def trajectories(
-        self, trajectories: Sequence[Trajectory], rows: Sequence[Row]
-    ) -> list[Logprobs]:
-        """[R] per trajectory: log-probability of each response token, in the state it was
-        sampled in. `rows` is their plan."""
-        out = [np.full(len(one.response), np.nan, np.float32) for one in trajectories]
-        for row in rows:
-            values = self.row(row)
-            for index in np.unique(row.trajectory):
-                mine = row.trajectory == index
-                out[index][row.response_index[mine]] = values[mine]
-        return out
+        def take(logits: Chunk, piece: slice) -> torch.Tensor:
+            found.append(logits.log_prob(targets[piece]).cpu())
+            return found[-1]
+
+        with self._asked() as model:
+            if self._head is None:
+                self._head = ChunkedHead(_base(model))
+            given = attention.inputs(row, self._device)
+            self._head.run(lambda: model(**given, use_cache=False), take)
+        return np.asarray(torch.cat(found).numpy(), np.float32)
 
     def texts(self, texts: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
         """Per plain text: log p(token i | tokens before it) for i = 1 .. n-1. All in one row."""
@@ -78,6 +85,22 @@ class Scorer:
                 yield model
         finally:
             model.train(was_training)
+
+
+def _base(model: Any) -> Any:
+    """The causal language model itself, inside whatever wraps it."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _of_targets(row: Row, flags: Sequence[Flags]) -> Flags:
+    """[M] of a row's targets, from [R] per trajectory."""
+    out = np.zeros(len(row.targets), bool)
+    for index in np.unique(row.trajectory):
+        mine = row.trajectory == index
+        out[mine] = flags[index][row.response_index[mine]]
+    return out
 
 
 def _row_of(texts: Sequence[Sequence[int]]) -> Row:

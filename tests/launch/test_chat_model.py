@@ -139,8 +139,10 @@ def test_logprobs_are_those_of_the_learners_spans(collected: Any, model: Path) -
     scorer = Scorer(lambda: loaded, torch.device("cpu"))
     gaps = []
     for one in trajectories:
-        (values,) = scorer.trajectories([one], scorer.plan([one]))
-        gaps.append(np.abs(values - one.logprobs))
+        every_token = [np.ones(len(one.response), bool)]
+        rows = scorer.plan([one], every_token, every_token)
+        assert sum(len(row.targets) for row in rows) == len(one.response)
+        gaps += [np.abs(scorer.row(row) - row.logprobs) for row in rows]
     every = np.concatenate(gaps)
     print(f"{len(every)} tokens: mean gap {every.mean():.2e}, largest {every.max():.2e}")
     assert every.mean() <= 1e-4

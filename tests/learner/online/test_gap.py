@@ -1,9 +1,11 @@
 """The gap is measured per version, by the model in training, on that version's tokens only."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from dynatok_online.trajectory import VersionRun
 from learner.online.canary import canary, canary_texts
 from learner.online.gap import GapProbe
 from learner.online.scorer import Scorer
@@ -61,10 +63,27 @@ def test_only_tokens_of_the_weights_in_training_are_compared(scorer, sampled):
     assert gap.version == 1
     assert gap.mean < 1e-6
     assert gap.kl < 1e-6
-    assert gap.tokens == len(new.response)
+    last = new.passes[-1]
+    assert last.stop - last.start <= gap.tokens < len(new.response)
     assert probe.worst == gap
     assert (probe.compared, probe.missed) == (1, 0)
     assert probe.before_step([new]) is None, "once per version: the weights have moved"
+
+
+def test_of_a_response_that_two_versions_sampled_the_later_pass_is_compared(scorer, sampled):
+    """Its beginning differs, as old weights make it, and is not looked at."""
+    one = sampled("a", 1, 1)
+    first = one.passes[0]
+    runs = (VersionRun(0, first.stop - first.start),)
+    passes = (msgspec.structs.replace(first, weight_versions=runs), *one.passes[1:])
+    logprobs = one.logprobs.copy()
+    logprobs[first.start : first.stop] -= 1
+    probe = GapProbe(scorer, trajectories=2)
+    probe.published(1)
+    gap = probe.before_step([msgspec.structs.replace(one, passes=passes, logprobs=logprobs)])
+    assert gap is not None
+    assert gap.largest < 1e-6
+    assert gap.tokens >= one.passes[-1].stop - one.passes[-1].start
 
 
 def test_what_the_actor_computed_otherwise_shows(scorer, sampled):
