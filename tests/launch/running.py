@@ -106,7 +106,11 @@ def waiting(run: Path) -> set[str]:
 def nothing_lost(run: Path) -> Account:
     """What became of every trajectory of a run: none was lost, none was trained on twice."""
     found = account(run)
-    print(f"sent {len(found.sent)}, trained {len(found.trained)}, dropped {found.causes()}")
+    waits = found.open & waiting(run)
+    print(
+        f"sent {len(found.sent)}: trained {len(found.trained)}, dropped {found.causes()}, waiting "
+        f"{len(waits)}, lost {len(found.open - waits)}, twice {len(found.twice)}"
+    )
     assert found.twice == []
-    assert found.open - waiting(run) == set()
+    assert found.open - waits == set()
     return found

@@ -21,6 +21,9 @@ import pytest
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory, VersionRun
 from protocol.config import ProtocolConfig
 from protocol.delivery.actor_channel import ActorChannel
+from protocol.run.endpoint import find_endpoint
+from protocol.run.trace import Traces
+from protocol.weights.base import WeightsError
 from protocol.weights.shm import ShmReceiver
 from protocol.wire.messages import (
     Bye,
@@ -75,7 +78,11 @@ def endpoint():
 
 
 class FakeActor:
-    """Runs in a thread; `seen` says afterwards what it saw. Options change how it behaves."""
+    """Runs in a thread; `seen` says afterwards what it saw. Options change how it behaves.
+
+    `run_dir`: as an actor of that run it finds a learner there that was started again, and writes
+    what it has sent to the run's traces.
+    """
 
     def __init__(self, endpoint, run_id, model_dir, **options):
         self.endpoint, self.run_id, self.model_dir, self.options = (
@@ -114,11 +121,14 @@ class FakeActor:
 
     async def _main(self):
         options, rng = self.options, np.random.default_rng(self.options.get("seed", 0))
+        run_dir = options.get("run_dir")
+        traces = None if run_dir is None else Traces(run_dir, "actor-0")
         channel = ActorChannel(
             ProtocolConfig(endpoint=self.endpoint, connect_seconds=60),
             self.run_id,
             "actor-0",
             Hello("model", 1, os.getpid()),
+            where=None if run_dir is None else lambda: find_endpoint(run_dir, self.endpoint),
         )
         await channel.start()
         listening = asyncio.create_task(self._listen(channel))
@@ -129,10 +139,14 @@ class FakeActor:
             if self.sent >= options.get("leave_after", 10**9):
                 break
             await channel.acquire()
-            channel.send(TrajectoryMessage(self._trajectory(rng)))
+            made = self._trajectory(rng)
+            channel.send(TrajectoryMessage(made))
+            if traces is not None:
+                traces.write("sent", trace=made.trajectory_id)
             self.sent += 1
         if listening.done():
             listening.result()
+            await channel.drain(10)
         channel.send(Bye("finished"))
         listening.cancel()
         await channel.close()
@@ -151,7 +165,13 @@ class FakeActor:
             if self.options.get("refuse"):
                 channel.send(WeightsRejected(manifest.version, self.version, "no room"))
                 continue
-            self._apply(manifest, receiver.read(manifest))
+            try:
+                tensors = receiver.read(manifest)
+            except WeightsError as error:  # of a learner that was killed meanwhile
+                channel.send(WeightsRejected(manifest.version, self.version, str(error)))
+                continue
+            self._apply(manifest, tensors)
+            receiver.serves(manifest)
             channel.send(WeightsApplied(manifest.version, 0.0, 0.0, self.gaps[-1], 0))
 
     def _apply(self, manifest, tensors):
