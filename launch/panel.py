@@ -136,6 +136,8 @@ def draw(
             if name == ADHERENCE:
                 last = f"{curve[-1]:.3f}{_how_sure(history, process)}"
             table.add_row(title, Text(f"{spark(soft)} {last}", style="cyan"))
+    if held_out := _held_out(history):
+        table.add_row("on held-out tasks", Text(held_out))
     return Panel(
         Group(table),
         title=f"{run_dir.name}  {clock(seconds)}",
@@ -155,10 +157,12 @@ def summaries(history: History, max_steps: int | None = None) -> list[str]:
         "learner",
         ("loss {:.3f}", "loss"),
         ("weights {:.0f}", "version"),
-        ("lag {:.0f}", "policy_lag_max"),
+        ("lag {:.1f}", "policy_lag_mean"),
+        ("at most {:.0f}", "policy_lag_max"),
         ("gap {:.1e}", "logprob_gap"),
         ("stale {:.0f}", "dropped_stale"),
         ("sync {:.1%}", "sync_share"),
+        ("idle {:.0%}", "idle_share"),
     )
     if step is not None:
         learner = [f"step {step}{of}", *learner]
@@ -176,6 +180,25 @@ def _how_sure(history: History, actor: str) -> str:
     return ("" if half is None else f" ± {half:.2f}") + f" ({edits:.0f} edits)"
 
 
+def _held_out(history: History) -> str:
+    """What the last evaluation has found; empty before any."""
+    shown = []
+    for title, name in (("after edit", "after_edit"), ("static", "static")):
+        mean, half = (
+            history.number("actor", f"evaluation_adherence_{name}{end}") for end in ("", "_half")
+        )
+        if mean is not None:
+            shown.append(f"{title} {mean:.2f}" + ("" if half is None else f" ± {half:.2f}"))
+    edits, passes = (
+        history.number("actor", f"evaluation_{name}") for name in ("edits_judged", "passes_static")
+    )
+    if shown and edits is not None:
+        shown[0] += f" ({edits:.0f} edits)"
+    if len(shown) > 1 and passes is not None:
+        shown[1] += f" ({passes:.0f} passes)"
+    return ", ".join(shown)
+
+
 def _actor_facts(history: History, name: str) -> list[str]:
     facts = _facts(
         history,
@@ -185,6 +208,7 @@ def _actor_facts(history: History, name: str) -> list[str]:
         ("{:.0f} edits", "edits"),
         ("{:.0f} tokens/s", "tokens_per_second"),
         ("{:.0f} tokens reused", "reused_tokens"),
+        ("idle {:.0%}", "idle_share"),
         ("adherence after edit {:.2f}", ADHERENCE),
     )
     if history.number(name, ADHERENCE) is not None:

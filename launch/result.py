@@ -7,10 +7,12 @@ listed under `unread`, with the reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from launch.history import evaluations
 from protocol.run.json_files import read_json, write_json
 
 FROM_ACTOR = (
@@ -59,9 +61,41 @@ def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
         "passes_after_edit": after.get("passes_after_edit"),
         "adherence_static_before": before.get("adherence_static"),
         "adherence_static_after": after.get("adherence_static"),
+        "adherence_static_before_half": before.get("adherence_static_half"),
+        "adherence_static_after_half": after.get("adherence_static_half"),
+        "passes_static": after.get("passes_static"),
+        # Share of the time that each side waited for the other, and what memory each took.
+        "idle_share_learner": learner.get("idle_share"),
+        "idle_share_actor": _idle(actors),
+        "peak_memory_mb_learner": learner.get("peak_memory_mb"),
+        "peak_memory_mb_actor": max(
+            (one["peak_memory_mb"] for one in actors if "peak_memory_mb" in one), default=None
+        ),
         "seconds": round(seconds, 1),
         **({"unread": unread} if unread else {}),
     }
+
+
+def evidence(run_dir: Path) -> str:
+    """What the evaluations of a run say of adherence after edits, and whether that is enough to
+    tell a change; empty where it was not measured twice."""
+    found = evaluations(run_dir)
+    if len(found) < 2:
+        return ""
+    before, after = found["before"], found["after"]
+    line = f"adherence after edit: {before} before, {after} after"
+    halves = [math.inf if one.half is None else one.half for one in (before, after)]
+    if abs(after.mean - before.mean) > math.hypot(*halves):
+        return line
+    return f"{line}; too little to tell a change: raise actor.evaluation.tasks, or train longer"
+
+
+def _idle(actors: Iterable[dict[str, Any]]) -> float | None:
+    """Share of their sessions' time that actors waited for leave to start a response."""
+    known = [one for one in actors if "seconds_generate" in one]
+    waited = sum(one["seconds_wait_for_credit"] for one in known)
+    seconds = waited + sum(one["seconds_generate"] for one in known)
+    return waited / seconds if seconds else None
 
 
 def _sum(numbers: Iterable[int | None]) -> int | None:

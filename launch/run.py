@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import control, picture
+from launch import control, picture, result
 from launch.config import (
     RunConfig,
     actor_configs,
@@ -150,6 +150,8 @@ def watch(
         say(f"to resume from its last checkpoint: dynatok launch --resume {run_dir}")
     if drawn:
         say(f"picture: {drawn}")
+    if shown := result.evidence(run_dir):
+        say(shown)
     print(json.dumps(read_json(run_dir / "result.json")), flush=True)
     return outcome
 

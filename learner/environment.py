@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.run.threads import threads
@@ -38,6 +39,22 @@ def set_environment(distributed: bool, given_threads: int = 0, processes: int = 
 def local_ranks() -> int:
     """Processes of the learner on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def report_to_one_run(run_dir: Path, name: str) -> None:
+    """Have what `report_to` names write a run that is started again as one, not as a new one.
+
+    What is set already stays. Those that go by `run_name` have it from the trainer's arguments.
+    """
+    given = {
+        "TENSORBOARD_LOGGING_DIR": str(run_dir / "tensorboard" / "trainer"),
+        "WANDB_RUN_ID": name,
+        "WANDB_RESUME": "allow",
+        "SWANLAB_RUN_ID": name,
+        "SWANLAB_RESUME": "allow",
+    }
+    for variable, value in given.items():
+        os.environ.setdefault(variable, value)
 
 
 def join(arguments: TrainingArguments) -> None:

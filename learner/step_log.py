@@ -6,20 +6,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import get_reporting_integration_callbacks
 
 
 class StepLog(TrainerCallback):
     """Hands the numbers of every logged step to `write`, with the seconds that each stage took.
 
     With `logging_steps` above 1 the seconds are means over the steps since the last log. `reached`
-    is told of every step.
+    is told of every step. What `write` returns is for whatever `report_to` names, too: see
+    `report_last`.
     """
 
     def __init__(
         self,
         stages: Callable[[], dict[str, float]],
-        write: Callable[[int, dict[str, float]], None],
+        write: Callable[[int, dict[str, float]], dict[str, float] | None],
         reached: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._stages = stages
@@ -69,4 +77,11 @@ class StepLog(TrainerCallback):
         }
         seconds["seconds_step"] = (now - self._at) / steps
         self._before, self._at, self._step = stages, now, state.global_step
-        self._write(state.global_step, {**logs, **seconds})
+        told = self._write(state.global_step, {**logs, **seconds})
+        logs.update(told or seconds)  # the dict that the callbacks behind this one read
+
+
+def report_last(trainer: Trainer) -> None:
+    """Have those that `report_to` names see what all other callbacks have added to the logs."""
+    reports = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
+    trainer.callback_handler.callbacks.sort(key=lambda one: isinstance(one, reports))

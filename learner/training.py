@@ -130,7 +130,7 @@ def stream_arguments(settings: LearnerConfig, run_dir: Path) -> DynamicSFTConfig
     import torch
 
     # The stream itself knows where it was.
-    defaults: dict[str, Any] = {"ignore_data_skip": True}
+    defaults: dict[str, Any] = {"ignore_data_skip": True, "run_name": settings.run_id}
     if settings.ranks > 1:
         defaults |= reachable()
     elif not torch.accelerator.is_available():

@@ -8,12 +8,12 @@ number goes out with a trajectory, so that an actor that starts again knows whic
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from actor.online.evaluation import MakeSession
+from actor.online.session_time import SessionTime
 from actor.sessions.live_session import Finished
 from actor.sessions.recorder import Counts
 from actor.sessions.usable import Usable
@@ -56,12 +56,20 @@ class Collector:
         self.counts = Counts()
         self.trajectories = 0
         """Finished and sent."""
-        self.seconds_waiting = 0.0
-        """Waited for credits, over all sessions."""
-        self.seconds_generating = 0.0
-        """Spent in sessions that came to their end, over all of them."""
+        self._waiting = SessionTime()
+        self._generating = SessionTime()
         self._usable = Usable()
         self._recent: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def seconds_waiting(self) -> float:
+        """Waited for credits, over all sessions."""
+        return self._waiting.seconds
+
+    @property
+    def seconds_generating(self) -> float:
+        """Spent on responses, over all sessions."""
+        return self._generating.seconds
 
     @property
     def dropped(self) -> Counter[str]:
@@ -87,20 +95,18 @@ class Collector:
     async def _work(self) -> None:
         while True:
             await asyncio.sleep(0)  # a session without a pass never waits
-            began = time.monotonic()
-            await self._outlet.acquire()
-            started = time.monotonic()
-            self.seconds_waiting += started - began
+            with self._waiting.one():
+                await self._outlet.acquire()
             number, task = next(self._tasks)
             session = self._make(task)
             try:
-                finished = await session.run()
+                with self._generating.one():
+                    finished = await session.run()
             except BaseException as error:
                 cancelled = isinstance(error, asyncio.CancelledError)
                 self.dropped["unfinished" if cancelled else "failed"] += 1
                 self._outlet.give_back()
                 raise
-            self.seconds_generating += time.monotonic() - started
             self._take(number, finished)
 
     def _take(self, number: int, finished: Finished) -> None:

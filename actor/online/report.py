@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from actor.config import ActorConfig
 from actor.log import say
 from actor.online.collector import Collector
 from actor.sessions.serving import Serving
 from dynatok_online.adherence.summary import said
 from dynatok_online.data.storage import write_trajectories
+from dynatok_online.memory import peak_memory
 from dynatok_online.trajectory import Trajectory
 from protocol.delivery.actor_channel import ActorChannel
 from protocol.run.exporter import open_exporter
@@ -31,6 +34,7 @@ class Report:
         """Raises ValueError where the port for Prometheus is taken."""
         run_dir = Path(config.run_dir)
         self._every = config.report_every
+        self._sessions = config.sessions
         self._collector = collector
         self._serving = serving
         self._channel = channel
@@ -87,6 +91,8 @@ class Report:
             evaluation_adherence_after_edit_half=_number(summary["adherence_after_edit_half"]),
             evaluation_edits_judged=summary["edits_judged"],
             evaluation_adherence_static=_number(summary["adherence_static"]),
+            evaluation_adherence_static_half=_number(summary["adherence_static_half"]),
+            evaluation_passes_static=summary["passes_static"],
             evaluation_seconds=summary["seconds"],
         )
 
@@ -145,13 +151,29 @@ class Report:
             "refused_messages": dict(self._channel.refusals.counts),
         }
         # What a process of this name counted before it was killed stays counted.
-        return _added(self._before, now) | {
-            "weight_version": self._serving.version,
-            "adherence": adherence["mean"],
-            "adherence_half": adherence["half"],
-            "adherence_edits": adherence["count"],
-            "paused": self._channel.paused,
-        }
+        total = _added(self._before, now)
+        return (
+            total
+            | self._shares(total)
+            | {
+                "weight_version": self._serving.version,
+                "adherence": adherence["mean"],
+                "adherence_half": adherence["half"],
+                "adherence_edits": adherence["count"],
+                "paused": self._channel.paused,
+                "peak_memory_mb": max(self._before.get("peak_memory_mb", 0.0), _peak_memory_mb()),
+            }
+        )
+
+    def _shares(self, total: dict[str, Any]) -> dict[str, float]:
+        """Of the time spent collecting: what sessions waited for leave to start (`idle_share`),
+        and what the engine was paused for new weights (`paused_share`)."""
+        waited = total["seconds_wait_for_credit"]
+        seconds = waited + total["seconds_generate"]
+        if not seconds:
+            return {"idle_share": 0.0, "paused_share": 0.0}
+        paused = total["seconds_weights"] * self._sessions
+        return {"idle_share": waited / seconds, "paused_share": paused / seconds}
 
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +183,13 @@ def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         old, new = before[name], now[name]
         out[name] = _added(old, new) if isinstance(new, dict) else old + new
     return out
+
+
+def _peak_memory_mb() -> float:
+    """Of this process and of all that it has started, such as the engine."""
+    own = psutil.Process()
+    pids = [own.pid, *(child.pid for child in own.children(recursive=True))]
+    return sum(map(peak_memory, pids)) / 2**20
 
 
 def _number(value: float | None) -> float:

@@ -127,6 +127,9 @@ class Logits(Protocol):
     def log_prob(self, ids: Tensor) -> Tensor:
         """[m] log-probability of one word each, with gradient."""
 
+    def entropy(self) -> Tensor:
+        """[m] entropy of the distribution, in nats, without gradient."""
+
 
 class Targets:
     """Some targets of a row: `columns` and `logits` of the same m.
@@ -192,7 +195,11 @@ class Targets:
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy of the distribution at each target, in nats, without gradient."""
-        return -(self.probs * self.log_probs.detach()).nan_to_num(0.0).sum(-1)
+        given: Any = self._given
+        if "log_probs" in vars(self) or not hasattr(given, "entropy"):
+            return -(self.probs * self.log_probs.detach()).nan_to_num(0.0).sum(-1)
+        entropy: Tensor = given.entropy()
+        return entropy
 
     @property
     def recorded(self) -> Tensor:

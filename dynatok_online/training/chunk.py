@@ -55,11 +55,25 @@ class Chunk:
     @torch.no_grad()
     def log_prob(self, ids: torch.Tensor) -> torch.Tensor:
         """[m] log-probability of one word each, with gradient."""
-        if self._lse is None:
-            self._lse = torch.cat([self._logits[rows].logsumexp(-1) for rows in self._blocks()])
-        logp = self._logits.gather(-1, ids[:, None])[:, 0] - self._lse
+        logp = self._logits.gather(-1, ids[:, None])[:, 0] - self._log_sums()
         self._asked.append(_Asked(ids, logp.requires_grad_(self._wanted)))
         return logp
+
+    @torch.no_grad()
+    def entropy(self) -> torch.Tensor:
+        """[m] entropy of the distribution, in nats, without gradient."""
+        lse, out = self._log_sums(), []
+        for rows in self._blocks():
+            logs = self._logits[rows] - lse[rows, None]
+            # A word that cannot be: 0 times -inf.
+            out.append(-logs.exp().mul_(logs).nan_to_num_(0.0).sum(-1))
+        return torch.cat(out)
+
+    def _log_sums(self) -> torch.Tensor:
+        """[m] log of the sum of the exponentials. Without gradient."""
+        if self._lse is None:
+            self._lse = torch.cat([self._logits[rows].logsumexp(-1) for rows in self._blocks()])
+        return self._lse
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor | None:
         """[m, V] of `loss`, [], by the logits; None: it does not depend on them.

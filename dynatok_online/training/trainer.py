@@ -38,10 +38,12 @@ from torch.nn.parallel import DistributedDataParallel
 from trl import SFTTrainer
 
 from dynatok_online import attention
+from dynatok_online.memory import peak_memory
 from dynatok_online.objectives.lagged import Lagged
 from dynatok_online.objectives.targets import Need, Targets
 from dynatok_online.rows.parts import Part, cut_row
 from dynatok_online.rows.row import Row, empty_row
+from dynatok_online.training.by_lag import ByLag, numbers
 from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.collator import TrajectoryCollator
 from dynatok_online.training.config import DynamicSFTConfig
@@ -67,7 +69,7 @@ Batch = dict[str, Any]
 
 _SUMS = (
     *("loss_tokens", "weight", "drift", "drift_tokens", "tokens", "truncated_tokens", "rows"),
-    "aux_loss",
+    *("aux_loss", "entropy"),
 )
 
 
@@ -76,8 +78,11 @@ class DynamicSFTTrainer(SFTTrainer):
 
     Logged with the loss: `packing_ratio` (tokens run against one truncated pass per state),
     `logprob_drift` (mean absolute difference to the recorded log-probabilities, over tokens of
-    every weight version), `weight_mean`, `tokens_per_second`, `loss_tokens_per_second`; for a
-    mixture of experts `aux_loss`, its balance loss.
+    every weight version), `weight_mean`, `tokens_per_second`, `loss_tokens_per_second`, `entropy`
+    (of the model's distribution at the targets, in nats, a mean), `importance_ratio` and
+    `policy_kl` against who sampled the targets (`by_lag`), `peak_memory_mb` and, on a GPU,
+    `peak_gpu_memory_mb` (of the rank with most); for a mixture of experts `aux_loss`, its balance
+    loss.
     """
 
     _tag_names = ("trl", "dynatok-online")
@@ -168,6 +173,9 @@ class DynamicSFTTrainer(SFTTrainer):
             draw(base, "0")  # or say what is wrong before anything starts
             self.add_callback(Halves(args.halves, args.seed))
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self._by_lag = ByLag(self.args.device)
+        self.newest: int | None = None
+        """The weight version that was published last, where weights are."""
         self.timings = {"plan": 0.0, "forward_backward": 0.0}
         """Seconds spent on each since the trainer was made."""
         self._logged_at = 0.0
@@ -441,8 +449,10 @@ class DynamicSFTTrainer(SFTTrainer):
         known = recorded.isfinite()
         drift = (targets.logp.detach() - recorded).abs().where(known, 0).sum()
         add = {"weight": weights.sum(), "drift": drift, "drift_tokens": known.sum()}
+        add["entropy"] = targets.entropy.sum()
         for name, value in add.items():
             self._sums[_SUMS.index(name)] += value
+        self._by_lag.watch(targets.logp.detach(), recorded, targets.version, self.newest)
 
     def _count(self, inputs: Batch) -> None:
         for name in ("loss_tokens", "tokens", "truncated_tokens"):
@@ -458,16 +468,34 @@ class DynamicSFTTrainer(SFTTrainer):
         """Add what was counted since the last log; sums go over all ranks."""
         seconds = self.timings["forward_backward"] - self._logged_at
         if "loss" in logs and seconds > 0:
-            sums = self._total(self._sums)
-            at = dict(zip(_SUMS, sums.tolist(), strict=True))
+            mine = [self._sums, self._by_lag.sums.flatten()]
+            every = self._total(torch.cat(mine)).tolist()
+            at = dict(zip(_SUMS, every[: len(_SUMS)], strict=True))
             logs["packing_ratio"] = at["tokens"] / max(1.0, at["truncated_tokens"])
             logs["weight_mean"] = at["weight"] / max(1.0, at["loss_tokens"])
             if self.aux_loss_enabled:
                 logs["aux_loss"] = at["aux_loss"] / max(1.0, at["loss_tokens"])
             if at["drift_tokens"]:
                 logs["logprob_drift"] = at["drift"] / at["drift_tokens"]
+            logs["entropy"] = at["entropy"] / max(1.0, at["loss_tokens"])
+            logs |= self._largest(every[len(_SUMS) :])
             logs["tokens_per_second"] = at["tokens"] / seconds
             logs["loss_tokens_per_second"] = at["loss_tokens"] / seconds
             self._sums.zero_()
+            self._by_lag.clear()
             self._logged_at += seconds
         super().log(logs, start_time)
+
+    def _largest(self, by_lag: list[float]) -> dict[str, float]:
+        """The numbers by lag, and those that are the largest of any rank."""
+        device = self.args.device
+        gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        peaks = [float(self._by_lag.most), peak_memory() / 2**20, gpu / 2**20]
+        if self.args.world_size > 1:
+            mine = torch.tensor([peaks], dtype=torch.float64, device=device)
+            peaks = self.accelerator.gather(mine).amax(0).tolist()
+        most, host, gpu = peaks
+        width = self._by_lag.sums.shape[1]
+        rows = [by_lag[at : at + width] for at in range(0, len(by_lag), width)]
+        memory = {"peak_memory_mb": host, "peak_gpu_memory_mb": gpu}
+        return numbers(rows, most) | {name: value for name, value in memory.items() if value}

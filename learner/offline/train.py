@@ -24,13 +24,13 @@ from dynatok_online.tasks.gold import load_training_data
 from dynatok_online.training.config import DynamicSFTConfig
 from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
-from learner.environment import compile_nothing, join
+from learner.environment import compile_nothing, join, report_to_one_run
 from learner.offline.config import DataConfig, TrainConfig
 from learner.offline.stop import StopCallback
 from learner.online.adapters import check_servable
 from learner.online.checkpoint import CheckpointCallback, StreamState, latest
 from learner.online.gather import gather_weights
-from learner.step_log import StepLog
+from learner.step_log import StepLog, report_last
 from learner.training import CHECKPOINTS, lora_arguments, reachable, training_arguments
 from protocol.run.json_files import write_json
 from protocol.run.metrics import Metrics
@@ -69,7 +69,8 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
     data = fitting(read_data(config, model, bad), config.training, bad)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
-    defaults = {"max_steps": steps, **reachable()}
+    defaults = {"max_steps": steps, "run_name": run_dir.name, **reachable()}
+    report_to_one_run(run_dir, run_dir.name)
     arguments = training_arguments(config, run_dir, world_size=world, where="", defaults=defaults)
     join(arguments)
     trainer = DynamicSFTTrainer(model, arguments, data, **lora_arguments(config.lora, ""))
@@ -91,6 +92,7 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
                 bar.move(step, f"loss {numbers['loss']:.3f}")
 
         trainer.add_callback(StepLog(lambda: dict(trainer.timings), write))
+        report_last(trainer)
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.path))
     if stop.stopped:
         return None

@@ -27,7 +27,7 @@ from transformers import set_seed
 
 from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
-from learner.environment import compile_nothing, local_ranks
+from learner.environment import compile_nothing, local_ranks, report_to_one_run
 from learner.log import say
 from learner.online.adapters import check_servable
 from learner.online.before_step import BeforeStep
@@ -46,7 +46,7 @@ from learner.online.staleness import WAITED_STALE
 from learner.online.steps import Dealer
 from learner.online.stream import Batches, LearnerFailed, Stream
 from learner.online.trainer import OnlineTrainer
-from learner.step_log import StepLog
+from learner.step_log import StepLog, report_last
 from learner.training import message_deadline, stream_arguments
 from protocol.delivery.learner_channel import LearnerChannel
 from protocol.run.endpoint import find_endpoint, to_tell, write_endpoint
@@ -87,6 +87,7 @@ class Learner:
     def _build(self, config: LearnerConfig) -> None:
         if config.deepspeed:
             compile_nothing()
+        report_to_one_run(self._run_dir, config.run_id)
         arguments = stream_arguments(config, self._run_dir)
         metrics = Metrics(self._run_dir, "learner")
         self._opened.append(metrics)
@@ -199,6 +200,7 @@ class Learner:
             StepLog(self.report.stages, self.report.write_step, self.report.reached)
         )
         self.trainer.add_callback(CheckpointCallback(self._state, self._saved, self.group.meet))
+        report_last(self.trainer)
         if self._resume.path is not None:
             self.stream.restore(state.counts)
             self.inbox.restore(state.counts)

@@ -59,6 +59,9 @@ class Report:
         self._written_at = 0.0
         self._no_room = 0
         self._seconds = self._syncing = 0.0
+        self._counted: float | None = None
+        """Seconds of the steps that `idle_share` is of; None: the first is not over."""
+        self._waited = 0.0
 
     def stages(self) -> dict[str, float]:
         """Seconds that each stage has taken so far."""
@@ -80,13 +83,20 @@ class Report:
             trainer_actor_kl=gap.kl,
         )
 
-    def write_step(self, step: int, numbers: dict[str, float]) -> None:
-        """One optimizer step, with the numbers that the trainer logged and `seconds_STAGE`."""
+    def write_step(self, step: int, numbers: dict[str, float]) -> dict[str, float]:
+        """One optimizer step, with the numbers that the trainer logged and `seconds_STAGE`.
+
+        Returns all that is told of it."""
         self._last = numbers
         counts = self._stream.counts()
         serving = self._actor_version()
         self._seconds += numbers["seconds_step"]
         self._syncing += numbers["seconds_publish"] + numbers["seconds_compare"]
+        if self._counted is None:  # the first one waits until actors have begun
+            self._counted = 0.0
+        else:
+            self._counted += numbers["seconds_step"]
+            self._waited += numbers["seconds_wait_for_batch"]
         every = {
             **numbers,
             **counts,
@@ -95,6 +105,7 @@ class Report:
             "audit_mismatches": self._inbox.audit_mismatches,
             "publish_postponed": self._publisher.postponed,
             "sync_share": self.sync_share,
+            "idle_share": self.idle_share,
             "weights_changed": self._publisher.changed,
         }
         self._metrics.log(step, **every)
@@ -113,6 +124,13 @@ class Report:
         )
         if time.monotonic() - self._written_at > _SUMMARY_SECONDS:
             self.write()
+        return every
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the steps' time that was spent waiting for trajectories, since the first step
+        of this process."""
+        return self._waited / self._counted if self._counted else 0.0
 
     @property
     def sync_share(self) -> float:
@@ -153,6 +171,8 @@ class Report:
             "logprob_gap_compared": self._probe.compared,
             "logprob_gap_missed": self._probe.missed,
             "sync_share": self.sync_share,
+            "idle_share": self.idle_share,
+            "peak_memory_mb": self._last.get("peak_memory_mb"),
             "weights_changed": self._publisher.changed,
             "policy_lag_max": counts["policy_lag_max"],
             "dropped_stale": counts["dropped_stale"],

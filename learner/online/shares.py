@@ -47,6 +47,8 @@ class Share(msgspec.Struct, frozen=True, tag="share"):
     micro: list[Micro]
     loss_tokens: int
     """Of the whole step, over all ranks."""
+    newest: int = -1
+    """The weight version that was published last."""
 
 
 def share_out(
@@ -78,13 +80,13 @@ def _micro_steps(batch: Batch, count: int) -> list[Batch]:
     return out
 
 
-def pack(batches: Sequence[Batch], loss_tokens: int) -> Share:
+def pack(batches: Sequence[Batch], loss_tokens: int, newest: int) -> Share:
     """The batches of one rank as a message."""
     micro = []
     for batch in batches:
         numbers = {name: value for name, value in batch.items() if name != "rows"}
         micro.append(Micro([dict(_flat(row)) for row in batch["rows"]], numbers))
-    return Share(micro, loss_tokens)
+    return Share(micro, loss_tokens, newest)
 
 
 def unpack(share: Share) -> list[Batch]:

@@ -17,6 +17,8 @@ class Step(NamedTuple):
     """One a micro step."""
     loss_tokens: int
     """Of the whole step, over all ranks."""
+    newest: int
+    """The weight version that was published last."""
 
 
 class Steps(Protocol):
@@ -56,9 +58,10 @@ class Dealer:
         per_rank, total = share_out(
             trajectories, self._collator, self._group.ranks, self._accumulated
         )
-        others = [pack(batches, total) for batches in per_rank[1:]]
+        newest = self._batches.newest
+        others = [pack(batches, total, newest) for batches in per_rank[1:]]
         self._group.hand_out([Share([], total), *others])
-        return Step(per_rank[0], total)
+        return Step(per_rank[0], total, newest)
 
 
 class Receiver:
@@ -72,7 +75,7 @@ class Receiver:
         """Waits for rank 0."""
         message = self._group.hear(Share, End)
         if isinstance(message, Share):
-            return Step(unpack(message), message.loss_tokens)
+            return Step(unpack(message), message.loss_tokens, message.newest)
         assert isinstance(message, End)
         self.save_at_end = message.save
         return None

@@ -69,6 +69,11 @@ class Stream:
             one.release()
         return [one.trajectory for one in dropped]
 
+    @property
+    def newest(self) -> int:
+        """The weight version that was published last."""
+        return self._buffer.version
+
     def waiting(self) -> list[Trajectory]:
         """What waits to be taken."""
         with self._changed:
@@ -195,6 +200,11 @@ class Batches:
         self._deadline = deadline
         self._on_batch = on_batch
         self.waited = 0.0
+
+    @property
+    def newest(self) -> int:
+        """The weight version that was published last."""
+        return self._stream.newest
 
     def take(self) -> list[Trajectory] | None:
         """The next batch; None once the stream was stopped. Raises what `Stream.take` raises."""

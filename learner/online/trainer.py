@@ -49,6 +49,7 @@ class OnlineTrainer(DynamicSFTTrainer):
             self.control.should_epoch_stop = self.control.should_training_stop = True
             self.control.should_save = self.steps.save_at_end and done > self._saved_at
             return [], None
+        self.newest = step.newest
         self._fill(step.batches)
         return step.batches, torch.tensor(step.loss_tokens, device=device)
 

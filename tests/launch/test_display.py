@@ -129,6 +129,62 @@ def test_the_result_merges_both_sides(run_dir):
     assert merged["seconds"] == 12.3
 
 
+def test_the_result_says_what_each_side_waited_and_took(run_dir):
+    for name, waited, generated, memory in (("actor", 1.0, 3.0, 900.5), ("actor-1", 0.0, 4.0, 7.0)):
+        (run_dir / f"{name}.json").write_text(
+            json.dumps(
+                {
+                    "seconds_wait_for_credit": waited,
+                    "seconds_generate": generated,
+                    "peak_memory_mb": memory,
+                }
+            )
+        )
+    (run_dir / "learner.json").write_text('{"idle_share": 0.25, "peak_memory_mb": 800.0}')
+    merged = result.collect(run_dir, "finished", 1.0)
+    assert (merged["idle_share_learner"], merged["idle_share_actor"]) == (0.25, 1 / 8)
+    assert (merged["peak_memory_mb_learner"], merged["peak_memory_mb_actor"]) == (800.0, 900.5)
+    assert merged["adherence_static_after"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("after", "half", "told"), [(0.9, 0.1, True), (0.43, 0.1, False), (0.9, None, False)]
+)
+def test_a_run_with_too_little_evidence_says_so(run_dir, after, half, told):
+    """The change of the means against the interval of their difference: 0.1414 here."""
+    path = run_dir / "evaluation" / "after.json"
+    path.write_text(
+        json.dumps(
+            {
+                "adherence_after_edit": after,
+                "adherence_after_edit_half": half,
+                "edits_judged": 31,
+            }
+        )
+    )
+    line = result.evidence(run_dir)
+    assert line.startswith("adherence after edit: 0.30 ± 0.10 (27 edits) before, ")
+    assert "(31 edits) after" in line
+    assert ("too little" in line) != told
+    path.unlink()
+    assert result.evidence(run_dir) == ""
+
+
+def test_the_panel_shows_how_sure_the_last_evaluation_is(run_dir):
+    with Metrics(run_dir, "actor", tensorboard=False) as actor:
+        actor.log(
+            4,
+            evaluation_adherence_after_edit=0.5,
+            evaluation_adherence_after_edit_half=0.06,
+            evaluation_edits_judged=120,
+            evaluation_adherence_static=0.9,
+            evaluation_adherence_static_half=0.02,
+            evaluation_passes_static=300,
+        )
+    text = shown(run_dir, {"actor": "running", "learner": "running"})
+    assert "after edit 0.50 ± 0.06 (120 edits), static 0.90 ± 0.02 (300 passes)" in text
+
+
 def test_a_torn_file_counts_as_missing(tmp_path):
     (tmp_path / "actor.json").write_text('{"edits": ')
     assert result.collect(tmp_path, "failed", 1.0)["edits"] is None

@@ -124,7 +124,7 @@ class FakeActor:
         run_dir = options.get("run_dir")
         traces = None if run_dir is None else Traces(run_dir, "actor-0")
         channel = ActorChannel(
-            ProtocolConfig(endpoint=self.endpoint, connect_seconds=60),
+            ProtocolConfig(endpoint=self.endpoint, connect_seconds=60 if run_dir is None else 300),
             self.run_id,
             "actor-0",
             Hello("model", 1, os.getpid()),

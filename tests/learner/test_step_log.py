@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, cast
 
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from learner.step_log import StepLog
+from learner.step_log import StepLog, report_last
 
 
 def test_with_every_second_step_logged_all_are_counted_and_seconds_are_of_one() -> None:
@@ -30,3 +35,32 @@ def test_with_every_second_step_logged_all_are_counted_and_seconds_are_of_one() 
     assert reached == [11, 12, 13, 14, 15]
     assert [step for step, _ in written] == [12, 14]
     assert [numbers["seconds_publish"] for _, numbers in written] == [3.0, 3.0]
+
+
+def test_what_is_told_of_a_step_reaches_what_report_to_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever order callbacks were added in."""
+    from transformers import Trainer
+
+    from learner.environment import report_to_one_run
+
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    report_to_one_run(tmp_path, "run-7")
+    assert (os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"]) == ("run-7", "allow")
+    for step in (1, 2):  # of a run that is started again
+        arguments = TrainingArguments(str(tmp_path), report_to="tensorboard", use_cpu=True)
+        trainer = Trainer(torch.nn.Linear(1, 1), arguments)
+        trainer.add_callback(StepLog(dict, lambda step, numbers: {**numbers, "idle_share": 0.25}))
+        report_last(trainer)
+        trainer.state.global_step = step
+        trainer.state.is_world_process_zero = True
+        handler = trainer.callback_handler
+        handler.on_train_begin(arguments, trainer.state, trainer.control)
+        handler.on_log(arguments, trainer.state, trainer.control, {"loss": 0.5})
+        handler.on_train_end(arguments, trainer.state, trainer.control)
+    found = EventAccumulator(str(tmp_path / "tensorboard" / "trainer")).Reload()
+    assert [one.step for one in found.Scalars("train/idle_share")] == [1, 2]
+    assert [one.value for one in found.Scalars("train/idle_share")] == [0.25, 0.25]

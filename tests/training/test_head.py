@@ -258,3 +258,16 @@ def test_the_gradient_of_log_p_takes_no_memory_of_its_own() -> None:
     assert found is not None
     assert found.data_ptr() == logits.data_ptr()
     torch.testing.assert_close(found, wanted.grad, atol=1e-6, rtol=0)
+
+
+def test_entropy_takes_no_whole_logits() -> None:
+    """Of p = (.5, .3, .2): 1.0297; of three words of which one cannot be: ln 2."""
+    import math
+
+    given = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.0, 0.5]]).log() + 3.0
+    chunk = Chunk(given.clone())
+    found = chunk.entropy()
+    torch.testing.assert_close(found, torch.tensor([1.0296530, math.log(2)]))
+    assert not found.requires_grad
+    assert not chunk.was_whole
+    assert Chunk(given[:0]).entropy().shape == (0,)

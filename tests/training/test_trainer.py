@@ -140,6 +140,31 @@ def test_what_is_logged(whole):
     assert 0 < first["weight_mean"] < 1
     assert first["logprob_drift"] > 0
     assert first["tokens_per_second"] > first["loss_tokens_per_second"] > 0
+    assert first["peak_memory_mb"] > 50
+
+
+@pytest.mark.parametrize("budget", [16384, 130])
+def test_entropy_and_ratio_are_those_of_plain_forwards(tmp_path, budget):
+    """Of the weights before the step, against what trajectories recorded."""
+    model, data = tiny_model(), trajectories(8)
+    entropy, values = [], []
+    for one in data:
+        for k, part in enumerate(one.passes):
+            ids = torch.as_tensor(one.tokens(k), dtype=torch.long)[None]
+            with torch.no_grad():
+                logs = model(ids).logits[0].double().log_softmax(-1)
+            at = np.arange(one.fed_length(k) - 1, ids.shape[1] - 1)
+            entropy += (-(logs.exp() * logs).sum(-1)[at]).tolist()
+            recorded = torch.as_tensor(one.logprobs[part.start : part.stop])
+            values += (logs[at, ids[0, at + 1]] - recorded).exp().tolist()
+    (first,) = train(
+        tmp_path, data, max_steps=1, per_device_train_batch_size=8, max_row_tokens=budget
+    ).state.log_history[:1]
+    ratios = np.array(values)
+    assert first["entropy"] == pytest.approx(np.mean(entropy), rel=1e-6)
+    assert first["importance_ratio"] == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert first["importance_ratio_max"] == pytest.approx(np.max(ratios), rel=1e-5)
+    assert first["policy_kl"] == pytest.approx(np.mean(ratios - 1 - np.log(ratios)), rel=1e-5)
 
 
 def test_resumes_where_it_was_saved(whole, tmp_path):

@@ -19,6 +19,8 @@ from dynatok_online.tasks.task import Task
 from protocol.config import ProtocolConfig
 from protocol.wire.messages import WeightsApplied, WeightsRejected
 
+SESSIONS = 2
+
 
 def report(folder: Path) -> Report:
     """Of an actor that has sent three trajectories and dropped one."""
@@ -37,6 +39,7 @@ def report(folder: Path) -> Report:
         model="tiny",
         protocol=ProtocolConfig(),
         prometheus_port=-1,
+        sessions=SESSIONS,
     )
     engine = SimpleNamespace(cache_log=SimpleNamespace(lost_batches=3))
     serving = SimpleNamespace(version=2, engine=engine)
@@ -72,8 +75,14 @@ def test_a_second_life_goes_on_counting(tmp_path: Path) -> None:
     assert first["seconds_weights"] == 0.5
     assert first["dropped"] == {"empty": 1}
     assert first["refused_messages"] == {"checksum": 2}
+    # 0.5 of 2 seconds of its sessions; the engine was paused for 0.5 s, for all of them.
+    assert first["idle_share"] == 0.25
+    assert first["paused_share"] == 0.5 * SESSIONS / 2
+    assert first["peak_memory_mb"] > 20
 
     second = run(tmp_path)
+    assert second["idle_share"] == 0.25
+    assert second["peak_memory_mb"] >= first["peak_memory_mb"]
     assert second["trajectories"] == 6
     assert second["edits"] == 10
     assert second["dropped"] == {"empty": 2}
@@ -96,6 +105,7 @@ def test_an_evaluation_is_filed_under_the_weights_that_serve(
         "passes_after_edit": 0,
         "adherence_static": 0.5,
         "adherence_static_half": 0.125,
+        "passes_static": 9,
         "seconds": 1.0,
     }
     response = scripted_trajectory(

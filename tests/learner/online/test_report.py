@@ -73,6 +73,18 @@ def test_the_share_of_publishing_and_comparing_is_that_of_all_steps(
     assert report.summary()["sync_share"] == 0.25
 
 
+def test_the_share_of_waiting_begins_with_the_second_step(report: Report, tmp_path: Path) -> None:
+    """The first one waits until engines have started."""
+    for number, waited in enumerate((100.0, 0.5, 0.0, 0.1), 1):
+        numbers = {"loss": 1.0, "seconds_step": waited + 1, "seconds_wait_for_batch": waited}
+        told = report.write_step(number, numbers | {"seconds_publish": 0, "seconds_compare": 0})
+        assert told["idle_share"] == report.idle_share
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    shares = [json.loads(line)["idle_share"] for line in lines]
+    assert shares == pytest.approx([0, 0.5 / 1.5, 0.5 / 2.5, 0.6 / 3.6])
+    assert report.summary()["idle_share"] == shares[-1]
+
+
 def test_steps_that_are_not_logged_count(report: Report) -> None:
     step(report, 2)
     report.reached(3)
