@@ -196,6 +196,9 @@ def _held_out(history: History) -> str:
         shown[0] += f" ({edits:.0f} edits)"
     if len(shown) > 1 and passes is not None:
         shown[1] += f" ({passes:.0f} passes)"
+    repeated = history.number("actor", "evaluation_repetition")
+    if shown and repeated is not None:
+        shown.append(f"repetition {repeated:.2f}")
     return ", ".join(shown)
 
 

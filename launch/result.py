@@ -64,6 +64,9 @@ def collect(run_dir: Path, status: str, seconds: float) -> dict[str, Any]:
         "adherence_static_before_half": before.get("adherence_static_half"),
         "adherence_static_after_half": after.get("adherence_static_half"),
         "passes_static": after.get("passes_static"),
+        # Share of runs of four words that stood in the response before: loops.
+        "repetition_before": before.get("repetition"),
+        "repetition_after": after.get("repetition"),
         # Share of the time that each side waited for the other, and what memory each took.
         "idle_share_learner": learner.get("idle_share"),
         "idle_share_actor": _idle(actors),

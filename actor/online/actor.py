@@ -272,6 +272,7 @@ class Actor:
             settings.tasks,
             self._config.sessions,
             lambda task: self._session(task, sampling, seeded=True),
+            self._tokenizer.decode,
         )
         self._report.evaluation(name, summary, [one.trajectory for one in written])
 

@@ -24,6 +24,9 @@ from protocol.run.json_files import read_json, write_json
 from protocol.run.metrics import Metrics
 from protocol.wire.messages import WeightsApplied, WeightsRejected
 
+LOOPS = 0.1
+"""Rise of repetition since the first evaluation that people are told of."""
+
 
 class Report:
     """Is told of weights and evaluations; asks the collector for everything else."""
@@ -83,8 +86,9 @@ class Report:
         )
         say(
             f"evaluation {name}: adherence after edit {after} ({summary['edits_judged']} edits), "
-            f"static {static}"
+            f"static {static}, repetition {_number(summary['repetition']):.3f}"
         )
+        self._warn_of_loops(name, summary["repetition"])
         self._metrics.log(
             version,
             evaluation_adherence_after_edit=_number(summary["adherence_after_edit"]),
@@ -93,8 +97,21 @@ class Report:
             evaluation_adherence_static=_number(summary["adherence_static"]),
             evaluation_adherence_static_half=_number(summary["adherence_static_half"]),
             evaluation_passes_static=summary["passes_static"],
+            evaluation_repetition=_number(summary["repetition"]),
             evaluation_seconds=summary["seconds"],
         )
+
+    def _warn_of_loops(self, name: str, repeated: float | None) -> None:
+        """Adherence can be had by collapsing: say so where texts repeat themselves as never before
+        the training."""
+        before = read_json(self._evaluations / "before.json").get("repetition")
+        if before is not None and repeated is not None and repeated > before + LOOPS:
+            say(
+                f"evaluation {name}: the responses repeat themselves ({repeated:.2f} of their runs "
+                f"of four words stood before; {before:.2f} at the start). Read them: dynatok "
+                f"inspect {self._evaluations / f'{name}.parquet'}. A lower learner.training."
+                "learning_rate and actor.sampling.temperature 1 keep a model from collapsing"
+            )
 
     async def write_often(self) -> None:
         """Write every `report_every` seconds until cancelled; say when the actor pauses."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import pytest
 
 from actor.online.evaluation import evaluate
 from dynatok_online.adherence.summary import summarize
@@ -64,9 +65,13 @@ def test_evaluate_samples_each_task_once() -> None:
     tasks = (task((5, B)) for _ in range(100))
 
     async def scenario() -> dict[str, Any]:
-        summary, finished = await evaluate(tasks, 10, 4, lambda one: make(engine, one))
+        summary, finished = await evaluate(
+            tasks, 10, 4, lambda one: make(engine, one), lambda ids: "a b c d " * 2
+        )
         assert len(finished) == 10
         return summary
 
-    assert asyncio.run(scenario())["generated_tokens"] > 0
+    summary = asyncio.run(scenario())
+    assert summary["generated_tokens"] > 0
+    assert summary["repetition"] == pytest.approx(1 / 5)  # of five runs of four words
     assert len(engine.requests) == 20

@@ -105,6 +105,7 @@ def test_an_evaluation_is_filed_under_the_weights_that_serve(
         "passes_after_edit": 0,
         "adherence_static": 0.5,
         "adherence_static_half": 0.125,
+        "repetition": 0.02,
         "passes_static": 9,
         "seconds": 1.0,
     }
@@ -112,12 +113,16 @@ def test_an_evaluation_is_filed_under_the_weights_that_serve(
         Task("t", "Text: ", {}, max_tokens=3), [1, 2, 3], lambda text: [*map(ord, text)]
     )
     one.evaluation("before", summary, [response])
-    one.close()
     written = json.loads((tmp_path / "evaluation" / "before.json").read_text())
     assert written == {"version": 2, **summary}
     (kept,) = read_trajectories(tmp_path / "evaluation" / "before.parquet")
     assert kept.response.tolist() == [1, 2, 3]
-    assert "adherence after edit unknown (0 edits), static 0.500 ± 0.125" in capsys.readouterr().err
-    (logged,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    said = capsys.readouterr().err
+    assert "after edit unknown (0 edits), static 0.500 ± 0.125, repetition 0.020" in said
+    assert "repeat themselves" not in said
+    one.evaluation("after", summary | {"repetition": 0.4}, [response])
+    one.close()
+    assert "repeat themselves (0.40 of their runs of four words" in capsys.readouterr().err
+    logged, _ = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert logged["evaluation_adherence_after_edit"] is None
     assert logged["evaluation_adherence_static"] == 0.5
