@@ -100,6 +100,9 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tasks: str = "tiny"
     """Where tasks come from: `tiny` (the embedded world), a .jsonl or .yaml file or a folder of
     them, module:name, hub:owner/name."""
+    responses_per_task: int = 1
+    """Responses to each task, begun one after the other, with draws of their own. Objectives that
+    compare them (`grpo`, `hapo`, `decoupled`) need 2 or more."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn."""
     reuse: ReusePolicy = "exact"
@@ -145,6 +148,7 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _positive(
             "actor",
             sessions=self.sessions,
+            responses_per_task=self.responses_per_task,
             journal_bytes=self.journal_bytes,
             weights_timeout=self.weights_timeout,
             finish_timeout=self.finish_timeout,

@@ -113,6 +113,14 @@ def tasks(
     return tasks_of(good, split, seed=seed, chat=turn)
 
 
+def repeated(tasks: Iterator[Task], times: int) -> Iterator[Task]:
+    """Each task so many times in turn, under names of their own, which their draws depend on."""
+    for task in tasks:
+        for copy in range(1, times + 1):
+            name = task.task_id if times == 1 else f"{task.task_id}.{copy}"
+            yield msgspec.structs.replace(task, task_id=name)
+
+
 def _rows(
     source: str, on_bad: OnBad | None, made: Iterable[Any] | None = None
 ) -> Iterator[tuple[TaskRow, str]]:

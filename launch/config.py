@@ -19,6 +19,7 @@ import msgspec
 import yaml
 
 from actor.config import ActorConfig
+from dynatok_online.objectives.written import objective_of
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
 from launch.engines.config import RayConfig, SlurmConfig
 from launch.precision import settled
@@ -88,6 +89,12 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"learner.trajectories_per_step is {per_step}, but protocol.credits ({credits}) "
                 f"lets {self.actors} actors have only {self.actors * credits} trajectories that "
                 f"are not trained on; write protocol.credits {-(-per_step // self.actors)} or more"
+            )
+        made = objective_of(self.learner.objective)
+        if "groups" in made.needs and self.actor.responses_per_task < 2:
+            raise ValueError(
+                f"learner.objective {made.of_need('groups')} compares several responses to one "
+                "task, and actor.responses_per_task is 1; write 2 or more, such as 4"
             )
         longest = self.actor.engine.get("max_model_len", 0)
         row = self.learner.training.get("max_row_tokens", MAX_ROW_TOKENS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from dynatok_online.objectives.targets import BROUGHT, Need
+from dynatok_online.objectives.targets import BROUGHT
 from dynatok_online.objectives.written import objective_of
 from learner.lora import check_names
 from protocol.config import ProtocolConfig
@@ -31,13 +30,46 @@ def check_training(section: str, training: dict[str, Any]) -> None:
             raise ValueError(f"{section}.{name} must be at least 0, got {value}")
 
 
-def check_objective(field: str, objective: Any, brought: Sequence[Need] = BROUGHT) -> None:
-    """Raise ValueError for an objective that cannot be, or that needs what is not `brought`,
-    before anything heavy is imported."""
+def check_objective(field: str, objective: Any) -> None:
+    """Raise ValueError for an objective that cannot be, or that needs what nothing brings, before
+    anything heavy is imported."""
     try:
-        objective_of(objective).check(brought)
+        objective_of(objective).check(BROUGHT)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
+
+
+def check_reference(
+    where: str, objective: Any, training: dict[str, Any], lora: dict[str, Any], stage: int
+) -> None:
+    """Raise ValueError for a reference that an objective needs and that cannot be, as far as
+    settings alone say so. `where`: of the fields; `stage`: of ZeRO."""
+    made, reference = objective_of(objective), training.get("reference", "start")
+    if "reference" not in made.needs:
+        return
+    name = made.of_need("reference")
+    if stage == 3:
+        raise ValueError(
+            f"{where}objective: {name} needs a reference, which cannot be run beside weights that "
+            f"are sharded over ranks; write stage 2 in {where}deepspeed"
+        )
+    if reference == "adapter" and not lora:
+        raise ValueError(
+            f"{where}training.reference is adapter, the model with its adapters switched off, and "
+            f"it has none; write {where}lora, or start"
+        )
+    if reference == "published" and not where:
+        raise ValueError(
+            "training.reference is published, what actors were given last, and nothing is "
+            "published offline; write start, adapter or a path"
+        )
+
+
+def zero_stage(deepspeed: dict[str, Any]) -> int:
+    """The ZeRO stage in a DeepSpeed configuration; 0 where it says none."""
+    zero = deepspeed.get("zero_optimization")
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
+    return stage if isinstance(stage, int) else 0
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,9 +192,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "
                 "token of a text has no log-probability"
             )
-        # An actor writes one response to a task, so a step has nothing to compare it with.
-        brought = [need for need in BROUGHT if need != "groups"]
-        check_objective("learner.objective", self.objective, brought)
+        check_objective("learner.objective", self.objective)
+        stage = 0 if isinstance(self.deepspeed, str) else zero_stage(self.deepspeed)
+        check_reference("learner.", self.objective, self.training, self.lora, stage)
         if self.weight_transport in ("nccl", "ipc"):
             raise ValueError(
                 f"learner.weight_transport {self.weight_transport} is vLLM's own transport between "

@@ -32,7 +32,7 @@ from actor.sessions.live_session import LiveSession
 from actor.sessions.rules import open_session
 from actor.sessions.serving import Serving
 from actor.task_groups import cancel, first_error
-from actor.task_source import tasks
+from actor.task_source import repeated, tasks
 from actor.tokenizer import BorderNotice, chat_of, load_tokenizer
 from dynatok_online.tasks.files import Split
 from dynatok_online.tasks.task import Task
@@ -90,7 +90,7 @@ class Actor:
             outbox=self._outbox,
             where=partial(find_endpoint, self._run_dir, config.protocol.endpoint),
         )
-        self._script = self._source("train", config.seed)
+        self._script = repeated(self._source("train", config.seed), config.responses_per_task)
         self._collector = Collector(
             self._tasks(),
             config.sessions,

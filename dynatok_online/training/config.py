@@ -53,7 +53,8 @@ class DynamicSFTConfig(SFTConfig):
         default="start",
         metadata={
             "help": "What objectives that need one compare with: `start` (a frozen copy), "
-            "`adapter` (LoRA switched off: no copy), or another model's folder or hub id."
+            "`adapter` (LoRA switched off: no copy), `published` (online: what actors were given "
+            "last), or another model's folder or hub id."
         },
     )
     reward_power: float = field(

@@ -20,15 +20,25 @@ import xxhash
 from dynatok_online.rows.row import Row
 from dynatok_online.trajectory import Trajectory
 
+
+class NoGroups(ValueError):
+    """There is nothing to compare in a step."""
+
+
 PASS = "pass"
 """Column: which pass of its micro batch sampled a target."""
+
+
+def task_key(trajectory: Trajectory) -> bytes:
+    """What responses to one task have in common: the prompt that they began with."""
+    return trajectory.fed(0).tobytes() if trajectory.passes else b""
 
 
 def group_keys(trajectories: Sequence[Trajectory]) -> tuple[list[int], list[float]]:
     """The group of each pass of `trajectories`, in order, and its lowest score (NaN: none)."""
     keys, scores = [], []
     for trajectory in trajectories:
-        begins = trajectory.fed(0).tobytes() if trajectory.passes else b""
+        begins = task_key(trajectory)
         for one in trajectory.passes:
             said = repr(sorted(one.states.items())).encode()
             keys.append(xxhash.xxh3_64_intdigest(begins + b"\0" + said) >> 1)  # fits int64
@@ -51,16 +61,16 @@ def pass_columns(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
 def advantages(
     keys: torch.Tensor, scores: torch.Tensor, all_keys: torch.Tensor, all_scores: torch.Tensor
 ) -> torch.Tensor:
-    """[P] advantages of passes, given those of all ranks. Raises ValueError where no group of the
+    """[P] advantages of passes, given those of all ranks. Raises `NoGroups` where no group of the
     step has two passes to compare."""
     known = all_scores.isfinite()
     groups, place = torch.unique(all_keys[known], return_inverse=True)
     counts = torch.bincount(place, minlength=len(groups)).double()
     if not len(groups) or counts.max() < 2:
-        raise ValueError(
+        raise NoGroups(
             "no two responses of this step answer the same prompt in the same states, so there are "
             "no advantages over a group; let several responses to one task follow each other in "
-            "the data, or use an objective that needs no groups"
+            "the data (online: actor.responses_per_task), or use an objective that needs no groups"
         )
     values = all_scores[known].double()
     mean = torch.zeros_like(counts).index_add_(0, place, values) / counts

@@ -1,6 +1,8 @@
 """Another model's view of the same targets.
 
     start      a frozen copy of the model as the trainer got it: as much memory as its weights
+    published  a copy of the weights that actors were given last (online; as they were trained, not
+               as they were rounded on the way)
     adapter    the model in training, its adapters switched off: no copy
     PATH       any other model with the same vocabulary: a folder, or a hub id
 
@@ -31,9 +33,11 @@ AT = "reference_at"
 class Reference:
     """A `Provider` whose columns say where hidden states are kept."""
 
-    def __init__(self, given: str, model: Any, kernel: str) -> None:
-        """`model`: the model in training, with its adapters, before anything wraps it. Raises
-        ValueError where `given` cannot be."""
+    def __init__(self, given: str, model: Any, kernel: str, publishes: bool = False) -> None:
+        """`model`: the model in training, with its adapters, before anything wraps it.
+        `publishes`: its weights go to actors, and `follow` is called then. Raises ValueError where
+        `given` cannot be."""
+        self._follows = given == "published"
         self._adapted = None
         if given == "adapter":
             if not hasattr(model, "disable_adapter"):
@@ -43,13 +47,13 @@ class Reference:
                 )
             self._adapted = model
             base = model.get_base_model()
-        elif given == "start":
-            base = _copy(model)
-        elif given == "published":
+        elif given == "published" and not publishes:
             raise ValueError(
-                "reference: published is no reference that a learner has; write "
-                "start, adapter or a path"
+                "reference: published is what actors were given last, and nothing is published "
+                "here; write start, adapter or a path"
             )
+        elif given in ("start", "published"):
+            base = _copy(model)
         else:
             from transformers import AutoModelForCausalLM
 
@@ -76,6 +80,14 @@ class Reference:
         self._vocabulary = ours
         self._kept: list[torch.Tensor] = []
         self._count = 0
+
+    @torch.no_grad()
+    def follow(self, model: Any) -> None:
+        """The weights of `model` (as at the beginning) are being published."""
+        if self._follows:
+            theirs = dict(model.named_parameters())
+            for name, own in self._model.named_parameters():
+                own.copy_(theirs[name])
 
     def begin(self) -> None:
         """Forget what was kept: a new micro batch begins."""

@@ -87,6 +87,8 @@ class DynamicSFTTrainer(SFTTrainer):
 
     _tag_names = ("trl", "dynatok-online")
     loss_is_scaled_for_ga = True
+    _publishes = False
+    """Whether actors get the weights while they are trained."""
 
     def __init__(
         self,
@@ -194,7 +196,9 @@ class DynamicSFTTrainer(SFTTrainer):
                     "are sharded over ranks (ZeRO 3 or FSDP); use ZeRO 2"
                 )
             model = self.accelerator.unwrap_model(self.model)
-            self._reference = Reference(self.args.reference, model, self.args.attention)
+            self._reference = Reference(
+                self.args.reference, model, self.args.attention, self._publishes
+            )
             found["reference"] = self._reference
         if self.objective.whole() and not self.is_fsdp_enabled:
             of = None if self._reference is None else self._reference.logprobs

@@ -20,7 +20,6 @@ from learner.log import say
 from learner.online.before_step import BeforeStep
 from learner.online.callbacks import FollowCallback
 from learner.online.canary import canary, canary_texts
-from learner.online.gather import stream_weights
 from learner.online.group import Begin, Goodbye, Group, Score
 from learner.online.publisher import take_all
 from learner.online.scorer import Scorer
@@ -67,7 +66,7 @@ def _train(config: LearnerConfig) -> None:
     def publish() -> None:
         nonlocal due
         canary(scorer, texts, config.canary_tolerance)
-        take_all(stream_weights(trainer.model, getattr(torch, config.weight_dtype)))
+        take_all(trainer.published_weights(getattr(torch, config.weight_dtype)))
         due = config.logprob_gap_trajectories > 0
 
     def compare() -> None:

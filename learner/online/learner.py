@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from dynatok_online.training.groups import task_key
 from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing, local_ranks, report_to_one_run
@@ -35,7 +36,7 @@ from learner.online.callbacks import DecideCallback
 from learner.online.canary import canary, canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.online.gap import Gap, GapProbe
-from learner.online.gather import stream_weights, weight_shapes
+from learner.online.gather import weight_shapes
 from learner.online.group import Begin, Goodbye, Group, Score, ranks
 from learner.online.inbox import Inbox
 from learner.online.publisher import Publisher, shapes
@@ -103,6 +104,7 @@ class Learner:
             config.max_policy_lag,
             per_version=config.trajectories_per_step * config.publish_every,
             first_version=before + 1,
+            group=task_key if "groups" in arguments.make_objective().needs else None,
         )
         self.channel = self._open_channel(config)
         self.batches = Batches(
@@ -158,7 +160,7 @@ class Learner:
         self.publisher = Publisher(
             sender=sender,
             canary=partial(canary, scorer, texts, config.canary_tolerance),
-            gather=partial(stream_weights, base, dtype),
+            gather=partial(self.trainer.published_weights, dtype),
             trained=weight_shapes(base, dtype, trained=True),
             readers=self._connected,
             announce=self._announce,

@@ -15,10 +15,13 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 import numpy as np
+import torch
 
 from dynatok_online.rows.row import Row
 from dynatok_online.training.collator import TrajectoryCollator
+from dynatok_online.training.groups import NoGroups, advantages, with_advantages
 from dynatok_online.trajectory import Trajectory
+from learner.log import say
 
 T = TypeVar("T")
 Batch = dict[str, Any]
@@ -56,11 +59,31 @@ def share_out(
     collator: TrajectoryCollator,
     ranks: int,
     accumulated: int,
+    first: bool = False,
 ) -> tuple[list[list[Batch]], int]:
-    """`batches[rank][micro step]` of one optimizer step, and its loss tokens."""
+    """`batches[rank][micro step]` of one optimizer step, and its loss tokens. Raises ValueError
+    where the objective compares responses to one task, no task has two, and this is the `first`
+    step; later it is said, and the step counts nothing."""
     per_rank = collator.plan(trajectories, ranks)
+    if "groups" in collator.objective.needs:
+        _compare(per_rank, first)
     total = sum(batch["loss_tokens"] for batch in per_rank)
     return [_micro_steps(batch, accumulated) for batch in per_rank], total
+
+
+def _compare(per_rank: Sequence[Batch], strict: bool) -> None:
+    """The advantages of all passes of a step into the rows of all ranks."""
+    first = per_rank[0]
+    keys, scores = torch.tensor(first.pop("groups")), torch.tensor(first.pop("scores"))
+    try:
+        found = advantages(keys, scores, keys, scores)
+    except NoGroups as error:
+        if strict:
+            raise
+        say(f"a step has nothing to learn from: {error}")
+        found = torch.zeros(len(keys))
+    for batch in per_rank:
+        batch["rows"] = [with_advantages(row, found) for row in batch["rows"]]
 
 
 def _micro_steps(batch: Batch, count: int) -> list[Batch]:

@@ -22,7 +22,7 @@ still waiting. `offered == taken + sum(dropped.values()) + len(buffer)` always h
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,13 +47,20 @@ class StalenessBuffer(Generic[T]):
     """First in, first out, with a bound on age counted in weight versions.
 
     `per_version`: trajectories trained on between two versions. `first_version`: the first one
-    that this process publishes.
+    that this process publishes. `group`: what items that are to be taken together have in common.
     """
 
-    def __init__(self, max_policy_lag: int, per_version: int = 1, first_version: int = 0) -> None:
+    def __init__(
+        self,
+        max_policy_lag: int,
+        per_version: int = 1,
+        first_version: int = 0,
+        group: Callable[[T], Hashable] | None = None,
+    ) -> None:
         if max_policy_lag < 0:
             raise ValueError(f"max_policy_lag must be at least 0, got {max_policy_lag}")
         self.max_policy_lag = max_policy_lag
+        self._group = group
         self._per_version = per_version
         self._first_version = first_version
         self.version = first_version
@@ -114,9 +121,15 @@ class StalenessBuffer(Generic[T]):
         return stale
 
     def take(self, count: int) -> list[T] | None:
-        """The `count` that wait longest, or None while there are fewer."""
+        """The `count` that wait longest, each with those of its group behind it; None while there
+        are fewer."""
         if len(self._waiting) < count:
             return None
+        if self._group is not None:
+            groups: dict[Hashable, list[tuple[int, T]]] = {}
+            for one in self._waiting:
+                groups.setdefault(self._group(one[1]), []).append(one)
+            self._waiting = deque(one for group in groups.values() for one in group)
         out = []
         for _ in range(count):
             oldest, item = self._waiting.popleft()

@@ -48,6 +48,7 @@ class Dealer:
         self._collator = collator
         self._accumulated = accumulated
         self.save_at_end = save_at_end
+        self._first = True
 
     def next(self) -> Step | None:
         """Waits for the batch. Raises what `Batches.take` raises."""
@@ -56,8 +57,9 @@ class Dealer:
             self._group.tell(End(self.save_at_end))
             return None
         per_rank, total = share_out(
-            trajectories, self._collator, self._group.ranks, self._accumulated
+            trajectories, self._collator, self._group.ranks, self._accumulated, self._first
         )
+        self._first = False
         newest = self._batches.newest
         others = [pack(batches, total, newest) for batches in per_rank[1:]]
         self._group.hand_out([Share([], total), *others])

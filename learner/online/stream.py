@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 from dynatok_online.trajectory import Trajectory
@@ -29,8 +29,20 @@ class _Waiting(NamedTuple):
 class Stream:
     """A staleness buffer that one thread fills and another empties."""
 
-    def __init__(self, max_policy_lag: int, per_version: int = 1, first_version: int = 0) -> None:
-        self._buffer = StalenessBuffer[_Waiting](max_policy_lag, per_version, first_version)
+    def __init__(
+        self,
+        max_policy_lag: int,
+        per_version: int = 1,
+        first_version: int = 0,
+        group: Callable[[Trajectory], Hashable] | None = None,
+    ) -> None:
+        """`group`: what trajectories that are to be taken together have in common."""
+        self._buffer = StalenessBuffer[_Waiting](
+            max_policy_lag,
+            per_version,
+            first_version,
+            group and (lambda waiting: group(waiting.trajectory)),
+        )
         self._changed = threading.Condition()
         self._stopped: str | None = None
         self._failure: str | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actor import task_source
-from actor.task_source import tasks
+from actor.task_source import repeated, tasks
 from dynatok_online.prompt import Text
 from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import world
@@ -41,6 +41,18 @@ def names(source: str, count: int = 3, **more: Any) -> list[str]:
 def test_the_embedded_world() -> None:
     assert names("tiny") == ["tiny-train-0-0", "tiny-train-0-1", "tiny-train-0-2"]
     assert all(len(one.edits) in (2, 3) for one in islice(tasks("tiny:2-3", "train", 0), 20))
+
+
+def test_a_task_is_repeated_under_names_of_its_own() -> None:
+    many = list(islice(repeated(tasks("tiny", "train", 0), 2), 3))
+    assert [one.task_id for one in many] == [
+        "tiny-train-0-0.1",
+        "tiny-train-0-0.2",
+        "tiny-train-0-1.1",
+    ]
+    first, second, _ = many
+    assert (first.edits, first.states) == (second.edits, second.states)
+    assert next(repeated(tasks("tiny", "train", 0), 1)).task_id == "tiny-train-0-0"
 
 
 def test_a_file_of_rows(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def write(tmp_path, text):
             "61 or more",
         ),
         (
+            "learner: {objective: hapo}\n",
+            "learner.objective hapo compares several responses to one task, and "
+            "actor.responses_per_task is 1; write 2 or more, such as 4",
+        ),
+        (
             "protocol: {max_message_bytes: 10000000}\nactor: {journal_bytes: 15000000}\n",
             "actor.journal_bytes is 15000000, less than two trajectories",
         ),
@@ -92,6 +97,7 @@ def test_a_row_must_hold_what_the_engine_can_write(tmp_path):
 
 def test_enough_credits_for_a_step_are_enough(tmp_path):
     text = "actors: 2\nprotocol: {credits: 60}\nlearner: {trajectories_per_step: 120}\n"
+    text += "actor: {responses_per_task: 2}\n"
     assert load_run(write(tmp_path, text)).actors == 2
 
 

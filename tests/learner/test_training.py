@@ -1,7 +1,10 @@
 """What passes through to TRL and DeepSpeed, and what is refused."""
 
+from typing import Any
+
 import pytest
 
+from dynatok_online.objectives.written import FACTORS, LOSSES
 from learner.config import LearnerConfig
 from learner.offline.config import TrainConfig
 from learner.training import deepspeed_arguments, stream_arguments, training_arguments
@@ -126,7 +129,8 @@ def test_config_checks_itself(options, match):
 @pytest.mark.parametrize(
     "objective",
     [
-        *("sft", "reward", "dft", "asft", "eksft", "rollout", "hinge"),
+        *LOSSES,
+        *FACTORS,
         {"name": "asft", "kl": 0.03, "times": ["reward", "key", "importance"]},
         ["reward", {"name": "hinge", "scale": 0.1}],
     ],
@@ -140,13 +144,34 @@ def test_the_learner_takes_every_objective(tmp_path, objective):
 @pytest.mark.parametrize(
     ("objective", "match"),
     [
-        ("grpo", r"learner\.objective: objective grpo needs several responses to one task"),
         ({"name": "asft", "lk": 1}, r"learner\.objective: .*did you mean 'kl'"),
     ],
 )
 def test_objectives_that_the_learner_cannot_have_are_named(tmp_path, objective, match):
     with pytest.raises(ValueError, match=match):
         learner(tmp_path, objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "asft needs a reference, which canno"),
+        ({"training": {"reference": "adapter"}}, "adapters switched off, and it has none; write"),
+    ],
+)
+def test_references_that_cannot_be_are_named(tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        LearnerConfig(objective="asft", **options)
+    LearnerConfig(objective="dft", **options)
+    with pytest.raises(ValueError, match=match):
+        TrainConfig(data="x.jsonl", objective="asft", **options)
+
+
+def test_nothing_is_published_offline():
+    given: dict[str, Any] = {"objective": "asft", "training": {"reference": "published"}}
+    assert LearnerConfig(**given).training["reference"] == "published"
+    with pytest.raises(ValueError, match="and nothing is published offline; write start, adapter"):
+        TrainConfig(data="x.jsonl", **given)
 
 
 def test_offline_training_takes_groups():

@@ -53,6 +53,7 @@ def test_same_in_rows_parts_and_micro_batches(whole: Any, objective: Any) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_the_table(whole: Any, tmp_path: Path) -> None:
     """Row budgets x accumulation x memory x ranks x every objective: the same losses and gradients,
     or a refusal that names the reason (there is none)."""
@@ -227,6 +228,8 @@ def test_a_reference_of_another_folder(tmp_path: Path, whole: Any) -> None:
 def test_what_cannot_be_is_said_before_anything_starts() -> None:
     with pytest.raises(ValueError, match="train with LoRA, or use reference: start"):
         run("asft", reference="adapter")
+    with pytest.raises(ValueError, match="and nothing is published here; write start, adapter or"):
+        run("asft", reference="published")
     with pytest.raises(ValueError, match="'asfd' is unknown; did you mean 'asft'"):
         run("asfd")
     with pytest.raises(ValueError, match="objective context needs the log-probability of tokens"):

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from protocol.config import ProtocolConfig
 
@@ -64,27 +66,41 @@ def learn(settings: LearnerConfig) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> tuple[Path, str]:
     """The journal of a learner that never trained: what an actor sent, and the run's name."""
+    from tests.learner.conftest import make_trajectory
+
+    made = (
+        make_trajectory(f"t{number}", seed=number, states=1 + number % 3)
+        for number in range(STEPS * PER_STEP)
+    )
+    return recorded(tmp_path_factory.mktemp("recorded"), made)
+
+
+def recorded(folder: Path, trajectories: Iterable[Trajectory]) -> tuple[Path, str]:
+    """A journal of `trajectories`, and the run's name."""
     from protocol.delivery.durable import JournaledStore
     from protocol.wire.codec import encode
     from protocol.wire.envelope import Sealer
     from protocol.wire.messages import TrajectoryMessage
-    from tests.learner.conftest import make_trajectory
 
     run_id = f"ranks-{time.time_ns()}"
-    folder = tmp_path_factory.mktemp("recorded") / "journal" / "learner"
-    store = JournaledStore(folder, run_id)
+    store = JournaledStore(folder / "journal" / "learner", run_id)
     sealer = Sealer(run_id, "actor-0")
-    for number in range(STEPS * PER_STEP):
-        made = make_trajectory(f"t{number}", seed=number, states=1 + number % 3)
-        message = TrajectoryMessage(made)
-        store.append(sealer.seal(encode(message), epoch=1, sequence=number + 1))
+    for number, one in enumerate(trajectories, 1):
+        message = TrajectoryMessage(one)
+        store.append(sealer.seal(encode(message), epoch=1, sequence=number))
     store.commit()
     store.close()
-    return folder.parent, run_id
+    return folder / "journal", run_id
 
 
-def weights(tmp_path: Path, model: Path, journal: tuple[Path, str], **change: Any) -> Any:
-    """What a learner of these settings makes of the journal."""
+def weights(
+    tmp_path: Path,
+    model: Path,
+    journal: tuple[Path, str],
+    steps: int = STEPS,
+    **change: Any,
+) -> Any:
+    """What a learner of these settings makes of the journal, in so many steps."""
     from safetensors.torch import load_file
 
     run = tmp_path / f"run-{time.time_ns()}"
@@ -95,8 +111,8 @@ def weights(tmp_path: Path, model: Path, journal: tuple[Path, str], **change: An
     assert code == 3, said
     assert "no good-bye" in said.splitlines()[-1], said
     summary = json.loads((run / "learner.json").read_text())
-    assert summary["learner_steps"] == STEPS
-    assert summary["trajectories"] == STEPS * PER_STEP
+    assert summary["learner_steps"] == steps
+    assert summary["trajectories"] == steps * PER_STEP
     assert summary["logprob_gap_compared"] == 1, "of weights 0, which sampled all of it"
     return load_file(run / "model" / "model.safetensors")
 
