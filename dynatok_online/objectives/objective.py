@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynatok_online.objectives.lagged import Lagged
+from dynatok_online.objectives.masked import Masked
 from dynatok_online.objectives.targets import NEEDS, Factor, Need, Targets, TokenObjective
 from dynatok_online.trajectory import Trajectory
 
@@ -58,6 +59,11 @@ class Objective:
 
     def check(self, brought: Sequence[Need]) -> None:
         """Raise ValueError for what is needed and not among what is `brought`."""
+        if self.masked is not None and "recorded" in self.needs:
+            raise ValueError(
+                f"objective {self.of_need('recorded')} compares with what the actor recorded, "
+                "which saw all inputs, and masked hides some; leave one of them out"
+            )
         for need in NEEDS:
             if need in self.needs and need not in brought:
                 raise ValueError(f"objective {self.of_need(need)} needs {_MISSING[need]}")
@@ -74,6 +80,11 @@ class Objective:
         """Factors that compare the tokens of a trajectory, by the column that they become, and by
         name."""
         return {(self._key(i, name), name): one for i, name, one in self._factors() if one.whole}
+
+    @property
+    def masked(self) -> Masked | None:
+        """What hides inputs, if anything does."""
+        return next((one for _, _, one in self._factors() if isinstance(one, Masked)), None)
 
     def factor(self, t: Targets, past: Lagged, at: int = 0) -> Tensor | None:
         """[m] what multiplies the loss of term `at`; None: nothing does."""

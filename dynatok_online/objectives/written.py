@@ -28,6 +28,7 @@ from dynatok_online.objectives.dft import Dft
 from dynatok_online.objectives.eksft import Eksft
 from dynatok_online.objectives.hinge import Hinge
 from dynatok_online.objectives.key import Key
+from dynatok_online.objectives.masked import Masked
 from dynatok_online.objectives.objective import Objective, Term
 from dynatok_online.objectives.reward import Reward
 from dynatok_online.objectives.rollout import Rollout
@@ -54,6 +55,7 @@ FACTORS: dict[str, type[Factor]] = {
     "context": Context,
     "contrast": Contrast,
     "sstoken": SsToken,
+    "masked": Masked,
 }
 
 KNOWN = (*LOSSES, *FACTORS)
@@ -65,7 +67,10 @@ def objective_of(given: Any, reward: Mapping[str, float] | None = None) -> Objec
     entries = given if isinstance(given, list | tuple) else [given]
     if not entries:
         raise ValueError(f"objective is an empty list; name one of {', '.join(KNOWN)}")
-    return Objective(tuple(_term(one, reward or {}) for one in entries))
+    made = Objective(tuple(_term(one, reward or {}) for one in entries))
+    if sum(name == "masked" for one in made.terms for name, _ in one.factors) > 1:
+        raise ValueError("objective names masked twice; all terms see the same inputs")
+    return made
 
 
 def _term(given: Any, reward: Mapping[str, float]) -> Term:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynatok_online.arrays import Flags, Ints, ranges
+from dynatok_online.rows.apart import Named, set_apart
 from dynatok_online.rows.bins import Unit, fill_bins, largest_pass, union
 from dynatok_online.rows.ghosts import ghost_row, visible_spans
 from dynatok_online.rows.row import Row, empty_row
@@ -80,8 +81,10 @@ def plan_ranks(
     pair_cost: float = PAIR_COST,
     ghosts: bool = False,
     columns: Sequence[Columns] | None = None,
+    apart: bool = False,
 ) -> list[list[Row]]:
-    """`plan_rows` for several ranks: as many rows for each, balanced by cost.
+    """`plan_rows` for several ranks: as many rows for each, balanced by cost. `apart`: response
+    tokens of different trajectories are never merged, and `Row.written` tells which is which.
 
     Every rank that plans the same batch gets the same plan. `rows[rank][step]`: the rows of one
     step cost about the same (linear layers by token, attention by pair), so ranks that meet at
@@ -100,13 +103,17 @@ def plan_ranks(
         raise ValueError(
             f"strategy {strategy!r} has no ghosts: they share the KV of spans; use packed"
         )
+    given = set_apart(trajectories) if apart else trajectories
     if ghosts:
-        spans = build_spans(trajectories, ghosts=True)
+        spans = build_spans(given, ghosts=True)
     else:
-        spans = STRATEGIES[strategy](trajectories)
+        spans = STRATEGIES[strategy](given)
     bins = fill_bins(spans, trajectories, max_tokens, ranks, pair_cost)
     aligned = _align(spans, trajectories, weights, columns or (), names)
     rows = [_row(spans, units, aligned) for units in bins]
+    if apart:
+        named = Named(trajectories)
+        rows = [named.row(row) for row in rows]
     rows.sort(key=lambda row: row.tokens + pair_cost * row.pairs, reverse=True)
     rows += [empty_row()] * (-len(rows) % ranks)
     # A snake: the rank that got the costliest row of one step gets the cheapest of the next.

@@ -54,6 +54,9 @@ class Row:
     above: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
     """[A] engine positions of tokens that were run before and are seen from here (see `parts`).
     Where there are any, `bounds` and `visible` begin with their spans, and end at A + N."""
+    written: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[N] a number of each response token, by trajectory and index, the same wherever the row runs
+    it; -1 for what prompts are made of. [0] unless a batch was planned with `apart`."""
     ghosts: GhostRow | None = None
     """What is to be run after it, forward only, where a batch was planned with `ghosts`."""
 

@@ -23,12 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from dynatok_online.arrays import Flags, Int32s, Ints
+from dynatok_online.arrays import Flags, Hashes, Int32s, Ints, mixed
 from dynatok_online.spans.entries import PassEntries
-
-Hashes = npt.NDArray[np.uint64]
 
 _MASK = (1 << 64) - 1
 
@@ -67,13 +64,6 @@ def merge(
     return Nodes(first, node, begins, _heads(low, high, begins))
 
 
-def _mix(values: Hashes) -> Hashes:
-    """The finaliser of splitmix64: a bijection of 64-bit words that looks random."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def _chain(
     passes: Sequence[PassEntries],
     tokens: Int32s,
@@ -82,9 +72,9 @@ def _chain(
 ) -> tuple[Hashes, Hashes]:
     """[E] the chain before each entry, and up to and including it. Those from `real` on are
     ghosts, which no real one may be taken for."""
-    place = _mix(positions.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    place[real:] = _mix(~place[real:])
-    value = _mix(tokens.astype(np.uint64) ^ place)
+    place = mixed(positions.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    place[real:] = mixed(~place[real:])
+    value = mixed(tokens.astype(np.uint64) ^ place)
     inclusive = np.cumsum(value, dtype=np.uint64)
     exclusive = inclusive - value
     shift = np.zeros(len(tokens), np.uint64)
@@ -102,7 +92,7 @@ def _chain(
                 chain = (int(inclusive[last]) + int(shift[last])) & _MASK
             else:
                 named = inclusive[entry : last + 1] + shift[entry : last + 1]
-                stale = _mix(_mix(named) ^ ~place[entry : last + 1])
+                stale = mixed(mixed(named) ^ ~place[entry : last + 1])
                 chain = (chain + int(stale.sum(dtype=np.uint64))) & _MASK
     return exclusive + shift, inclusive + shift
 

@@ -82,6 +82,7 @@ class TrajectoryCollator:
             ranks=ranks,
             columns=columns,
             ghosts="context" in self.objective.needs,
+            apart=self.objective.masked is not None,
         )
         for _, name in self.objective.whole():
             _check_whole(planned, trajectories, f"objective {name}")

@@ -52,6 +52,7 @@ from dynatok_online.training.groups import advantages, with_advantages
 from dynatok_online.training.halves import SHARDED, Halves, draw
 from dynatok_online.training.head import ChunkedHead
 from dynatok_online.training.lagged import LaggedCallback
+from dynatok_online.training.masked import hide, masking_token
 from dynatok_online.training.providers import Provider, complete
 from dynatok_online.training.reference import AT, Reference
 from dynatok_online.training.scored import Scoring
@@ -161,6 +162,9 @@ class DynamicSFTTrainer(SFTTrainer):
         """What brings the columns that an objective needs and a model computes."""
         shared: list[Need] = ["context"] if self._has_ghosts else []
         self.objective.check((*self.providers, *shared, "recorded", "groups"))
+        if self.objective.masked is not None:
+            vocabulary = base.get_input_embeddings().weight.shape[0]
+            self._mask = masking_token(self.objective.masked, processing_class, vocabulary)
         self.past = Lagged(self.objective.watches, self.args.device)
         self.add_callback(LaggedCallback(self.past, self._total))
         if args.memory == "pass" and self._sharded:
@@ -418,6 +422,11 @@ class DynamicSFTTrainer(SFTTrainer):
 
     def _completed(self, model: torch.nn.Module, rows: list[Row]) -> list[Row]:
         """Rows of one micro batch, with what the objective needs."""
+        masked = self.objective.masked
+        if masked is not None and model.training:
+            done = self.state.global_step / max(1, self.state.max_steps)
+            seed = self.args.seed * 1_000_003 + self.state.global_step
+            rows = [hide(row, masked.chance(done), self._mask, seed) for row in rows]
         if self._reference is not None:
             self._reference.begin()
         with self.accelerator.autocast():

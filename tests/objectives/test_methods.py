@@ -17,6 +17,7 @@ from dynatok_online.objectives.eksft import Eksft
 from dynatok_online.objectives.hinge import Hinge
 from dynatok_online.objectives.key import Key
 from dynatok_online.objectives.lagged import Lagged
+from dynatok_online.objectives.masked import Masked
 from dynatok_online.objectives.rollout import Rollout
 from dynatok_online.objectives.sft import Sft
 from dynatok_online.objectives.sstoken import SsToken
@@ -165,6 +166,13 @@ def test_sstoken_keeps_what_is_learned_or_looks_at_the_prompt() -> None:
     given = scored(logp=now, reference=history, prompt_mass=mass)
     assert SsToken(history="reference").among(given).sum() == near(5.0)
     assert SsToken(history="reference").needs == {"attention", "reference"}
+
+
+def test_masked_hides_more_and_more() -> None:
+    objective = Masked()
+    assert [objective.chance(done) for done in (0.0, 0.33, 0.66, 1.0)] == near([0, 0.2, 0.4, 0.4])
+    assert Masked(warm=0.0).chance(0.0) == 0.4
+    assert objective.weights(one([(0, 2), (1, 3)])).tolist() == [1.0] * 5
 
 
 def test_sstoken_takes_rounding_for_none() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dynatok_online.objectives.reward import Reward
 from dynatok_online.objectives.sft import Sft
-from dynatok_online.objectives.targets import Loss
+from dynatok_online.objectives.targets import BROUGHT, Loss
 from dynatok_online.objectives.written import FACTORS, LOSSES, objective_of
 
 
@@ -86,6 +86,14 @@ def test_the_page_lists_every_one() -> None:
         (line,) = (one for one in page.splitlines() if one.startswith(f"| `{name}` |"))
         for field in msgspec.structs.fields(kind):
             assert f"`{field.name}`" in line
+
+
+def test_masked_goes_with_what_sees_the_same_inputs() -> None:
+    objective_of({"name": "dft", "times": ["masked"]}).check(BROUGHT)
+    with pytest.raises(ValueError, match="grpo compares with what the actor recorded, which saw"):
+        objective_of({"name": "grpo", "times": ["masked"]}).check(BROUGHT)
+    with pytest.raises(ValueError, match="masked twice; all terms see the same inputs"):
+        objective_of(["masked", {"name": "dft", "times": ["masked"]}])
 
 
 def test_nothing_heavy_is_imported() -> None:

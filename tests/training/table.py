@@ -24,6 +24,7 @@ from dynatok_online.objectives.written import LOSSES
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from tests.edited import responses, tiny_model
 
+MASKED = {"name": "contrast", "times": [{"name": "masked", "warm": 0.0, "token": 49}]}
 OBJECTIVES: list[Any] = [
     *LOSSES,
     {"name": "sft", "times": ["reward", "key", "importance"]},
@@ -31,6 +32,7 @@ OBJECTIVES: list[Any] = [
     "context",
     {"name": "contrast", "power": 2},
     "sstoken",
+    MASKED,
     {"name": "dft", "times": [{"name": "sstoken", "history": "reference"}]},
 ]
 
