@@ -96,7 +96,7 @@ def test_advantages_are_dealt_out_with_the_rows(tmp_path: Path, model_dir: Path)
     planned = collator(tmp_path, model_dir, "grpo")
     per_rank, total = share_out(many, planned, 2, 2, True)
     rows = [
-        row for rank in per_rank for batch in unpack(pack(rank, total)) for row in batch["rows"]
+        row for rank in per_rank for batch in unpack(pack(rank, total, 0)) for row in batch["rows"]
     ]
     by_task: dict[tuple[int, str], set[float]] = {}
     found: dict[int, np.ndarray] = {}
