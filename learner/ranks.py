@@ -81,7 +81,9 @@ def run_ranks(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # What the agent says about a failed rank is for its own developers; ours is one line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     (run_dir / LOGS).mkdir(exist_ok=True)
     asked: list[signal.Signals] = []
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from learner import meeting
 from learner.meeting import Meeting, Nodes, end_of_rank_0, nodes, rank_0_ended
 from protocol.run.json_files import read_json, write_json
+from tests.learner.online.test_ranks import (
+    ALLOWED,
+    SCRIPT,
+    STEPS,
+    config,
+    difference,
+    journal,
+    weights,
+)
+
+__all__ = ["journal"]
 
 ENTRY = """
 import json, os, sys, time
@@ -51,27 +65,32 @@ sys.exit(_end_of(failed, run, nodes()))
 """
 
 
-def agents(run: Path, ranks: int, codes: dict[str, int]) -> list[tuple[int, str]]:
-    """Two nodes, with so many ranks each, of which some end with a code: (exit code, stderr)."""
-    run.mkdir()
-    (run / "entry.py").write_text(ENTRY)
-    (run / "told.json").write_text(json.dumps({"codes": codes}))
+def on_two_nodes(*argv: str, path: Sequence[str] = ()) -> list[tuple[int, str]]:
+    """The same command on two nodes of one step: (exit code, stderr) of each."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", AGENT, str(run), str(ranks)],
+            argv,
             env={
                 **os.environ,
                 **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_NODES": "2"},
                 **{"SLURM_NODEID": str(node), "DYNATOK_HOST": "127.0.0.1"},
-                "PYTHONPATH": os.pathsep.join([str(run), *sys.path]),
+                "PYTHONPATH": os.pathsep.join([*path, *sys.path]),
             },
             stderr=subprocess.PIPE,
             text=True,
         )
         for node in (1, 0)
     ]
-    said = [process.communicate(timeout=120)[1] for process in started]
+    said = [process.communicate(timeout=280)[1] for process in started]
     return [(p.returncode, words) for p, words in zip(started, said, strict=True)][::-1]
+
+
+def agents(run: Path, ranks: int, codes: dict[str, int]) -> list[tuple[int, str]]:
+    """Two nodes, with so many ranks each, of which some end with a code: (exit code, stderr)."""
+    run.mkdir()
+    (run / "entry.py").write_text(ENTRY)
+    (run / "told.json").write_text(json.dumps({"codes": codes}))
+    return on_two_nodes(sys.executable, "-c", AGENT, str(run), str(ranks), path=[str(run)])
 
 
 def test_outside_of_a_step_and_in_one_of_one_node_it_is_this_machine_alone() -> None:
@@ -130,3 +149,26 @@ def test_one_rank_that_fails_ends_all_and_the_cause_has_the_last_word(
     for words in said.values():
         assert words.startswith("learner: rank 1")
         assert len(words.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_learner_on_two_nodes_ends_where_one_on_one_does(
+    tmp_path: Path, model_dir: Path, journal: tuple[Path, str]
+) -> None:
+    """One recorded journal, whole learners, a rank on each node."""
+    from safetensors.torch import load_file
+
+    alone = weights(tmp_path, model_dir, journal)
+    run = tmp_path / "two"
+    run.mkdir()
+    shutil.copytree(journal[0], run / "journal")
+    settings = msgspec.json.encode(config(run, model_dir, journal[1], ranks=2)).decode()
+    first, second = on_two_nodes(sys.executable, "-c", SCRIPT, settings)
+    assert first[0] == 3, first
+    assert "no good-bye" in first[1].splitlines()[-1], "nobody is there; until then, all went well"
+    assert second == (0, ""), "rank 0 has said it"
+    assert read_json(run / "learner.json")["learner_steps"] == STEPS
+    found = difference(alone, load_file(run / "model" / "model.safetensors"))
+    print(f"two nodes: {found:.2g}")
+    assert found <= ALLOWED
