@@ -102,6 +102,11 @@ def state(run_dir: Path) -> dict[str, Any]:
         _ask_slurm(known)
     elif known.get("status") == "running" and not _watched(known):
         known["status"] = "lost"
+    if known["status"] == "lost":
+        # It may have ended well between the two looks: then it has said so since.
+        now = read_json(run_dir / FILE)
+        if now.get("status") not in RUNNING:
+            known |= now
     return known
 
 

@@ -49,7 +49,8 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 EnforcePartLimits=ALL
 KillWait=15
 OverTimeLimit=0
-NodeName=n[0-{last}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{end}] CPUs=4
+GresTypes=gpu
+NodeName=n[0-{last}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{end}] CPUs=4 Gres=gpu:2
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 PartitionName=closed Nodes=ALL AllowAccounts=lab MaxTime=60 State=UP
 """
@@ -65,7 +66,8 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def slurm_cluster(nodes: int = 3) -> Iterator[dict[str, str]]:
-    """A cluster of so many nodes, each with four CPUs; the environment to use it with."""
+    """A cluster of so many nodes, each with four CPUs and, in name, two GPUs; the environment to
+    use it with."""
     folder = Path(tempfile.mkdtemp(prefix="dynatok-slurm-"))  # short: it holds a socket
     daemons: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
@@ -99,6 +101,10 @@ def slurm_cluster(nodes: int = 3) -> Iterator[dict[str, str]]:
                 end=base + nodes,
             )
         )
+        # GPUs in name: SLURM only counts them.
+        for gpu in range(2):
+            (folder / f"gpu{gpu}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
         start(
             *("munged", "--foreground", "--force", f"--socket={folder}/munge.socket"),
             *(f"--key-file={key}", f"--pid-file={folder}/munge.pid"),

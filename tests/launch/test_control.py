@@ -142,3 +142,19 @@ def test_what_slurm_says_of_a_job_comes_first(run_dir, monkeypatch, written, wor
     now = control.state(run_dir)
     assert now["status"] == status
     assert now["scheduler"] == (f"JobState={word}" if word else "")
+
+
+@pytest.mark.parametrize("engine", ["local", "slurm"])
+def test_a_run_that_ends_well_while_it_is_looked_at_is_not_lost(run_dir, monkeypatch, engine):
+    record = control.Record(Quiet(), run_dir, {"engine": engine, "job": "7"})
+
+    def ends(*_: object) -> dict[str, str]:
+        """Between the reading of the file and the other look."""
+        record.ended(Outcome("finished", 0, "", 3.0))
+        return {"JobState": "COMPLETED"} if engine == "slurm" else {}
+
+    monkeypatch.setattr(slurm, "state_of", ends)
+    monkeypatch.setattr(control, "_watched", lambda known: bool(ends()))
+    now = control.state(run_dir)
+    assert now["status"] == "finished"
+    assert now.get("scheduler", "") == ("JobState=COMPLETED" if engine == "slurm" else "")

@@ -144,14 +144,45 @@ local.process_argv = argv
 """Put into the job: processes of the protocol alone, which need no engine."""
 
 
-def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def protocol_alone(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but engine and trainer is real."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(INSTEAD)
     path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
     monkeypatch.setitem(cluster.environment, "PYTHONPATH", path)
+
+
+@pytest.mark.usefixtures("protocol_alone")
+def test_actors_have_nodes_of_another_kind_and_the_gpus_that_they_ask_for(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    cluster.dynatok(
+        *("launch", CONFIG, "--on", "slurm", "--dir", str(runs), "--actors", "2"),
+        *("--slurm.sbatch", "{nodelist: n0, ntasks: 1}"),
+        *("--slurm.actors_sbatch", "{nodelist: 'n[1-2]', nodes: 2, ntasks: 2, gres: 'gpu:2'}"),
+        *("--slurm.actor.gpus-per-task", "2", "--actor.engine.tensor_parallel_size", "2"),
+    )
+    (run,) = runs.iterdir()
+    names = ("actor", "actor-1")
+
+    def sent(name: str) -> int:
+        events = read(run, name) if (run / f"{name}.jsonl").exists() else []
+        return sum(event["event"] == "sent" for event in events)
+
+    cluster.wait(run, lambda state: all(sent(name) > 20 for name in names))
+    began = [read(run, name)[0] for name in names]
+    assert {one["SLURMD_NODENAME"] for one in began} == {"n1", "n2"}
+    assert [one["SLURM_GPUS_ON_NODE"] for one in began] == ["2", "2"]
+    cluster.dynatok("stop", str(run))
+    assert cluster.state(run)["status"] == "interrupted"
+
+
+@pytest.mark.usefixtures("protocol_alone")
+def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
     cluster.dynatok(
         *("launch", CONFIG, "--on", "slurm", "--dir", str(runs), "--actors", "2"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -44,6 +45,7 @@ from protocol.wire.messages import (
 
 _MIB = 2**20
 _WEIGHTS = 2 * _MIB
+_PLACE = ("SLURMD_NODENAME", "SLURM_GPUS_ON_NODE")
 _EVERY = 5.0
 """Seconds between two versions."""
 
@@ -127,6 +129,7 @@ def learner(run_dir: Path, config: ProtocolConfig, actors: int = 2) -> None:
 async def actor(run_dir: Path, config: ProtocolConfig, name: str) -> None:
     """Send one trajectory after the other, and take weights."""
     log = Log(run_dir, name)
+    log("began", **{name: os.environ.get(name) for name in _PLACE})
     outbox = JournaledOutbox(run_dir / "journal" / name, run_dir.name, name)
     where = partial(find_endpoint, run_dir, config.endpoint)
     channel = ActorChannel(
