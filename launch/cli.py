@@ -302,7 +302,7 @@ def _launch(known: argparse.Namespace, flags: list[str]) -> int:
         return 0
     if not known.dry_run:  # the run may be another machine's
         _expect_model(loaded.model)
-        _expect_servable(loaded.model, loaded.learner.lora)
+        _expect_servable(loaded.model, loaded.learner.lora, loaded.learner.weight_sync)
     return run.launch(loaded, on=known.on or "local", dry_run=known.dry_run)
 
 
@@ -433,7 +433,7 @@ def _expect_model(name: str) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _expect_servable(model: str, lora: dict[str, Any]) -> None:
+def _expect_servable(model: str, lora: dict[str, Any], sync: str) -> None:
     """Raise ConfigError where actors could not load what LoRA trains.
 
     Looked at by a process of its own: torch and peft are not for the one that watches the run.
@@ -446,7 +446,7 @@ def _expect_servable(model: str, lora: dict[str, Any]) -> None:
     from dynatok_online.models import resolve
 
     done = subprocess.run(
-        [sys.executable, "-m", "learner.lora", resolve(model), json.dumps(lora)],
+        [sys.executable, "-m", "learner.lora", resolve(model), json.dumps(lora), sync],
         capture_output=True,
         text=True,
         timeout=300,

@@ -24,6 +24,7 @@ from launch.decode import ConfigError, all_fields, check_keys, decode, merge, pa
 from launch.engines.config import RayConfig, SlurmConfig
 from launch.precision import settled
 from learner.config import LearnerConfig
+from learner.lora import engine_arguments, rank_of
 from protocol.config import ProtocolConfig
 from protocol.run.run_folder import make_run_folder
 
@@ -96,6 +97,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"learner.objective {made.of_need('groups')} compares several responses to one "
                 "task, and actor.responses_per_task is 1; write 2 or more, such as 4"
             )
+        self._check_adapters()
         longest = self.actor.engine.get("max_model_len", 0)
         row = self.learner.training.get("max_row_tokens", MAX_ROW_TOKENS)
         if isinstance(longest, int) and isinstance(row, int) and longest > row:
@@ -114,6 +116,27 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                     f"protocol.max_message_bytes ({self.protocol.max_message_bytes}); write more, "
                     "or a smaller protocol.max_message_bytes"
                 )
+
+    def _check_adapters(self) -> None:
+        if self.learner.weight_sync != "adapter":
+            return
+        if self.actor.on_weights != "restart":
+            raise ValueError(
+                f"actor.on_weights is {self.actor.on_weights}, but with learner.weight_sync "
+                "adapter a pass keeps the adapter that it began with; write actor.on_weights "
+                "restart, or learner.weight_sync merged"
+            )
+        needed = rank_of(self.learner.lora)
+        most = self.actor.engine.get("max_lora_rank", needed)
+        if not isinstance(most, int) or most < needed:
+            raise ValueError(
+                f"actor.engine.max_lora_rank is {most!r}, but learner.lora has rank {needed}; "
+                "leave it out"
+            )
+        if not self.actor.engine.get("enable_lora", True):
+            raise ValueError(
+                "actor.engine.enable_lora is off, but learner.weight_sync is adapter; leave it out"
+            )
 
 
 def load_run(path: Path, flags: Sequence[str] = ()) -> RunConfig:
@@ -170,7 +193,11 @@ def resolve(config: RunConfig, run_dir: Path) -> tuple[ActorConfig, LearnerConfi
         "seed": config.seed,
         "protocol": config.protocol,
     }
-    return _filled(config.actor, filled), _filled(config.learner, filled)
+    actor = config.actor
+    if config.learner.weight_sync == "adapter":
+        serving = engine_arguments(config.learner.lora) | actor.engine
+        actor = msgspec.structs.replace(actor, engine=serving)
+    return _filled(actor, filled), _filled(config.learner, filled)
 
 
 def _run_id(run_dir: Path) -> str:

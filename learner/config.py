@@ -8,7 +8,7 @@ import msgspec
 
 from dynatok_online.objectives.targets import BROUGHT
 from dynatok_online.objectives.written import objective_of
-from learner.lora import check_names
+from learner.lora import SYNCS, check_adapter, check_names
 from protocol.config import ProtocolConfig
 
 _NUMBERS = (
@@ -87,7 +87,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where to listen, and how long to wait for an answer."""
     lora: dict[str, Any] = {}
     """Arguments of peft's `LoraConfig`, such as `{r: 8, lora_alpha: 16}`: adapters are trained, and
-    published merged into the weights. What no plain model can compute is refused (docs/models.md).
+    published as `weight_sync` says. What no actor can compute is refused (docs/models.md).
     Empty: the whole model is trained."""
     training: dict[str, Any] = {}
     """Arguments of `DynamicSFTConfig` (`bf16: auto`: where that is faster): those of TRL's
@@ -116,6 +116,10 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     many versions behind the newest published ones."""
     weight_dtype: str = "float32"
     """What weights are published as: the engine's dtype (`float32`, `bfloat16`, `float16`)."""
+    weight_sync: str = "merged"
+    """What travels where `lora` is trained: `merged`, the whole model with its adapters in its
+    weights, or `adapter`, the adapters alone, which vLLM serves beside weights that stay as they
+    are. What it cannot serve so is refused (docs/models.md)."""
     weight_transport: str = "shm"
     """How weights travel: `shm` (one machine), `folder` (a run folder on a file system that actors
     and learner share) or `zmq` (neither). Actors follow."""
@@ -187,6 +191,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
         check_training("learner.training", self.training)
         check_names(self.lora)
+        if self.weight_sync not in SYNCS:
+            raise ValueError(
+                f"learner.weight_sync must be {' or '.join(SYNCS)}, got {self.weight_sync!r}"
+            )
+        if self.weight_sync == "adapter":
+            check_adapter(self.lora)
         if self.canary_tokens < 2:
             raise ValueError(
                 f"learner.canary_tokens must be at least 2, got {self.canary_tokens}: the first "

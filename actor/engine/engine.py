@@ -6,6 +6,7 @@ to its cache.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from actor.config import SamplingConfig
+from actor.engine.adapter_file import write_adapter
 from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky
 from actor.engine.environment import check_plugin, prepare_environment, socket_parent
 from actor.engine.kv_events import KvEvents
@@ -28,10 +30,12 @@ from actor.engine.requests import (
     scoring_params,
 )
 from actor.sessions.generation import CacheUse
-from protocol.wire.messages import WeightManifest
+from protocol.weights.base import WeightsError
+from protocol.wire.messages import PlacedWeights
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -45,6 +49,9 @@ class VllmEngine:
         self.cache_log = KvEvents(*_endpoints(sockets))
         """What became of each request's blocks, from vLLM's cache events."""
         self._transfer_ready = False
+        self._adapter: LoRARequest | None = None
+        """What every request computes with, besides the model's own weights."""
+        self._adapters = 0
         self._scored = 0
         config = llm.vllm_config
         self.block_size = int(config.cache_config.block_size)
@@ -151,6 +158,7 @@ class VllmEngine:
             request_id,
             tokens_input(list(token_ids), cache_salt=cache.salt),
             params,
+            lora_request=self._adapter,
             session_id=cache.name or None,
             priority=URGENT if cache.urgent and self._by_priority else 0,
         )
@@ -164,8 +172,11 @@ class VllmEngine:
         """Schedule again."""
         await self._llm.resume_generation()
 
-    async def load_weights(self, manifest: WeightManifest) -> None:
-        """Load a complete set of weights; see `generation.WeightTarget`."""
+    async def load_weights(self, manifest: PlacedWeights) -> None:
+        """Load a complete set of weights, or adapters; see `generation.WeightTarget`."""
+        if manifest.adapter_rank:
+            await self._load_adapter(manifest)
+            return
         from vllm.distributed.weight_transfer.base import (
             WeightTransferInitRequest,
             WeightTransferUpdateRequest,
@@ -181,6 +192,34 @@ class VllmEngine:
         await self._llm.start_weight_update()
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
         await self._llm.finish_weight_update()
+        self._adapter = None
+
+    async def _load_adapter(self, manifest: PlacedWeights) -> None:
+        """A new adapter for every load: what vLLM calls it is part of its names of blocks."""
+        from vllm.lora.request import LoRARequest
+
+        most = self._llm.vllm_config.lora_config
+        if most is None or most.max_lora_rank < manifest.adapter_rank:
+            has = "off" if most is None else f"on for rank {most.max_lora_rank}"
+            raise WeightsError(
+                f"weights {manifest.version} are adapters of rank {manifest.adapter_rank}, and "
+                f"actor.engine.enable_lora is {has}; `dynatok launch` sets it for such a learner"
+            )
+        self._adapters += 1
+        folder = self._sockets / f"adapter-{self._adapters}"
+        try:
+            await asyncio.to_thread(write_adapter, folder, manifest)
+            name = f"{manifest.version}.{self._adapters}"
+            adapter = LoRARequest(name, self._adapters, str(folder))
+            if not await self._llm.add_lora(adapter):
+                raise WeightsError(f"vLLM did not take the adapters of weights {manifest.version}")
+            before, self._adapter = self._adapter, adapter
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if before is not None:
+            await self._llm.remove_lora(before.lora_int_id)
+            shutil.rmtree(before.lora_path, ignore_errors=True)
 
     async def set_weight_label(self, label: str) -> None:
         """Label the tokens sampled from now on."""
@@ -195,6 +234,7 @@ class VllmEngine:
             f"score-{self._scored}",
             tokens_input(list(token_ids), cache_salt=cache_salt),
             scoring_params(),
+            lora_request=self._adapter,
         )
         try:
             output = await queue.get()

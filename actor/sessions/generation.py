@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actor.config import SamplingConfig
-from protocol.wire.messages import WeightManifest
+from protocol.wire.messages import PlacedWeights
 
 OnTokens = Callable[[Sequence[int]], None]
 """Called with each bunch of new token ids while a request streams."""
@@ -177,8 +177,9 @@ class WeightTarget(Protocol):
         """Schedule again."""
         ...
 
-    async def load_weights(self, manifest: WeightManifest) -> None:
-        """Load a complete set of weights; raises, and stays loadable, where that fails."""
+    async def load_weights(self, manifest: PlacedWeights) -> None:
+        """Load a complete set of weights, or of adapters; raises, and stays loadable, where that
+        fails."""
         ...
 
     async def set_weight_label(self, label: str) -> None:

@@ -2,7 +2,7 @@
 
 peft merges its own adapters, into a float32 copy of one layer at a time: so every setting is merged
 by the code that knows it, and the model in training is never touched. `check_servable` refuses by
-name what a plain model cannot compute.
+name what a plain model cannot compute, `check_separable` what no pair of matrices beside one does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+
+
+class Pair(NamedTuple):
+    """What is added to a linear layer's weight [out, in]: `b @ a`."""
+
+    a: torch.Tensor
+    """[r, in]"""
+    b: torch.Tensor
+    """[out, r]"""
 
 
 class Place(NamedTuple):
@@ -45,6 +54,26 @@ class Place(NamedTuple):
         if self.adapted:
             module = _merge(_copy(module))
         return [one.detach() for _, one in _own(module)]
+
+    def adapters(self) -> list[tuple[torch.nn.Parameter, torch.nn.Parameter, float]]:
+        """(A, B, scaling) of each active adapter of a linear layer."""
+        layer = self.trained
+        return [
+            (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+            for name in layer.active_adapters
+            if name in layer.lora_A
+        ]
+
+    def pair(self, rank: int) -> Pair:
+        """All of them as one of `rank`, which may be more than they have, in float32. `adapters`
+        must be whole."""
+        found = self.adapters()
+        a = torch.cat([one.detach().float() for one, _, _ in found])
+        b = torch.cat([one.detach().float() * scale for _, one, scale in found], 1)
+        more = rank - len(a)
+        return Pair(
+            torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more))
+        )
 
 
 def places(model: torch.nn.Module) -> Iterator[Place]:
@@ -148,3 +177,30 @@ def check_servable(model: Any, where: str = "learner.lora") -> None:
                     "or train both whole (modules_to_save with ensure_weight_tying) or some of "
                     "their rows (trainable_token_indices)"
                 )
+
+
+def check_separable(model: Any, where: str = "learner.lora") -> None:
+    """Raise ValueError where adapters alone do not say what is trained, or vLLM cannot serve them
+    beside a plain model."""
+    from peft.tuners.lora import Linear
+
+    base = model.get_base_model()
+    ends = {id(_stripped(base.get_input_embeddings())), id(_stripped(base.get_output_embeddings()))}
+    separate: set[int] = set()
+    for place in places(model):
+        if not place.adapted:
+            continue
+        plain = type(place.plain) is torch.nn.Linear and isinstance(place.trained, Linear)
+        if not plain or id(place.plain) in ends:
+            raise ValueError(
+                f"{where}: {place.path} ({type(place.plain).__name__}) cannot be served with an "
+                "adapter of its own, as linear layers can that are not the head; leave it out of "
+                "target_modules, or let learner.weight_sync be merged"
+            )
+        separate.update(id(part) for one in place.adapters() for part in one[:2])
+    for name, one in model.named_parameters():
+        if one.requires_grad and id(one) not in separate:
+            raise ValueError(
+                f"{where}: {name} is trained and is no adapter's matrix, so adapters alone do not "
+                "say what the model computes; let learner.weight_sync be merged"
+            )

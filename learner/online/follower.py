@@ -20,6 +20,7 @@ from learner.log import say
 from learner.online.before_step import BeforeStep
 from learner.online.callbacks import FollowCallback
 from learner.online.canary import canary, canary_texts
+from learner.online.gather import to_publish
 from learner.online.group import Begin, Goodbye, Group, Score
 from learner.online.publisher import take_all
 from learner.online.scorer import Scorer
@@ -61,12 +62,13 @@ def _train(config: LearnerConfig) -> None:
     texts = canary_texts(
         trainer.model.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
     )
+    sent = to_publish(trainer.model, getattr(torch, config.weight_dtype), config.weight_sync)
     due = False
 
     def publish() -> None:
         nonlocal due
         canary(scorer, texts, config.canary_tolerance)
-        take_all(trainer.published_weights(getattr(torch, config.weight_dtype)))
+        take_all(trainer.published_weights(sent))
         due = config.logprob_gap_trajectories > 0
 
     def compare() -> None:

@@ -1,4 +1,6 @@
-"""The model's weights as they are right now, whole, adapters merged: one tensor after the other.
+"""The model's weights as they are right now: whole, adapters merged, or adapters alone.
+
+`to_publish` says which tensors leave the learner, and how they come, one after the other.
 
 Works where a plain state dict does not: parameters that ZeRO-3 has partitioned are gathered one
 module at a time, and adapters are merged into a copy of the module that they adapt. What was handed
@@ -10,14 +12,45 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
 from learner.online.adapters import Place, places
 
 Named = tuple[str, torch.Tensor]
+
+_PEFT = "base_model.model."
+"""How peft's names of tensors begin; engines that serve adapters know them by it."""
+
+
+class ToPublish(NamedTuple):
+    """What a version consists of."""
+
+    stream: Callable[[], Iterator[Named]]
+    """The tensors as they are now; see `stream_weights`."""
+    shapes: dict[str, torch.Tensor]
+    """Name -> a tensor without memory, as it will be."""
+    trained: frozenset[str]
+    """Those that training changes."""
+    adapter_rank: int = 0
+    """Of the adapters that these are; 0: they are the model's weights."""
+
+
+def to_publish(model: torch.nn.Module, dtype: torch.dtype, sync: str) -> ToPublish:
+    """`sync`: `merged` or `adapter`."""
+    if sync == "adapter":
+        rank = max(sum(_shape(a)[0] for a, _, _ in one.adapters()) for one in _adapted(model))
+        adapters = dict(_adapter_shapes(model, dtype, rank))
+        stream = partial(stream_adapters, model, dtype, rank)
+        return ToPublish(stream, adapters, frozenset(adapters), rank)
+    return ToPublish(
+        partial(stream_weights, model, dtype),
+        weight_shapes(model, dtype),
+        frozenset(weight_shapes(model, dtype, trained=True)),
+    )
 
 
 def stream_weights(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Named]:
@@ -41,6 +74,38 @@ def weight_shapes(
     return dict(_as_checkpoint(model, _shapes(model, dtype, trained)))
 
 
+def stream_adapters(model: torch.nn.Module, dtype: torch.dtype, rank: int) -> Iterator[Named]:
+    """The matrices of every adapted layer under peft's names, scaling in the second one, all of
+    `rank`. Under ZeRO-3 every rank must take them all."""
+    for place in _adapted(model):
+        with _whole([part for a, b, _ in place.adapters() for part in (a, b)]):
+            pair = place.pair(rank)
+            for name, value in zip(_pair_names(place), pair, strict=True):
+                yield name, value.to("cpu", dtype).contiguous()
+
+
+def _adapter_shapes(model: torch.nn.Module, dtype: torch.dtype, rank: int) -> Iterator[Named]:
+    for place in _adapted(model):
+        (a, b, _), *_ = place.adapters()
+        shapes = (rank, _shape(a)[1]), (_shape(b)[0], rank)
+        for name, shape in zip(_pair_names(place), shapes, strict=True):
+            yield name, torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _adapted(model: torch.nn.Module) -> Iterator[Place]:
+    return (one for one in places(model) if one.adapted and one.adapters())
+
+
+def _pair_names(place: Place) -> tuple[str, str]:
+    name = f"{_PEFT}{place.path}"
+    return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+
+
+def _shape(one: torch.Tensor) -> tuple[int, ...]:
+    """Of a whole parameter, which ZeRO-3 may hold in parts."""
+    return tuple(getattr(one, "ds_shape", one.shape))
+
+
 def _stream(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Named]:
     for place, names in _once(model):
         with _whole(place.sources()):
@@ -55,8 +120,7 @@ def _shapes(model: torch.nn.Module, dtype: torch.dtype, trained: bool) -> Iterat
             continue
         for name, plain in place.names():
             if name in names:
-                shape = getattr(plain, "ds_shape", plain.shape)
-                yield name, torch.empty(shape, dtype=dtype, device="meta")
+                yield name, torch.empty(_shape(plain), dtype=dtype, device="meta")
 
 
 def _once(model: torch.nn.Module) -> Iterator[tuple[Place, set[str]]]:

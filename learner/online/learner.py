@@ -30,13 +30,13 @@ from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
 from learner.environment import compile_nothing, local_ranks, report_to_one_run
 from learner.log import say
-from learner.online.adapters import check_servable
+from learner.online.adapters import check_separable, check_servable
 from learner.online.before_step import BeforeStep
 from learner.online.callbacks import DecideCallback
 from learner.online.canary import canary, canary_texts
 from learner.online.checkpoint import CheckpointCallback, StreamState, VersionFile
 from learner.online.gap import Gap, GapProbe
-from learner.online.gather import weight_shapes
+from learner.online.gather import to_publish
 from learner.online.group import Begin, Goodbye, Group, Score, ranks
 from learner.online.inbox import Inbox
 from learner.online.publisher import Publisher, shapes
@@ -126,6 +126,8 @@ class Learner:
         )
         base = self.trainer.model
         check_servable(base)
+        if config.weight_sync == "adapter":
+            check_separable(base)
         scorer = Scorer(
             lambda: self.trainer.model_wrapped, arguments.device, arguments.max_row_tokens
         )
@@ -135,13 +137,13 @@ class Learner:
         texts = canary_texts(
             base.config.vocab_size, config.canary_texts, config.canary_tokens, config.seed
         )
-        dtype = getattr(torch, config.weight_dtype)
+        sent = to_publish(base, getattr(torch, config.weight_dtype), config.weight_sync)
         sender = open_sender(
             config.weight_transport,
             config.protocol,
             config.run_id,
             self._run_dir,
-            shapes(weight_shapes(base, dtype)),
+            shapes(sent.shapes),
             config.weight_full_every,
         )
         self._opened.append(sender)
@@ -160,13 +162,14 @@ class Learner:
         self.publisher = Publisher(
             sender=sender,
             canary=partial(canary, scorer, texts, config.canary_tolerance),
-            gather=partial(self.trainer.published_weights, dtype),
-            trained=weight_shapes(base, dtype, trained=True),
+            gather=partial(self.trainer.published_weights, sent),
+            trained=sent.trained,
             readers=self._connected,
             announce=self._announce,
             published=self._published,
             version=before,
             coming=self.channel.broadcast,
+            adapter_rank=sent.adapter_rank,
         )
         self.stream.hint = self._why_no_batch
         self.stream.idle = self._obey_request

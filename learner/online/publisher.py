@@ -46,9 +46,12 @@ class Publisher:
         published: Callable[[int], None],
         version: int = -1,
         coming: Callable[[WeightsComing], None] = lambda coming: None,
+        adapter_rank: int = 0,
     ) -> None:
         """`trained`: names of the tensors that training changes. `version`: the newest one that was
-        ever published in this run. `coming`: told of each before it is written."""
+        ever published in this run. `coming`: told of each before it is written. `adapter_rank`:
+        see `WeightManifest`."""
+        self._adapter_rank = adapter_rank
         self._coming = coming
         self._sender = sender
         self._canary = canary
@@ -121,9 +124,11 @@ class Publisher:
                 f"from version {self.version} once it is rounded to what is published: publish "
                 "less often, raise the learning rate, or let learner.weight_dtype be float32"
             )
-        if self.changed < 0:
-            return manifest
-        return msgspec.structs.replace(manifest, changed=self.changed)
+        return msgspec.structs.replace(
+            manifest,
+            changed=self.changed if self.changed >= 0 else msgspec.UNSET,
+            adapter_rank=self._adapter_rank,
+        )
 
 
 class _Counted:

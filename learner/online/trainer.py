@@ -14,7 +14,7 @@ from dynatok_online import tiny
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from learner.config import LearnerConfig
 from learner.environment import join
-from learner.online.gather import stream_weights
+from learner.online.gather import ToPublish
 from learner.online.shares import Batch
 from learner.online.steps import Steps
 from learner.training import lora_arguments
@@ -55,12 +55,11 @@ class OnlineTrainer(DynamicSFTTrainer):
         self._fill(step.batches)
         return step.batches, torch.tensor(step.loss_tokens, device=device)
 
-    def published_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """`stream_weights`: this rank's part in publishing the weights as they are, which a
-        reference may follow."""
+    def published_weights(self, sent: ToPublish) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's part in publishing the weights as they are, which a reference may follow."""
         if self._reference is not None:
             self._reference.follow(self.accelerator.unwrap_model(self.model))
-        return stream_weights(self.model, dtype)
+        return sent.stream()
 
     def _save_checkpoint(self, *arguments: Any, **more: Any) -> None:
         super()._save_checkpoint(*arguments, **more)

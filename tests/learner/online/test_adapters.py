@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dynatok_online import attention
-from learner.lora import check_model, check_names
-from learner.online.adapters import check_servable
+from learner.lora import check_adapter, check_model, check_names, engine_arguments, rank_of
+from learner.online.adapters import check_separable, check_servable
 from learner.online.canary import canary, canary_texts
-from learner.online.gather import stream_weights
+from learner.online.gather import stream_weights, to_publish
 from learner.online.scorer import Scorer
 
 IDS = torch.arange(24)[None] % 40
@@ -254,6 +254,17 @@ def test_a_model_is_looked_at_without_its_weights(tmp_path, tied):
         check_model(str(tmp_path), settings)
 
 
+def test_a_model_is_looked_at_for_adapters_of_its_own(tmp_path):
+    plain_model(False).config.save_pretrained(tmp_path)
+    settings = {"r": 2, "target_modules": ["q_proj", "lm_head"]}
+    check_model(str(tmp_path), settings)
+    with pytest.raises(ValueError, match=r"lm_head \(Linear\) cannot be served with an adapter"):
+        check_model(str(tmp_path), settings, "adapter")
+    with pytest.raises(ValueError, match=r"learner\.lora: Target modules .*nothing"):
+        check_model(str(tmp_path), {"r": 2, "target_modules": ["nothing"]})
+    check_model(str(tmp_path / "elsewhere"), settings, "adapter")  # the learner will say
+
+
 def test_other_adapters_than_lora_are_refused():
     from peft import IA3Config
 
@@ -263,3 +274,74 @@ def test_other_adapters_than_lora_are_refused():
     )
     with pytest.raises(ValueError, match="train it with LoRA"):
         check_servable(model)
+
+
+SEPARABLE = (
+    *("as it comes", "dropout", "rslora", "all-linear", "rank_pattern", "layers_to_transform"),
+    *("exclude_modules", "orthogonal", "mica"),
+)
+
+
+def check_as_adapter(model, settings):
+    check_adapter(settings)
+    check_servable(model)
+    check_separable(model)
+
+
+def with_pairs(tied, pairs, rank):
+    """A plain model with these matrices beside its weights, loaded by peft itself."""
+    from peft import set_peft_model_state_dict
+
+    names = {name.partition(".lora_")[0].partition("base_model.model.")[2] for name in pairs}
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules=sorted(names)
+    )
+    model = get_peft_model(plain_model(tied), config)
+    result = set_peft_model_state_dict(model, pairs)
+    assert not result.unexpected_keys
+    return model.eval()
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_adapters_alone_say_what_is_trained_or_are_refused(name, tied):
+    settings = {"r": 2, **SETTINGS[name]}
+    model = adapted_model(tied, **settings)
+    if name not in SEPARABLE:
+        with pytest.raises(ValueError, match=r"^learner\.lora"):
+            check_as_adapter(model, settings)
+        return
+    check_as_adapter(model, settings)
+    sent = to_publish(model, torch.float32, "adapter")
+    assert sent.adapter_rank == rank_of(settings)
+    pairs = {key: one.clone() for key, one in sent.stream()}
+    assert {key: one.shape for key, one in pairs.items()} == {
+        key: one.shape for key, one in sent.shapes.items()
+    }
+    assert sent.trained == pairs.keys()
+    with torch.no_grad():
+        twin = with_pairs(tied, pairs, sent.adapter_rank)
+        assert (twin(IDS).logits - model(IDS).logits).abs().max() < 1e-5
+
+
+def test_several_adapters_become_one():
+    model = adapted_model(False)
+    other = LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj"], init_lora_weights=False)
+    model.add_adapter("other", other)
+    model.base_model.set_adapter(["default", "other"])
+    sent = to_publish(model, torch.float32, "adapter")
+    assert sent.adapter_rank == 5
+    with torch.no_grad():
+        twin = with_pairs(False, dict(sent.stream()), 5)
+        assert (twin(IDS).logits - model(IDS).logits).abs().max() < 1e-5
+
+
+def test_adapters_need_adapters_and_ranks_that_vllm_has():
+    with pytest.raises(ValueError, match=r"learner\.lora trains, and that is empty"):
+        check_adapter({})
+    with pytest.raises(ValueError, match="rank 600, and vLLM serves adapters up to 512"):
+        check_adapter({"r": 8, "rank_pattern": {"q_proj": 600}})
+    with pytest.raises(ValueError, match="whole number"):
+        check_adapter({"r": "8"})
+    assert engine_arguments({"r": 9})["max_lora_rank"] == 16
+    assert engine_arguments({"r": 1})["max_lora_rank"] == 1
