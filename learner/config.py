@@ -87,7 +87,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where to listen, and how long to wait for an answer."""
     lora: dict[str, Any] = {}
     """Arguments of peft's `LoraConfig`, such as `{r: 8, lora_alpha: 16}`: adapters are trained, and
-    published as `weight_sync` says. What no actor can compute is refused (docs/models.md).
+    published as `weight_sync` says; at the end `RUN/adapter` has them, and `RUN/model` the model
+    with them in its weights. What no actor can compute is refused (docs/models.md).
     Empty: the whole model is trained."""
     training: dict[str, Any] = {}
     """Arguments of `DynamicSFTConfig` (`bf16: auto`: where that is faster): those of TRL's

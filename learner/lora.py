@@ -104,7 +104,7 @@ def check_model(model: str, lora: Mapping[str, Any], sync: str = "merged") -> No
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from learner.online.adapters import check_servable, check_separable
+    from learner.online.adapters import check_separable, check_servable
     from learner.training import lora_arguments
 
     config = lora_arguments({**lora, "init_lora_weights": False})["peft_config"]

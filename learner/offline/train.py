@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import sys
@@ -29,7 +28,7 @@ from learner.offline.config import DataConfig, TrainConfig
 from learner.offline.stop import StopCallback
 from learner.online.adapters import check_servable
 from learner.online.checkpoint import CheckpointCallback, StreamState, latest
-from learner.online.gather import gather_weights
+from learner.saving import MODEL, save_trained
 from learner.step_log import StepLog, report_last
 from learner.training import CHECKPOINTS, lora_arguments, reachable, training_arguments
 from protocol.run.json_files import write_json
@@ -96,17 +95,13 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.path))
     if stop.stopped:
         return None
-    if config.lora:
-        trainer.save_model(str(run_dir / "adapter"))
-        _save_merged(trainer, run_dir / "model", first)
-    else:
-        trainer.save_model(str(run_dir / "model"))
+    save_trained(trainer, run_dir, first)
     if metrics is not None:
         metrics.close()
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
     return {
         "run_dir": str(run_dir),
-        "model": str(run_dir / "model"),
+        "model": str(run_dir / MODEL),
         "ranks": world,
         "steps": trainer.state.global_step,
         "trajectories": len(data),
@@ -120,20 +115,6 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
 def _state(ranks: int, step: int) -> StreamState:
     """What a checkpoint says of itself. Data that lies still is skipped by the trainer."""
     return StreamState(step=step, consumed=Offsets(), tasks={}, ranks=ranks)
-
-
-def _save_merged(trainer: DynamicSFTTrainer, folder: Path, first: bool) -> None:
-    """The model with its adapters in its weights. All ranks call it: ZeRO-3 gathers."""
-    model: Any = trainer.model
-    base = model.get_base_model()
-    weights = gather_weights(model, base.dtype)
-    if first:
-        plain = type(base)(copy.deepcopy(base.config)).to(base.dtype)
-        plain.load_state_dict(weights, strict=False)  # a tied head comes once
-        plain.save_pretrained(folder)
-        tokenizer: Any = trainer.processing_class
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
 
 
 def fitting(data: list[Trajectory], training: dict[str, Any], bad: list[str]) -> list[Trajectory]:

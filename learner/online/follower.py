@@ -26,6 +26,7 @@ from learner.online.publisher import take_all
 from learner.online.scorer import Scorer
 from learner.online.steps import Receiver
 from learner.online.trainer import OnlineTrainer
+from learner.saving import save_trained
 from learner.training import message_deadline, stream_arguments
 from protocol.run.threads import number_of_threads
 
@@ -87,5 +88,5 @@ def _train(config: LearnerConfig) -> None:
         trainer.load(Path(begin.checkpoint))
         publish()
     if group.hear(Goodbye).finished:
-        trainer.save_model(str(run_dir / "model"))
+        save_trained(trainer, run_dir, first=False)
     say(f"rank {group.rank} is done after {trainer.state.global_step} steps")

@@ -47,6 +47,7 @@ from learner.online.staleness import WAITED_STALE
 from learner.online.steps import Dealer
 from learner.online.stream import Batches, LearnerFailed, Stream
 from learner.online.trainer import OnlineTrainer
+from learner.saving import save_trained
 from learner.step_log import StepLog, report_last
 from learner.training import message_deadline, stream_arguments
 from protocol.delivery.learner_channel import LearnerChannel
@@ -270,7 +271,7 @@ class Learner:
         say(f"training is over after {self.report.step} steps; saving, and waiting for the actors")
         if note := self.probe.note:
             say(note)
-        self.trainer.save_model(str(self._run_dir / "model"))
+        save_trained(self.trainer, self._run_dir, first=True)
         self.report.write()
         self._see_off()
 

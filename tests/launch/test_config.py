@@ -227,3 +227,50 @@ def test_every_listed_field_is_a_flag():
         if value.startswith('"'):
             value = value.strip('"')
         decode(parse_flags([flag, value], RunConfig), RunConfig, "flag")
+
+
+LORA = {"r": 12, "target_modules": ["q_proj"]}
+
+
+def adapters(**actor):
+    return {"actor": actor, "learner": {"weight_sync": "adapter", "lora": LORA}}
+
+
+def test_actors_of_a_learner_of_adapters_serve_adapters(tmp_path):
+    config = decode(adapters(engine={"max_num_seqs": 4}), RunConfig, "here")
+    actor, learner = resolve(config, tmp_path)
+    assert actor.engine == {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": 16,
+        "max_num_seqs": 4,
+    }
+    assert learner.weight_sync == "adapter"
+    merged = decode({"learner": {"lora": LORA}}, RunConfig, "here")
+    assert "enable_lora" not in resolve(merged, tmp_path)[0].engine
+
+
+@pytest.mark.parametrize(
+    ("actor", "said"),
+    [
+        (
+            {"on_weights": "continue"},
+            "on_weights is continue, but with learner.weight_sync adapter",
+        ),
+        ({"engine": {"max_lora_rank": 8}}, "max_lora_rank is 8, but learner.lora has rank 12"),
+        ({"engine": {"enable_lora": False}}, "enable_lora is off"),
+    ],
+)
+def test_what_cannot_serve_adapters_is_refused(actor, said):
+    with pytest.raises(ConfigError, match=said):
+        decode(adapters(**actor), RunConfig, "here")
+
+
+def test_adapters_that_vllm_cannot_serve_are_refused():
+    for learner, said in (
+        ({"weight_sync": "adapter"}, "learner.lora trains, and that is empty"),
+        ({"weight_sync": "adapters"}, "must be merged or adapter, got 'adapters'"),
+        ({"weight_sync": "adapter", "lora": LORA | {"use_dora": True}}, "lora.use_dora cannot be"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            decode({"learner": learner}, RunConfig, "here")
