@@ -18,8 +18,8 @@ from actor.engine.names import BY_ACTOR, WEIGHT_BACKEND
 def register() -> None:
     """Add the weight-transfer backend, sticky reuse, and room for urgent requests.
 
-    Where an actor started the engine, its processes also multiply in `cpu_rows`'s way on CPU, and
-    die with the actor.
+    Where an actor started the engine, its processes also serve adapters in `one_adapter`'s way,
+    multiply in `cpu_rows`'s on CPU, and die with the actor.
     """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
@@ -35,6 +35,9 @@ def register() -> None:
         return
     from vllm.platforms import current_platform
 
+    from actor.engine import one_adapter
+
+    one_adapter.install()
     if current_platform.is_cpu():
         from actor.engine import cpu_rows
 
