@@ -73,7 +73,12 @@ def arms() -> list[Arm]:
         Arm("policy", "contrast", {"name": "contrast", "power": 3}),
         Arm("policy", "contrast, shuffled", {"name": "contrast", "power": 3}, True),
     ]
-    losses = [Arm(data, name, name) for data in ("gold", "corrupted") for name in LOSSES]
+    past = {"name": "sstoken", "history": "reference"}  # nobody has sampled gold
+    losses = [
+        Arm(data, name, past if name == "sstoken" else name)
+        for data in ("gold", "corrupted")
+        for name in LOSSES
+    ]
     halves = [Arm(data, "halves", "sft", halves=5) for data in ("gold", "corrupted")]
     rewarded = [
         Arm("policy", name, {"name": name, "times": [reward]})

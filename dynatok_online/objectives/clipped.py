@@ -14,7 +14,9 @@ away. hapo's h is how open a choice is: ln H less the median of earlier steps, s
 their extremes; 0 in the first step. Its released code never gets h below 0; this is the paper's.
 
 Sources: Shao et al., DeepSeekMath (GRPO), arXiv 2402.03300; Fu et al., AReaL (decoupled PPO), arXiv
-2505.24298; Heterogeneous Adaptive Policy Optimization (HAPO), arXiv 2509.16591.
+2505.24298; Z. Liu et al., From Uniform to Heterogeneous: Tailoring Policy Optimization to Every
+Token's Nature (HAPO), arXiv 2509.16591, of which the sampling temperature and the averages over
+tokens are not here.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@
 High is above the quantile 1 - `share` of earlier steps; in the first step nothing is. `share` 0.2,
 `pull` and `push` 0.05. Both regularisers have gradients. The released code shifts its masks by one
 token and mixes probabilities with log-probabilities in its KL; this is the paper's.
+
+Source: Q. Liu et al., Entropy-KL Divergence-based Token Masking: A Novel Approach for Selective
+Fine-tuning of Large Language Models (EKSFT), 2026 (arXiv 2605.29303).
 """
 
 from __future__ import annotations
