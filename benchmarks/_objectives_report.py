@@ -82,6 +82,8 @@ def text(results: Sequence[Result], figure: str | None) -> list[str]:
             ("at_loss_tokens", f"after {settings['loss_tokens']} loss tokens"),
             ("at_seconds", f"after {seconds:.0f} s of training"),
         ):
+            if not any(where in one for key in here for one in by_arm[key]):
+                continue
             names = {
                 name: label
                 for name, label in COLUMNS.items()

@@ -1,4 +1,5 @@
-"""The rules of the objectives experiment, and what they say. They were written before it ran.
+"""The rules of the objectives experiment, and what they say. They were written before it ran; that
+a verdict of fewer seeds than planned says so, and what "no worse" means, after its first seeds.
 
 Counterfactual credit works where adherence after an edit, at equal loss tokens, is higher by 0.03
 or more than without it *and* than with the same credit dealt out at random within each trajectory,
@@ -15,6 +16,8 @@ from benchmarks._objectives_arms import CREDIT
 from dynatok_online.adherence.measures import Interval, interval
 
 GAIN = 0.03
+SEEDS = 10
+"""As many as the experiment is to have."""
 
 Result = dict[str, Any]
 
@@ -57,7 +60,11 @@ def credit(results: Sequence[Result]) -> list[str]:
         if len(known) < 2 or min(one.count for one in known) < 2:
             verdict = "undecided"
         else:
+            seeds = min(one.count for one in known)
             verdict = "works" if all(map(gains, found)) else "does not work"
+            if seeds < SEEDS:
+                verdict = verdict.replace("does not work", "not shown to work")
+                verdict += f" by {seeds} of {SEEDS} seeds"
         lines.append(
             f"- `{arm}`: **{verdict}**. Against none {said(found[0])}, against the same credit "
             f"at random {said(found[1])}."
@@ -93,7 +100,9 @@ def headlines(results: Sequence[Result]) -> list[str]:
             held = sign * one.mean - one.half > 0
             against = sign * one.mean + one.half < 0
             verdict = "yes" if held else "the opposite" if against else "not seen"
-        else:
-            verdict = "yes" if one.mean + one.half >= 0 else "no"
+        else:  # by less than what would count as a gain
+            held = one.mean - one.half > -GAIN
+            against = one.mean + one.half < 0
+            verdict = "yes" if held else "no" if against else "not seen"
         lines.append(f"- {claim}: **{verdict}**. `{arm}` less `{other}`: {said(one)}.")
     return lines
