@@ -117,6 +117,17 @@ def weights(
     return load_file(run / "model" / "model.safetensors")
 
 
+NUMBERS = ("loss", "entropy", "importance_ratio", "importance_ratio_max", "policy_kl")
+
+
+def numbers(folder: Path) -> list[list[float]]:
+    """What was logged of each step of the run in `folder`, whoever computed it."""
+    (run,) = folder.glob("run-*")
+    steps = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    lags = [f"tokens_lag_{lag}" for lag in range(4)]
+    return [[one.get(name, 0.0) for name in (*NUMBERS, *lags)] for one in steps if "entropy" in one]
+
+
 def difference(a: Any, b: Any) -> float:
     """The largest one of any tensor, relative to its own norm."""
     # DeepSpeed saves a tied head under both of its names.
@@ -125,9 +136,15 @@ def difference(a: Any, b: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, journal: Any) -> Any:
+def alone_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of one rank lies."""
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def alone(alone_in: Path, model_dir: Path, journal: Any) -> Any:
     """One rank, one micro step, without DeepSpeed."""
-    return weights(tmp_path_factory.mktemp("alone"), model_dir, journal)
+    return weights(alone_in, model_dir, journal)
 
 
 def cell(ranks: int, stage: int, accumulated: int, **training: Any) -> dict[str, Any]:
@@ -145,6 +162,7 @@ def test_two_ranks_end_where_one_does(
     model_dir: Path,
     journal: Any,
     alone: Any,
+    alone_in: Path,
     stage: int,
     accumulated: int,
     budget: int,
@@ -157,6 +175,14 @@ def test_two_ranks_end_where_one_does(
     found = difference(alone, made)
     print(f"ZeRO {stage}, accumulation {accumulated}: {found:.2g}")
     assert found <= ALLOWED
+    said = numbers(tmp_path)
+    assert len(said) == STEPS
+    for ours, theirs in zip(said, numbers(alone_in), strict=True):
+        assert ours == pytest.approx(theirs, rel=5e-5)
+    assert [sum(count > 0 for count in one[len(NUMBERS) :]) for one in said] == [1] * STEPS
+    assert [one[len(NUMBERS) + number // 5] > 0 for number, one in enumerate(said)] == [
+        True
+    ] * STEPS
 
 
 @pytest.mark.slow
