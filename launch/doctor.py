@@ -6,6 +6,7 @@ changed. `dynatok doctor` exits 0 where all is well, 1 where something must be f
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -22,6 +24,8 @@ from dynatok_online.models import resolve
 from launch import surroundings
 from launch.config import RunConfig, check_port, load_run
 from launch.decode import ConfigError
+from launch.environment import has_gpu
+from launch.memory_sum import GB, Shape, Sum, actor_sum, learner_sum, longest_row, together
 from launch.surroundings import Finding
 from protocol.run.threads import cores as available_cores
 
@@ -64,6 +68,8 @@ def examine(config: Path | None = None) -> Iterator[Finding]:
     yield embedded_model(run)
     if run.model != "tiny":
         yield from borders(run)
+    if config:
+        yield from fits(run, Machine.here())
 
 
 def python() -> Finding:
@@ -280,6 +286,101 @@ def borders(run: RunConfig) -> Iterator[Finding]:
         yield Finding(True, f"prompt of {task.task_id}: {note}")
     if not notes:
         yield Finding(True, f"prompt of {task.task_id}: pieces are the tokenizer's own ids")
+
+
+class Machine(NamedTuple):
+    """What a run may take of this host."""
+
+    memory: float
+    """Bytes of main memory, of its container where that has less."""
+    cards: tuple[float, ...] = ()
+    """Bytes of each GPU."""
+
+    @classmethod
+    def here(cls, limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Machine:
+        """As this process finds it."""
+        total = float(psutil.virtual_memory().total)
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, float(limit.read_text()))
+        cards: tuple[float, ...] = ()
+        if has_gpu():
+            ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+            with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+                said = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True)
+                cards = tuple(float(line) * _MIB for line in said.stdout.split())
+        return cls(total, cards)
+
+
+_FIT = (
+    "write learner.lora, learner.training.gradient_checkpointing, bf16 with deepspeed, ZeRO 3 over "
+    "more learner.ranks, offload to the host, or a smaller model (docs/scaling.md)"
+)
+
+
+def fits(run: RunConfig, machine: Machine) -> Iterator[Finding]:
+    """Whether learner and actors can have what they need at least, and the sum of it."""
+    from transformers import AutoConfig
+
+    from learner.training import deepspeed_arguments
+
+    try:
+        config = AutoConfig.from_pretrained(resolve(run.model), local_files_only=True)
+        shape = Shape.of(config)
+    except (OSError, ValueError) as error:
+        first = str(error).partition("\n")[0].partition("; ")[0]
+        yield Finding(True, f"memory is not added up: {first}")
+        return
+    try:
+        deepspeed = deepspeed_arguments(run.learner.deepspeed)
+    except ValueError as error:
+        yield Finding(False, str(error), "mend learner.deepspeed")
+        return
+    least, most = longest_row(run.learner, run.actor)
+    learner = learner_sum(shape, run.learner, least, deepspeed)
+    larger = learner_sum(shape, run.learner, most, deepspeed)
+    actor = actor_sum(shape, run.actor, bool(machine.cards))
+    ranks = run.learner.ranks
+    if not machine.cards:
+        needed = together(((learner, ranks), (actor, run.actors)))
+        yield Finding(
+            needed <= machine.memory,
+            f"memory: {ranks} x learner {learner.spelled_out()}; {run.actors} x actor "
+            f"{actor.spelled_out()}; together {needed / GB:.1f} GB of {machine.memory / GB:.1f}"
+            + _longer(larger, learner, most),
+            _FIT,
+        )
+        return
+    card = min(machine.cards)
+    engine = float(run.actor.engine.get("gpu_memory_utilization", 0.92)) * card
+    alone = len(machine.cards) >= ranks + run.actors
+    left = card if alone else card - engine
+    device = learner.of("device")
+    yield Finding(
+        device <= left,
+        f"GPU memory of a rank: {learner.spelled_out('device')}; of {left / GB:.1f} GB"
+        + ("" if alone else f" that an engine leaves of a card of {card / GB:.1f}")
+        + _longer(larger, learner, most),
+        _FIT if alone else f"lower actor.engine.gpu_memory_utilization, or {_FIT}",
+    )
+    yield Finding(
+        actor.of("device") < engine,
+        f"GPU memory of an actor: {actor.spelled_out('device')}; of {engine / GB:.1f} GB "
+        "(actor.engine.gpu_memory_utilization), what is left is KV cache",
+        "raise actor.engine.gpu_memory_utilization, or use a smaller model",
+    )
+    needed = together(((learner, ranks), (actor, run.actors)), "host")
+    yield Finding(
+        needed <= machine.memory,
+        f"main memory: {ranks} x learner {learner.spelled_out('host')}; {run.actors} x actor "
+        f"{actor.spelled_out('host')}; together {needed / GB:.1f} GB of {machine.memory / GB:.1f}",
+        _FIT,
+    )
+
+
+def _longer(larger: Sum, learner: Sum, tokens: int) -> str:
+    """What the longest row takes more."""
+    more = (larger.of() - learner.of()) / GB
+    return f"; a row of {tokens} tokens takes {more:.1f} GB more" if more > 0.1 else ""
 
 
 def _version(name: str) -> str | None:
