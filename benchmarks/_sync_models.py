@@ -28,7 +28,7 @@ EVERY = 4
 """Steps between two versions, for the share of the steps."""
 RANDOM_1B = "random-1b"
 """A Llama of 1.1 billion random parameters."""
-WAYS = ("whole", "lora")
+WAYS = ("whole", "lora", "adapter")
 _TRAJECTORIES = 8
 TEXT = (
     "# What publishing weights takes\n\n"
@@ -38,8 +38,11 @@ TEXT = (
     "with the version before. The actor is another process that fetches, verifies, and copies "
     "into a model of its own; only the copy pauses generation. Medians over the versions. *MB "
     "more* is the high-water mark of a process beyond what it held with its model at rest; the "
-    "learner's includes the weight ring in shared memory. *Scoring* is the comparison of two "
-    "trajectories with the model in training (the log-probability gap). *Share of the steps* is "
+    "learner's includes the weight ring in shared memory. *Scoring* is the comparison of the last "
+    "passes of two trajectories with the model in training (the log-probability gap). `lora` are "
+    "adapters of rank 16 on every linear layer, merged into the weights; `adapter` the same ones, "
+    "sent alone: what vLLM then takes to load them is not in *paused* (milliseconds, see "
+    "docs/models.md). *Share of the steps* is "
     "publishing and scoring in the time of four steps (`publish_every: 4`) of eight short "
     "trajectories, forward and backward only: an optimizer makes a step longer and the share "
     "smaller.\n\n"
@@ -53,7 +56,8 @@ class ModelRow(msgspec.Struct):
 
     model: str
     way: str
-    """`whole`: all of it is trained. `lora`: adapters of rank 16 on every linear layer, merged."""
+    """`whole`: all of it is trained. `lora`: adapters of rank 16 on every linear layer, merged.
+    `adapter`: the same, and they travel alone."""
     dtype: str
     megabytes: float
     """Of one version on its way."""
@@ -65,7 +69,7 @@ class ModelRow(msgspec.Struct):
     """Canary, gathering, merging, comparing and writing; the learner trains nothing meanwhile."""
     pause_seconds: float
     gap_seconds: float
-    """Scoring two trajectories with the model in training."""
+    """Scoring the last passes of two trajectories with the model in training."""
     step_seconds: float
     """Forward and backward of eight trajectories, without the optimizer."""
 
@@ -126,7 +130,7 @@ def _learner(name: str, way: str, dtype: str, repeats: int, answer: Connection) 
 
     from learner.online.canary import canary, canary_texts
     from learner.online.gap import GapProbe
-    from learner.online.gather import stream_weights, weight_shapes
+    from learner.online.gather import to_publish
     from learner.online.publisher import Publisher, shapes
     from learner.online.scorer import Scorer
 
@@ -142,21 +146,21 @@ def _learner(name: str, way: str, dtype: str, repeats: int, answer: Connection) 
         actor.start()
         scorer = Scorer(lambda: model, torch.device("cpu"))
         resting = _forget_peak()
-        as_sent = getattr(torch, dtype)
-        sender = open_sender(
-            "shm", ProtocolConfig(), run_id, Path(folder), shapes(weight_shapes(model, as_sent))
-        )
+        sync = "adapter" if way == "adapter" else "merged"
+        sent = to_publish(model, getattr(torch, dtype), sync)
+        sender = open_sender("shm", ProtocolConfig(), run_id, Path(folder), shapes(sent.shapes))
         texts = canary_texts(model.config.vocab_size, 2, 24, seed=0)
         announced: list[WeightManifest] = []
         publisher = Publisher(
             sender=sender,
             canary=lambda: canary(scorer, texts, 1e-3),
-            gather=lambda: stream_weights(model, as_sent),
-            trained=weight_shapes(model, as_sent, trained=True),
+            gather=sent.stream,
+            trained=sent.trained,
             readers=lambda: ["actor"],
             announce=announced.append,
             published=lambda version: None,
             coming=lambda coming: here.send(msgspec.msgpack.encode(coming)),
+            adapter_rank=sent.adapter_rank,
         )
         probe = GapProbe(scorer, 2)
         rows = []
@@ -244,7 +248,7 @@ def _model(name: str, way: str, dtype: Any) -> Any:
     else:
         model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
     attention.prepare(model, "concat")
-    if way == "lora":
+    if way != "whole":
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
