@@ -34,7 +34,6 @@ from protocol.weights.transports import TRANSPORTS, FollowingReceiver, open_send
 from protocol.wire.messages import Canary, WeightsComing, WeightsReady
 
 _CANARY = Canary((), (), 0.0)
-_PROTOCOL = ProtocolConfig(endpoint="tcp://127.0.0.1:1")
 """Of its endpoint only the host counts: no learner listens, weights have a port of their own."""
 
 
@@ -87,6 +86,10 @@ def _shapes(gigabytes: float) -> dict[str, tuple[str, tuple[int, ...]]]:
     return shapes
 
 
+def _protocol(folder: Path) -> ProtocolConfig:
+    return ProtocolConfig(endpoint="tcp://127.0.0.1:1", weights_store=f"file://{folder}/store")
+
+
 def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> SyncResult:
     shapes = _shapes(gigabytes)
     source = {
@@ -94,7 +97,7 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
         for name, (dtype, shape) in shapes.items()
     }
     run_id = f"bench-{uuid.uuid4().hex[:8]}"
-    sender = open_sender(transport, _PROTOCOL, run_id, folder, shapes)
+    sender = open_sender(transport, _protocol(folder), run_id, folder, shapes)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     reader = context.Process(target=_reader, args=(transport, run_id, folder, there))
@@ -146,7 +149,7 @@ def _measure(transport: str, gigabytes: float, repeats: int, folder: Path) -> Sy
 
 
 def _reader(transport: str, run_id: str, folder: Path, pipe: Connection) -> None:
-    receiver = FollowingReceiver(_PROTOCOL, run_id, folder)
+    receiver = FollowingReceiver(_protocol(folder), run_id, folder)
     model: dict[str, torch.Tensor] = {}
     while (message := pipe.recv()) is not None:
         news = msgspec.msgpack.decode(message, type=WeightsComing | WeightsReady)

@@ -27,6 +27,7 @@ from learner.config import LearnerConfig
 from learner.lora import engine_arguments, rank_of
 from protocol.config import ProtocolConfig
 from protocol.run.run_folder import make_run_folder
+from protocol.weights.store import check_store
 
 FILLED = ("run_dir", "run_id", "model", "seed", "endpoint", "protocol")
 """Fields of a process's section that come from the run."""
@@ -98,6 +99,14 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 "task, and actor.responses_per_task is 1; write 2 or more, such as 4"
             )
         self._check_adapters()
+        store = self.protocol.weights_store
+        if self.learner.weight_transport == "store":
+            check_store(store)
+        elif store:
+            raise ValueError(
+                f"protocol.weights_store is '{store}', but learner.weight_transport is "
+                f"{self.learner.weight_transport}; write store, or no address"
+            )
         longest = self.actor.engine.get("max_model_len", 0)
         row = self.learner.training.get("max_row_tokens", MAX_ROW_TOKENS)
         if isinstance(longest, int) and isinstance(row, int) and longest > row:

@@ -123,7 +123,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     are. What it cannot serve so is refused (docs/models.md)."""
     weight_transport: str = "shm"
     """How weights travel: `shm` (one machine), `folder` (a run folder on a file system that actors
-    and learner share) or `zmq` (neither). Actors follow."""
+    and learner share), `zmq` (neither) or `store` (an object store, `protocol.weights_store`).
+    Actors follow."""
     weight_full_every: int = 0
     """`zmq`: send one of so many versions whole and the others as compressed differences, where
     that saves something; 0: all whole."""
@@ -209,11 +210,11 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.weight_transport in ("nccl", "ipc"):
             raise ValueError(
                 f"learner.weight_transport {self.weight_transport} is vLLM's own transport between "
-                "GPUs, which this learner does not drive; write shm, folder or zmq"
+                "GPUs, which this learner does not drive; write shm, folder, zmq or store"
             )
-        if self.weight_transport not in ("shm", "folder", "zmq"):
+        if self.weight_transport not in ("shm", "folder", "zmq", "store"):
             raise ValueError(
-                "learner.weight_transport must be shm, folder or zmq, "
+                "learner.weight_transport must be shm, folder, zmq or store, "
                 f"got {self.weight_transport!r}"
             )
         if self.weight_dtype not in ("float32", "bfloat16", "float16"):

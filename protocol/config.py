@@ -24,6 +24,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Network interface of the learner's machine (`ib0`) for `tcp://*:PORT`; empty: all."""
     weights_port: int = 0
     """Port of the weight transport `zmq`, for firewalls and tunnels; 0: a free one."""
+    weights_store: str = ""
+    """Where the weight transport `store` puts its objects: any address that fsspec knows
+    (`s3://bucket/folder`, `gs://...`, `file:///shared/folder`)."""
     credits: int = 64
     """Trajectories of one actor that may be in flight or waiting at the learner, untrained."""
     heartbeat_seconds: float = 1.0

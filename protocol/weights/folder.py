@@ -10,10 +10,8 @@ next one serve: actors may have to go back to them.
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,12 +26,11 @@ from protocol.weights.base import (
     WeightSender,
     WeightsError,
 )
-from protocol.weights.payload import DTYPE_BYTES, check_layout, nbytes, slice_verified, write_hashed
-from protocol.wire.messages import Canary, TensorSpec, WeightManifest, WeightsComing
+from protocol.weights.payload import check_layout, slice_verified
+from protocol.weights.safetensors_file import LENGTH, Layout, payload_start
+from protocol.wire.messages import Canary, WeightManifest, WeightsComing
 
-_LENGTH: Final = struct.Struct("<Q")
 _LOOK_SECONDS: Final = 0.1
-_HEADER_LIMIT: Final = 100_000_000
 _NAME: Final = "weights-*.safetensors"
 _BEFORE: Final = "actors that served before the learner was started again"
 
@@ -60,25 +57,7 @@ class FolderSender(WeightSender):
         self._mapped: memoryview | None = None
         """The file of the newest of them."""
         self._lock = threading.Lock()
-        # safetensors leaves no gaps, so the widest dtypes come first: all start aligned.
-        order = sorted(expected, key=lambda name: (-DTYPE_BYTES[expected[name][0]], name))
-        self._offsets: dict[str, int] = {}
-        header: dict[str, object] = {}
-        end = 0
-        for name in order:
-            dtype, shape = expected[name]
-            self._offsets[name] = end
-            end += nbytes(dtype, shape)
-            header[name] = {
-                "dtype": dtype,
-                "shape": list(shape),
-                "data_offsets": [self._offsets[name], end],
-            }
-        self._nbytes = end
-        self._expected = dict(expected)
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(_LENGTH.size + len(text)) % 64)
-        self._header = _LENGTH.pack(len(text)) + text
+        self._layout = Layout(expected)
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("weights-*.writing"):
             path.unlink()
@@ -102,7 +81,9 @@ class FolderSender(WeightSender):
         path = weights_path(self._folder, version)
         temporary = path.with_suffix(".writing")
         try:
-            specs = self._write(temporary, version, tensors)
+            with temporary.open("wb", buffering=0) as file:
+                specs = self._layout.write(file.fileno(), version, tensors)
+                os.fsync(file.fileno())
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -111,42 +92,15 @@ class FolderSender(WeightSender):
         temporary.rename(path)
         with path.open("rb") as file:
             self._mapped = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-        specs.sort(key=lambda spec: (spec.offset, spec.nbytes))
         with self._lock:
             self._readers[version] = set(readers)
             self._published.add(version)
         self._delete()
-        return WeightManifest(version, "folder", 0, self._nbytes, tuple(specs), canary)
+        return WeightManifest(version, "folder", 0, self._layout.nbytes, specs, canary)
 
     def newest(self, name: str) -> memoryview | None:
         """Read back from the newest file, which was just written: mostly from memory."""
-        if self._mapped is None or name not in self._expected:
-            return None
-        start = len(self._header) + self._offsets[name]
-        return self._mapped[start : start + nbytes(*self._expected[name])]
-
-    def _write(
-        self, temporary: Path, version: int, tensors: Iterable[tuple[str, Tensor]]
-    ) -> list[TensorSpec]:
-        specs = []
-        with temporary.open("wb", buffering=0) as file:
-            fd = file.fileno()
-
-            def put(at: int, chunk: memoryview) -> None:
-                _write(fd, chunk, len(self._header) + at)
-
-            _write(fd, memoryview(self._header), 0)
-            for name, tensor in tensors:
-                if self._expected.get(name) != (tensor.dtype, tensor.shape):
-                    raise WeightsError(
-                        f"weights {version}: tensor '{name}' {tensor.dtype} {list(tensor.shape)} "
-                        "is not what this transport was made for"
-                    )
-                specs.append(write_hashed(name, tensor, self._offsets[name], put))
-            os.fsync(fd)
-        if len(specs) != len(self._expected):
-            raise WeightsError(f"weights {version}: {len(specs)} of {len(self._expected)} tensors")
-        return specs
+        return None if self._mapped is None else self._layout.find(self._mapped, name)
 
     def joined(self, reader: str) -> None:
         with self._lock:
@@ -233,21 +187,12 @@ class FolderReceiver(WeightReceiver):
         path = weights_path(self._folder, manifest.version)
         try:
             with path.open("rb") as file:
-                head = file.read(_LENGTH.size)
+                head = file.read(LENGTH.size)
         except OSError as error:
             raise WeightsError(
                 f"weights {manifest.version}: cannot read {path}: {error.strerror}"
             ) from error
-        length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else _HEADER_LIMIT + 1
-        if length > _HEADER_LIMIT:
-            raise WeightsError(f"weights {manifest.version}: {path} is not a safetensors file")
-        return path, _LENGTH.size + length
+        return path, payload_start(head, f"weights {manifest.version}: {path}")
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def _write(fd: int, data: memoryview, at: int) -> None:
-    while data.nbytes:
-        written = os.pwrite(fd, data, at)
-        data, at = data[written:], at + written

@@ -6,6 +6,8 @@
 | `folder` | machines with a shared file system       | safetensors files in the run folder     |
 | `zmq`    | machines without one                     | chunks over a socket of the learner, to |
 |          |                                          | one actor of each host                  |
+| `store`  | many hosts, or far ones                  | safetensors objects in a store, read    |
+|          |                                          | once on each host                       |
 
 The manifest of every version names its transport; the actor opens its own end when the first one
 comes, from its own configuration: nothing in a message becomes a path or an address.
@@ -24,10 +26,11 @@ from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightSender
 from protocol.weights.folder import FolderReceiver, FolderSender
 from protocol.weights.payload import payload_bytes
 from protocol.weights.shm import ShmReceiver, ShmSender
+from protocol.weights.store import StoreReceiver, StoreSender
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import WeightManifest, WeightsComing
 
-TRANSPORTS: Final = ("shm", "folder", "zmq")
+TRANSPORTS: Final = ("shm", "folder", "zmq", "store")
 FOLDER: Final = "weights"
 """Where `folder` puts its files in the run folder."""
 
@@ -52,6 +55,8 @@ def open_sender(
     if transport == "zmq":
         listening = find_endpoint(run_dir, config.endpoint)
         return ZmqSender(config, payload_bytes(expected), full_every=full_every, beside=listening)
+    if transport == "store":
+        return StoreSender(config.weights_store, run_id, expected)
     raise ValueError(f"there is no weight transport '{transport}'; write {', '.join(TRANSPORTS)}")
 
 
@@ -99,6 +104,11 @@ class FollowingReceiver(WeightReceiver):
             elif name == "zmq":
                 where = partial(find_endpoint, self._run_dir, self._config.endpoint)
                 self._open[name] = ZmqReceiver(self._config, where=where, run_id=self._run_id)
+            elif name == "store":
+                try:
+                    self._open[name] = StoreReceiver(self._config.weights_store, self._run_id)
+                except ValueError as error:
+                    raise WeightsError(f"weights {manifest.version}: {error}") from error
             else:
                 raise WeightsError(
                     f"weights {manifest.version} come by '{name}', which this release does not "

@@ -19,22 +19,17 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import zmq
 
 from protocol.config import ProtocolConfig
 from protocol.run.endpoint import address_with, speaks_v6, to_bind
-from protocol.weights.base import Progress, Tensor, WeightReceiver, WeightsError
+from protocol.weights.base import Progress, Tensor, WeightsError
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
-from protocol.weights.host_file import HostFile, fetch_once
-from protocol.weights.memory import memory_folder, remove_leftovers
+from protocol.weights.host_file import HostFile
+from protocol.weights.host_receiver import HostReceiver
 from protocol.weights.payload import (
-    WrongBytes,
-    check_layout,
-    identify,
-    slice_verified,
     write_all,
 )
 from protocol.weights.slots import SlotSender
@@ -206,7 +201,7 @@ class ZmqSender(SlotSender):
             self._served_at = time.monotonic()
 
 
-class ZmqReceiver(WeightReceiver):
+class ZmqReceiver(HostReceiver):
     """The actor's end. Asks the learner's host, at the manifest's port."""
 
     def __init__(
@@ -216,81 +211,13 @@ class ZmqReceiver(WeightReceiver):
         where: Callable[[], str | None] | None = None,
         run_id: str = "",
     ) -> None:
-        """`deadline_seconds`: without any chunk for so long, a fetch fails.
-
-        `where` gives the address at which the learner listens; without it, `config.endpoint`.
-        """
+        """`where` gives the address at which the learner listens; without it, `config.endpoint`."""
+        super().__init__("zmq", run_id, deadline_seconds)
         self._config = config
         self._where = where or (lambda: config.endpoint)
-        self._deadline = deadline_seconds
-        self._run_id = run_id
-        self._fetched: dict[tuple[int, str], HostFile] = {}
-        """By version, and by what is in it: a learner that was started again may publish a number
-        anew."""
-        remove_leftovers()
-
-    def read(
-        self, manifest: WeightManifest, *, verify: bool = True, progress: Progress | None = None
-    ) -> dict[str, Tensor]:
-        """Fetch a version (once on this host) and give views of the local file."""
-        progress = progress or Progress()
-        if manifest.transport != "zmq":
-            raise WeightsError(
-                f"weights {manifest.version} came by '{manifest.transport}', not zmq"
-            )
-        check_layout(manifest, manifest.nbytes)
-        key = manifest.version, identify(self._run_id, manifest)
-        try:
-            return self._read(key, manifest, verify, progress, whole=False)
-        except WrongBytes:
-            # Another process of this host has damaged them, or they were made from a base that the
-            # learner no longer means.
-            return self._read(key, manifest, verify, progress, whole=True)
-
-    def _read(
-        self,
-        key: tuple[int, str],
-        manifest: WeightManifest,
-        verify: bool,
-        progress: Progress,
-        whole: bool,
-    ) -> dict[str, Tensor]:
-        def fetch(fd: int) -> None:
-            self._fetch(manifest, fd, whole, progress)
-
-        if key not in self._fetched:
-            self._fetched[key] = fetch_once(
-                key[1], manifest.nbytes, fetch, progress, self._deadline
-            )
-        view = self._fetched[key].view()
-        try:
-            return slice_verified(manifest, view, verify=verify, progress=progress)
-        except WrongBytes:
-            self._fetched.pop(key).discard()
-            raise
-
-    def serves(self, manifest: WeightManifest) -> None:
-        """Older versions are let go of."""
-        for old in [key for key in self._fetched if key[0] < manifest.version]:
-            self._fetched.pop(old).delete()
-
-    def locate(self, manifest: WeightManifest) -> tuple[Path, int]:
-        """The local file."""
-        local = self._fetched.get((manifest.version, identify(self._run_id, manifest)))
-        if local is None:
-            raise WeightsError(f"weights {manifest.version} were not fetched")
-        return local.path, 0
-
-    def close(self) -> None:
-        """Let go of the local files; what is mapped stays until it is unmapped."""
-        for local in self._fetched.values():
-            local.delete()
-        self._fetched = {}
 
     def _fetch(self, manifest: WeightManifest, fd: int, whole: bool, progress: Progress) -> None:
-        """Write a version to a file; not `whole`: as a difference where that can be had."""
-        free = os.statvfs(memory_folder())
-        check_layout(manifest, free.f_bavail * free.f_frsize)
+        """Not `whole`: as a difference where that can be had."""
         bases = [] if whole else [key for key in self._fetched if key[0] == manifest.base]
         base = self._fetched[bases[-1]] if bases else None
         if base is not None and base.nbytes == manifest.nbytes:

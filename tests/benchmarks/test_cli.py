@@ -37,7 +37,7 @@ TINY: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
         ),
         lambda said: all(one["static"] == 24 for one in said) and len(said) > 3,
     ),
-    "sync": (("--gigabytes", "0.01", "--repeats", "1"), lambda said: len(said["results"]) == 3),
+    "sync": (("--gigabytes", "0.01", "--repeats", "1"), lambda said: len(said["results"]) == 4),
     "wire": (("--trajectories", "200"), lambda said: said["trajectories"] == 200),
 }
 

@@ -76,6 +76,15 @@ def write(tmp_path, text):
             "protocol: {max_message_bytes: 10000000}\nlearner: {journal_bytes: 15000000}\n",
             "learner.journal_bytes is 15000000, less than two trajectories",
         ),
+        ("learner: {weight_transport: store}\n", "write an address such as s3://"),
+        (
+            "learner: {weight_transport: store}\nprotocol: {weights_store: 'memory://a'}\n",
+            "is of one process",
+        ),
+        (
+            "protocol: {weights_store: 'file:///shared'}\n",
+            "but learner.weight_transport is shm; write store, or no address",
+        ),
     ],
 )
 def test_what_the_sections_allow_together_is_checked_at_the_start(tmp_path, text, says):

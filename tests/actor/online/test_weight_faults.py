@@ -54,7 +54,10 @@ class Sync:
     """A learner's sender and an actor's receiver, by one transport."""
 
     def __init__(self, vllm: Any, transport: str, run_dir: Path, model: Any) -> None:
-        config = ProtocolConfig(endpoint="tcp://127.0.0.1:1")  # no learner listens: its host counts
+        config = ProtocolConfig(
+            endpoint="tcp://127.0.0.1:1",  # no learner listens: its host counts
+            weights_store=f"file://{run_dir}/store",
+        )
         shapes = {n: (t.dtype, t.shape) for n, t in tensors(model).items()}
         self.run_dir = run_dir
         self.open = partial(open_sender, transport, config, vllm.run_id, run_dir, shapes)

@@ -27,6 +27,7 @@ from protocol.weights.base import (
 from protocol.weights.folder import FolderReceiver, FolderSender, versions_in, weights_path
 from protocol.weights.payload import as_tensor, payload_bytes
 from protocol.weights.shm import ShmReceiver, ShmSender
+from protocol.weights.store import StoreReceiver, StoreSender
 from protocol.weights.zmq import ZmqReceiver, ZmqSender
 from protocol.wire.messages import Canary
 
@@ -64,7 +65,12 @@ def _ipc(size: int, folder: Path) -> Pair:
     return Pair(ZmqSender(config, size, beside=where), ZmqReceiver(config, 2.0, lambda: where))
 
 
-@pytest.fixture(params=["shm", "folder", "zmq", "zmq over ipc"])
+def _store(folder: Path) -> Pair:
+    url, name = f"file://{folder}", f"test-{uuid.uuid4().hex}"
+    return Pair(StoreSender(url, name, EXPECTED), StoreReceiver(url, name))
+
+
+@pytest.fixture(params=["shm", "folder", "zmq", "zmq over ipc", "store"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     size = payload_bytes(EXPECTED)
     both: dict[str, Callable[[], Pair]] = {
@@ -73,6 +79,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
             FolderSender(tmp_path, EXPECTED), FolderReceiver(tmp_path, appear_seconds=0.2)
         ),
         "zmq": lambda: Pair(ZmqSender(CONFIG, size), ZmqReceiver(CONFIG, 2.0)),
+        "store": lambda: _store(tmp_path),
         "zmq over ipc": lambda: _ipc(size, tmp_path),
     }
     one = both[request.param]()
