@@ -30,12 +30,15 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     credits: int = 64
     """Trajectories of one actor that may be in flight or waiting at the learner, untrained."""
     heartbeat_seconds: float = 1.0
+    """Most seconds until an actor says what has changed; where nothing has, it says so eight times
+    in `dead_after_seconds`."""
     dead_after_seconds: float = 20.0
     """A peer that was silent for so long is gone until it is heard again."""
     connect_seconds: float = 180.0
     """How long an actor waits for the learner's first answer, and for one that went silent."""
     resend_seconds: float = 5.0
-    """A trajectory without an acknowledgement for so long is sent again."""
+    """A trajectory without an acknowledgement for so long is sent again; then after twice as long,
+    and so on."""
     linger_seconds: float = 1.0
     """How long closing waits for what is still to be sent."""
     max_message_bytes: int = 16 * 2**20

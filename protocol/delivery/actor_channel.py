@@ -19,7 +19,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import zmq
@@ -77,8 +77,11 @@ class ActorChannel:
         *,
         outbox: Outbox | None = None,
         where: Callable[[], str | None] | None = None,
+        context: zmq.Context[Any] | None = None,
     ) -> None:
-        """`where` gives the address at which the learner listens now; None: it does not yet.
+        """`context`: one that others of this process use, too, and that is not ended here.
+
+        `where` gives the address at which the learner listens now; None: it does not yet.
 
         Without it, that is `config.endpoint`.
         """
@@ -98,6 +101,7 @@ class ActorChannel:
                 self.tasks.add_all(Offsets(0, kept.tasks))
         self._where = where or (lambda: config.endpoint)
         self._address: str | None = None
+        self._shared = context
         self._run_id = run_id
         self._actor_id = actor_id
         self._hello = hello
@@ -112,17 +116,21 @@ class ActorChannel:
         self._learner_epoch = 0
         self._heard = 0.0
         self._progress = 0.0
+        self._patience = config.resend_seconds
+        """Seconds without an acknowledgement until all is sent again."""
         self._error: BaseException | None = None
         self._started = False
         self._tasks: list[asyncio.Task[None]] = []
         self._unsent: deque[bytes] = deque()
         self._looking = False
         self._leaving = False
+        self._beaten: Heartbeat | None = None
+        self._beat_at = 0.0
 
     async def start(self) -> None:
         """Connect and wait for the learner. Raises `Disconnected` after `connect_seconds`,
         ValueError where the keys cannot be used."""
-        self._context = zmq.Context()
+        self._context = self._shared or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         apply_options(self._socket, self.config)
         self._socket.setsockopt(zmq.IPV6, int(speaks_v6(self.config.endpoint)))
@@ -133,7 +141,9 @@ class ActorChannel:
             if self.config.keys is not None:
                 secure_client(self._socket, self.config.keys)
         except BaseException:
-            self._context.destroy(linger=0)
+            self._socket.close(0)
+            if self._shared is None:
+                self._context.destroy(linger=0)
             raise
         self._started = True
         self._heard = self._progress = time.monotonic()
@@ -233,7 +243,8 @@ class ActorChannel:
             self._on_events()
             self._loop.remove_reader(self._socket.FD)
             self._socket.close()
-            await asyncio.to_thread(self._context.term)
+            if self._shared is None:
+                await asyncio.to_thread(self._context.term)
 
     async def _wait(self, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -303,6 +314,7 @@ class ActorChannel:
             self.credits.granted = message.credits
             if self.outbox.acknowledge(message.epoch, message.sequence):
                 self._progress = time.monotonic()
+                self._patience = self.config.resend_seconds
             if message.resend:
                 self._resend(message.epoch, message.sequence)
         elif isinstance(message, Welcome):
@@ -338,6 +350,9 @@ class ActorChannel:
             self._post(frame)
 
     async def _beat(self) -> None:
+        # A thousand actors that say every second that nothing has changed cost the learner more
+        # than their trajectories.
+        quiet = self.config.dead_after_seconds / 8
         while True:
             await asyncio.sleep(self.config.heartbeat_seconds)
             self._follow()
@@ -357,8 +372,12 @@ class ActorChannel:
                 continue
             if self.connected:
                 beat = Heartbeat(seen=self._seen, serving=self.serving)
-                self._post(self._sealer.seal(encode(beat), self.outbox.epoch))
-                if len(self.outbox) and now - self._progress > self.config.resend_seconds:
+                if beat != self._beaten or now - self._beat_at > quiet:
+                    self._beaten, self._beat_at = beat, now
+                    self._post(self._sealer.seal(encode(beat), self.outbox.epoch))
+                if len(self.outbox) and now - self._progress > self._patience:
+                    # A learner that is only slow must not get everything again and again.
+                    self._patience *= 2
                     self._resend()
             elif self._learner_epoch:
                 self._say_hello()

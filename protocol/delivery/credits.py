@@ -49,6 +49,11 @@ class Grants:
             self._waiting[actor] -= 1
             self._stored -= 1
 
+    def worth_telling(self, actor: str, told: int) -> bool:
+        """Whether an actor that was told of so many credits could use to hear of its others now."""
+        limit = self._credits - self.waiting(actor)
+        return limit > told and (2 * told < limit or limit - told >= self._credits / 8)
+
     def joined(self, actor: str) -> None:
         """An actor process is here: what one before it was granted is void."""
         self._grant(actor, 0)

@@ -52,7 +52,9 @@ from protocol.wire.messages import (
 )
 from protocol.wire.socket import Refusals, apply_options, new_epoch
 
+# Plain numbers: pyzmq's enums cost more than the call they are passed to.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_AND_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _ENVELOPE: Final = 256
 """Header and names of a frame take no more."""
 _BATCH: Final = 512
@@ -422,13 +424,16 @@ class LearnerChannel:
 
     def _window(self, peer: Peer) -> int:
         room = None if self._room is None else self._room(peer.serving)
-        return self._grants.window(peer.actor, room)
+        peer.told = self._grants.window(peer.actor, room)
+        return peer.told
 
     def _accepted(self, actor: str) -> None:
         self._grants.accepted(actor)
         self._freed = True
         peer = self._peers.of(actor)
-        if peer is not None:
+        # Each would be a message of its own. Who has most of its credits hears of a few more with
+        # its next trajectory or heartbeat.
+        if peer is not None and self._grants.worth_telling(actor, peer.told):
             self._later(peer, peer.epoch)
 
     def _announce(self, message: Announcement) -> None:
@@ -481,6 +486,7 @@ class LearnerChannel:
 
     def _send(self, identity: bytes, frame: bytes) -> None:
         try:
-            self._socket.send_multipart([identity, frame], _NOBLOCK)
+            self._socket.send(identity, _NOBLOCK_AND_MORE)
+            self._socket.send(frame, _NOBLOCK)
         except zmq.ZMQError as error:  # gone, or not reading: what matters is sent again
             self.refusals.count("unsent", f"{error}")

@@ -34,6 +34,8 @@ class Peer:
         self.sealer = sealer
         self.heard = time.monotonic()
         self.serving = -1
+        self.told = 0
+        """Credits that it was last told of."""
         self.refused = False
         self.gap_asked = 0.0
         self._due: dict[int, bool] = {}

@@ -34,7 +34,9 @@ def apply_options(socket: zmq.Socket[Any], config: ProtocolConfig) -> None:
     socket.setsockopt(zmq.LINGER, int(config.linger_seconds * 1000))
     socket.setsockopt(zmq.SNDHWM, _QUEUED_MESSAGES)
     socket.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_seconds * 1000))
+    # Of the connection, beside our own: it need only notice that it is dead.
+    every = max(config.heartbeat_seconds, config.dead_after_seconds / 4)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, int(every * 1000))
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.dead_after_seconds * 1000))
     socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MS)

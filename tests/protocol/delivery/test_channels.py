@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -400,6 +401,59 @@ def test_a_silent_actor_is_reported_and_may_come_back(learner: LearnerChannel) -
         actor.send(trajectory())
         assert await actor.drain(3.0) == 0
         await actor.close()
+
+    asyncio.run(run())
+
+
+def test_an_actor_says_what_has_changed_at_once_and_that_nothing_has_now_and_then(
+    learner: LearnerChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = []
+    again = learner._announce_again
+
+    def counted(peer: Any, seen: int) -> None:
+        beats.append(time.monotonic())
+        again(peer, seen)
+
+    monkeypatch.setattr(learner, "_announce_again", counted)
+
+    async def run() -> None:
+        config = msgspec.structs.replace(
+            FAST, endpoint=learner.endpoint, heartbeat_seconds=0.02, dead_after_seconds=4.0
+        )
+        actor = ActorChannel(config, "run", "actor-0", HELLO)
+        await actor.start()
+        await asyncio.sleep(0.3)
+        beats.clear()
+        await asyncio.sleep(1.6)
+        assert 2 <= len(beats) <= 4, "every half second; not eighty"
+        beats.clear()
+        actor.serving = 7
+        await until(lambda: any(one.serving == 7 for one in learner.peers()), 0.4)
+        await actor.close()
+
+    asyncio.run(run())
+
+
+def test_a_slow_learner_is_not_sent_everything_again_and_again(
+    learner: LearnerChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = learner._receipts.last
+    monkeypatch.setattr(learner._receipts, "last", lambda actor, epoch: 0)
+
+    async def run() -> None:
+        actor = actor_of(learner)
+        await actor.start()
+        try:
+            await actor.acquire()
+            actor.send(trajectory())
+            await asyncio.sleep(2.4)  # sent again after 0.2, 0.6 and 1.4 s
+            assert 2 <= learner.refusals.counts["duplicate"] <= 3
+            monkeypatch.setattr(learner._receipts, "last", last)
+            await until(lambda: len(actor.outbox) == 0)
+            assert actor._patience == 0.2
+        finally:
+            await actor.close()
 
     asyncio.run(run())
 

@@ -33,6 +33,25 @@ def test_grants_without_room_are_credits_less_what_is_held() -> None:
     assert grants.window("a") == 3
 
 
+def test_who_has_few_credits_hears_of_each_and_who_has_most_of_several_together() -> None:
+    grants = Grants(16)
+    told = grants.window("a")
+    for _ in range(16):
+        grants.stored("a")
+    assert not grants.worth_telling("a", told), "there is nothing more to tell"
+    heard = [told := grants.window("a")]
+    for _ in range(16):
+        grants.accepted("a")
+        if grants.worth_telling("a", told):
+            heard.append(told := grants.window("a"))
+    assert heard == [0, 1, 3, 5, 7, 9, 11, 13, 15]
+    single = Grants(1)
+    single.stored("a")
+    told = single.window("a")
+    single.accepted("a")
+    assert single.worth_telling("a", told)
+
+
 def test_room_is_shared_out_and_never_given_twice() -> None:
     grants = Grants(100)
     for actor in ("a", "b", "c"):

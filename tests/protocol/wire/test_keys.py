@@ -92,7 +92,7 @@ def test_a_weight_stream_asks_for_the_key_too(keys: Path, tmp_path: Path) -> Non
     manifest = sender.publish(0, {"a": as_tensor("U8", (3,), b"abc")}.items(), Canary((), (), 0.0))
     good = ZmqReceiver(config(keys), 2.0)
     assert bytes(good.read(manifest)["a"].data) == b"abc"
-    bad = ZmqReceiver(config(other), 0.3)
+    bad = ZmqReceiver(config(other), 0.3, run_id="not-fetched-here")
     start = time.monotonic()
     with pytest.raises(WeightsError, match="nothing came"):
         bad.read(manifest)
