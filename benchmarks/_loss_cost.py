@@ -83,10 +83,8 @@ def measure_loss(vocabulary: int, width: int, targets: int, rounds: int) -> list
         (nll.sum() / targets).backward()
 
     def in_chunks(loss_of: ChunkLoss) -> Callable[[], None]:
-        head = ChunkedHead(model)  # of its own: it learns how large its chunks may be
-
         def step() -> None:
-            loss, _ = head.run(call, loss_of)
+            loss, _ = ChunkedHead(model).run(call, loss_of)
             (loss / targets).backward()
 
         return step
@@ -103,9 +101,8 @@ def measure_loss(vocabulary: int, width: int, targets: int, rounds: int) -> list
     peaks = {}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for way in WAYS:  # and so warm up
-        for _ in range(2):  # the first row takes small chunks
-            model.zero_grad(set_to_none=True)
-            peaks[way] = peak_of(steps[way], "cpu")
+        model.zero_grad(set_to_none=True)
+        peaks[way] = peak_of(steps[way], "cpu")
     for _ in range(rounds):
         for way in WAYS:
             model.zero_grad(set_to_none=True)

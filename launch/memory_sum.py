@@ -35,7 +35,7 @@ LEARNER_PROCESS = 0.75 * GB
 """Of one rank, before it has a model."""
 ACTOR_PROCESS = 2.2 * GB
 """Of an actor and its engine, before they have a model."""
-LOGITS = 2**26
+LOGITS = 2**25
 LIVE = 1e9
 BUCKET = 5e8
 """DeepSpeed's own defaults of `stage3_max_live_parameters` and `reduce_bucket_size`."""

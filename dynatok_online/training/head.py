@@ -9,9 +9,8 @@ is the loss as a scalar whose backward hands out the gradients that were taken.
     loss, out = head.run(lambda: model(**inputs), lambda c, piece: -c.log_prob(ids[piece]))
     loss.backward()
 
-Every chunk reads the whole head, so chunks are as large as memory allows: those of a loss that asks
-for no more than log p (`chunk`) twice as large as others. What the chunk before it was asked for
-decides.
+Every chunk reads the whole head, so chunks may not be small: from 220 targets on (a vocabulary of
+150,000), larger ones are no quicker.
 
 What a family does to logits behind its head (soft-capping, scaling) is its own code: its
 `forward`, run on the logits of a chunk in the place of its backbone's and head's work.
@@ -37,10 +36,8 @@ ChunkLoss = Callable[[Chunk, slice], torch.Tensor]
 """(logits of m targets, which targets of the row these are) -> [m] losses."""
 
 MOST_TARGETS = 1024
-MOST_LOGITS = 2**26
-"""Of one chunk: 256 MiB in float32."""
-MOST_WHOLE = 2**25
-"""Of one of which more than log p is asked: that takes several times its memory."""
+MOST_LOGITS = 2**25
+"""Of one chunk: 128 MiB in float32, and several times that where more than log p is asked for."""
 
 Gradients = list[torch.Tensor | None]
 
@@ -54,7 +51,6 @@ class ChunkedHead:
         self._head = model.get_output_embeddings()
         self._name = next((n for n, one in model.named_children() if one is self._head), None)
         self._takes = inspect.signature(type(model).forward).parameters
-        self._sizes = _Sizes()
 
     @property
     def chunked(self) -> bool:
@@ -148,7 +144,7 @@ class ChunkedHead:
     ) -> torch.Tensor:
         parameters = list(self._head.parameters()) if self._linear else _trained(self._head)
         kind = _Linear if self._linear else _Module
-        run = kind(own, self._finish, loss_of, self._sizes)
+        run = kind(own, self._finish, loss_of)
         if not torch.is_grad_enabled():
             return run(hidden, parameters, [False] * (1 + len(parameters)))[0]
         out: torch.Tensor = _Taken.apply(run, hidden, *parameters)
@@ -175,31 +171,15 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [one for one in module.parameters() if one.requires_grad]
 
 
-def targets_of_whole_logits(vocabulary: int) -> int:
-    """Of how many targets all logits may be there at once."""
-    return max(1, min(MOST_TARGETS, MOST_WHOLE // vocabulary))
+def chunk_size(vocabulary: int) -> int:
+    """Of how many targets there are logits at a time."""
+    return max(1, min(MOST_TARGETS, MOST_LOGITS // vocabulary))
 
 
-class _Sizes:
-    """How many targets make a chunk."""
-
-    def __init__(self) -> None:
-        self._whole = True
-        """Whether the last chunk was asked for whole logits; so it is taken of the first."""
-
-    def pieces(self, count: int, vocabulary: int) -> Iterator[slice]:
-        """Of `count` targets, one after the other."""
-        start = 0
-        while start < count:
-            size = targets_of_whole_logits(vocabulary)
-            if not self._whole:
-                size = max(1, min(MOST_TARGETS, MOST_LOGITS // vocabulary))
-            yield slice(start, min(count, start + size))
-            start += size
-
-    def saw(self, chunk: Chunk) -> None:
-        """What became of the last one."""
-        self._whole = chunk.was_whole
+def _pieces(count: int, vocabulary: int) -> Iterator[slice]:
+    size = chunk_size(vocabulary)
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
 
 
 def _all_at_once(logits: torch.Tensor, loss_of: ChunkLoss) -> torch.Tensor:
@@ -251,12 +231,10 @@ class _Losses:
         forward: Callable[..., Any],
         finish: Callable[[torch.Tensor], torch.Tensor],
         loss_of: ChunkLoss,
-        sizes: _Sizes,
     ) -> None:
         self._forward = forward
         self._finish = finish
         self._loss_of = loss_of
-        self._sizes = sizes
 
     def _chunk(
         self, raw: torch.Tensor, piece: slice, wanted: bool, *, spare: bool
@@ -271,7 +249,6 @@ class _Losses:
             copied, same = logits.dtype != finished.dtype, finished is raw
             chunk = Chunk(logits, spare=copied or (same and spare))
             loss = self._loss_of(chunk, piece).sum()
-        self._sizes.saw(chunk)
         if not wanted:
             return loss, None
         grad = chunk.gradient(loss)
@@ -316,7 +293,7 @@ class _Linear(_Losses):
             for one, wanted in zip(parameters, needed[1:], strict=True)
         ]
         room = h.new_empty(0)  # memory that comes anew from the system costs a tenth of the time
-        for piece in self._sizes.pieces(len(h), len(weight)):
+        for piece in _pieces(len(h), len(weight)):
             count = piece.stop - piece.start
             if len(room) < count:
                 room = h.new_empty(0)
@@ -367,7 +344,7 @@ class _Module(_Losses):
         ]
         wanted = any(needed)
         vocabulary = self._vocabulary(hidden)
-        for piece in self._sizes.pieces(hidden.shape[1], vocabulary):
+        for piece in _pieces(hidden.shape[1], vocabulary):
             h = hidden[:, piece].detach().requires_grad_(needed[0])
             with torch.set_grad_enabled(wanted):
                 raw = self._forward(h)[0]

@@ -24,7 +24,7 @@ import torch
 from dynatok_online import attention
 from dynatok_online.arrays import Floats
 from dynatok_online.rows.row import Row
-from dynatok_online.training.head import ChunkedHead, targets_of_whole_logits
+from dynatok_online.training.head import ChunkedHead, chunk_size
 
 AT = "reference_at"
 """Column: which of the kept hidden states belongs to a target."""
@@ -118,7 +118,7 @@ class Reference:
         at = torch.as_tensor(row.columns[AT].astype(np.int64))
         ids = torch.as_tensor(row.targets.astype(np.int64))
         found = [np.zeros(0)]
-        for piece in at.split(targets_of_whole_logits(self._vocabulary)):
+        for piece in at.split(chunk_size(self._vocabulary)):
             logits = self.logits(piece)
             own = ids[: len(piece)].to(logits.device)
             ids = ids[len(piece) :]

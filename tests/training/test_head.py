@@ -224,30 +224,6 @@ def test_a_row_without_targets_has_zero_gradients() -> None:
     assert "lm_head.weight" in gradients(model)
 
 
-@pytest.mark.parametrize(("loss_of", "then"), [(by_log_prob, 4), (by_logits, 2), (by_both, 2)])
-def test_chunks_are_as_large_as_their_loss_allows(
-    monkeypatch: pytest.MonkeyPatch, loss_of: Losses, then: int
-) -> None:
-    monkeypatch.setattr(head, "MOST_WHOLE", 2 * 23)
-    monkeypatch.setattr(head, "MOST_LOGITS", 4 * 23)
-    model = make("qwen3")
-    attention.prepare(model)
-    row = row_of()
-    targets = torch.as_tensor(row.targets, dtype=torch.long)
-    sizes = []
-
-    def losses(logits: Chunk, piece: slice) -> torch.Tensor:
-        sizes.append(len(logits))
-        return loss_of(logits, targets[piece])
-
-    ours = ChunkedHead(model)
-    for _ in range(2):
-        ours.run(lambda: model(**attention.inputs(row, "cpu"), use_cache=False), losses)
-    assert sum(sizes) == 2 * len(targets)
-    assert sizes[:3] == [2, then, then]
-    assert max(sizes) == then
-
-
 def test_the_gradient_of_log_p_takes_no_memory_of_its_own() -> None:
     logits = torch.randn(6, 23)
     ids = torch.arange(6)
