@@ -174,8 +174,8 @@ class VllmEngine:
 
     async def load_weights(self, manifest: PlacedWeights) -> None:
         """Load a complete set of weights, or adapters; see `generation.WeightTarget`."""
-        if manifest.adapter_rank:
-            await self._load_adapter(manifest)
+        if manifest.adapter_rank is not msgspec.UNSET:
+            await self._load_adapter(manifest, manifest.adapter_rank)
             return
         from vllm.distributed.weight_transfer.base import (
             WeightTransferInitRequest,
@@ -194,15 +194,15 @@ class VllmEngine:
         await self._llm.finish_weight_update()
         self._adapter = None
 
-    async def _load_adapter(self, manifest: PlacedWeights) -> None:
+    async def _load_adapter(self, manifest: PlacedWeights, rank: int) -> None:
         """A new adapter for every load: what vLLM calls it is part of its names of blocks."""
         from vllm.lora.request import LoRARequest
 
         most = self._llm.vllm_config.lora_config
-        if most is None or most.max_lora_rank < manifest.adapter_rank:
+        if most is None or most.max_lora_rank < rank:
             has = "off" if most is None else f"on for rank {most.max_lora_rank}"
             raise WeightsError(
-                f"weights {manifest.version} are adapters of rank {manifest.adapter_rank}, and "
+                f"weights {manifest.version} are adapters of rank {rank}, and "
                 f"actor.engine.enable_lora is {has}; `dynatok launch` sets it for such a learner"
             )
         self._adapters += 1

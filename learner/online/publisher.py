@@ -127,7 +127,7 @@ class Publisher:
         return msgspec.structs.replace(
             manifest,
             changed=self.changed if self.changed >= 0 else msgspec.UNSET,
-            adapter_rank=self._adapter_rank,
+            adapter_rank=self._adapter_rank or msgspec.UNSET,
         )
 
 

@@ -54,9 +54,9 @@ class WeightManifest(msgspec.Struct, frozen=True):
     changed: float | msgspec.UnsetType = msgspec.UNSET
     """Share of the trained elements that differ, as these bytes, from the version before, where
     that was counted: what is lost in rounding cannot move an engine."""
-    adapter_rank: int = 0
-    """0: these are the model's weights. Otherwise those of LoRA adapters of this rank, under peft's
-    names and scaled already, for a model whose own weights stay as they are."""
+    adapter_rank: int | msgspec.UnsetType = msgspec.UNSET
+    """Unset: these are the model's weights. Otherwise those of LoRA adapters of this rank, under
+    peft's names and scaled already, for a model whose own weights stay as they are."""
 
 
 class PlacedWeights(WeightManifest, frozen=True):
