@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -189,6 +190,53 @@ def test_ended_at_any_step_it_resumes_bit_for_bit(
     assert code == 0, err
     assert resumed["steps"] == 10
     assert last_losses(str(run)) == last_losses(str(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_rank_killed_at_any_step_leaves_losses_that_resume_bit_for_bit(
+    tmp_path: Path, data: Path, capfd: Any, stage: int, victim: int
+) -> None:
+    """Two ranks under DeepSpeed; checkpoints at every third step, the kill at any moment."""
+    flags = ["--ranks", "2", "--deepspeed.zero_optimization.stage", str(stage)]
+    flags += ["--training.save_steps", "3", "--training.max_steps", "16"]
+    config = written(tmp_path, data)
+    code, whole, err = train(capfd, config, *flags, "--dir", str(tmp_path / "whole"))
+    assert code == 0, err
+    step = random.Random(10 * stage + victim).randint(1, 13)
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), *flags]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    try:
+        deadline = time.monotonic() + 240
+        while step not in {
+            one for run in (tmp_path / "runs").glob("*/metrics.jsonl") for one in steps(run.parent)
+        }:
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error, KeyError):
+                if "learner.ranks" in one.cmdline() and one.environ()["RANK"] == str(victim):
+                    one.kill()
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == 1, (tmp_path / "said").read_text()
+    (run,) = (tmp_path / "runs").iterdir()
+    print(f"rank {victim} killed at step {step}, {max(steps(run))} logged")
+    code, resumed, err = train(capfd, run, "--resume")
+    assert code == 0, err
+    assert resumed["steps"] == 16
+    assert last_losses(str(run)) == last_losses(whole["run_dir"])
+
+
+def steps(run: Path) -> list[int]:
+    """Steps that were logged."""
+    return [*last_losses(str(run))]
 
 
 @pytest.mark.engine
