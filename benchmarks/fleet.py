@@ -37,6 +37,7 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks._consumer import Consumer
 from benchmarks._fleet_clients import RUN, Fleet
 from benchmarks._fleet_report import FleetResult, card, write_page
 from protocol.config import ProtocolConfig
@@ -79,16 +80,7 @@ def measure(
         )
         before = psutil.Process().memory_info().rss
         channel.start()
-        ended = threading.Event()
-
-        def consume() -> None:
-            while not ended.is_set():
-                event = channel.receive(0.2)
-                if event is not None:
-                    channel.accept(event)
-
-        consumer = threading.Thread(target=consume, name="consumer")
-        consumer.start()
+        consumer = Consumer(channel)
         began = time.monotonic()
         config = msgspec.structs.replace(config, endpoint=channel.endpoint)
         fleet = Fleet(config, actors, processes, tokens)
@@ -105,8 +97,7 @@ def measure(
             fleet.tell("leave")
         finally:
             fleet.close()
-            ended.set()
-            consumer.join()
+            consumer.close()
             channel.close()
             store.close()
     return msgspec.structs.replace(

@@ -13,7 +13,6 @@ import asyncio
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 import timeit
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._consumer import Consumer
 from benchmarks._folder import existing_folder
 from dynatok_online.trajectory import RESPONSE, Edit, Pass, Reuse, Trajectory, VersionRun
 from protocol.config import ProtocolConfig
@@ -145,16 +145,7 @@ def _durable(count: int, folder: Path) -> tuple[float, tuple[float, float], int,
         receipts=store.receipts,
     )
     channel.start()
-    ended = threading.Event()
-
-    def consume() -> None:
-        while not ended.is_set():
-            event = channel.receive(0.2)
-            if event is not None:
-                channel.accept(event)
-
-    consumer = threading.Thread(target=consume)
-    consumer.start()
+    consumer = Consumer(channel)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     actor = context.Process(target=_actor, args=(channel.endpoint, count, folder / "outbox", there))
@@ -168,8 +159,7 @@ def _durable(count: int, folder: Path) -> tuple[float, tuple[float, float], int,
     finally:
         actor.join(10)
         actor.kill()
-        ended.set()
-        consumer.join()
+        consumer.close()
         channel.close()
         store.close()
     if channel.stored != count:

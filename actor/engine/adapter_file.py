@@ -9,6 +9,8 @@ import json
 import mmap
 from pathlib import Path
 
+from protocol.weights.base import Tensor
+from protocol.weights.safetensors_file import Layout
 from protocol.wire.messages import PlacedWeights
 
 
@@ -26,12 +28,10 @@ def write_adapter(folder: Path, placed: PlacedWeights) -> None:
     with open(placed.path, "rb") as source:
         payload = memoryview(mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ))
     payload = payload[placed.start : placed.start + placed.nbytes]
-    header, end = {}, 0
-    for spec in placed.tensors:
-        at = [end, end := end + spec.nbytes]  # safetensors leaves no gaps
-        header[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": at}
-    text = json.dumps(header).encode()
+    tensors = {
+        one.name: Tensor(one.dtype, one.shape, payload[one.offset : one.offset + one.nbytes])
+        for one in placed.tensors
+    }
+    layout = Layout({name: (one.dtype, one.shape) for name, one in tensors.items()})
     with (folder / "adapter_model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for spec in placed.tensors:
-            file.write(payload[spec.offset : spec.offset + spec.nbytes])
+        layout.write(file.fileno(), placed.version, tensors.items())

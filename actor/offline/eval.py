@@ -23,12 +23,10 @@ from actor.offline.alone import Alone, Bad, load_tasks, with_engine
 from actor.offline.config import EvalConfig
 from actor.offline.eval_gold import gold_report
 from actor.offline.eval_report import draw, markdown
-from actor.offline.eval_stored import AGAIN, samples_file, stored_samples
+from actor.offline.eval_stored import AGAIN, sample_of, samples_file, stored_samples
 from actor.offline.eval_summary import Sample, over_seeds, summary
 from actor.tokenizer import load_tokenizer
 from dynatok_online import tiny
-from dynatok_online.adherence.coverage import ending
-from dynatok_online.adherence.outcomes import judge
 from dynatok_online.data.storage import write_trajectories
 from dynatok_online.policy import parse_policy
 from dynatok_online.tasks.task import Task
@@ -143,11 +141,7 @@ async def _sample(
     async def work() -> None:
         for task in pending:
             finished = await alone.session(task, reuse).run()
-            trajectory = finished.trajectory
-            text = alone.decode(trajectory.response.tolist())
-            judged = judge(task, trajectory, alone.decode)
-            ends = ending(task, trajectory, alone.decode)
-            done.append(Sample(finished, text, judged, ends, task.task_id.partition(AGAIN)[0]))
+            done.append(sample_of(task, finished, alone.decode))
             bar.advance()
 
     async with asyncio.TaskGroup() as group:

@@ -11,7 +11,7 @@ from typing import Any
 
 from actor.offline.alone import chat_from
 from actor.offline.config import EvalConfig
-from actor.offline.eval_stored import sample_of
+from actor.offline.eval_stored import sample_of, unwatched
 from actor.offline.eval_summary import over_seeds, summary
 from actor.tokenizer import load_tokenizer
 from dynatok_online import tiny
@@ -40,7 +40,7 @@ def gold_report(config: EvalConfig) -> dict[str, Any]:
             )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        samples.append(sample_of(task, one, decode))
+        samples.append(sample_of(task, unwatched(one), decode))
     if not samples:
         raise ValueError(f"gold: {config.gold} holds no gold response")
     found = summary(samples, config.base_model)

@@ -37,16 +37,21 @@ def stored_samples(path: Path, tasks: Sequence[Task], decode: Decode) -> list[Sa
                 "do not draw; give those of that evaluation (its eval.json), model, tasks, split, "
                 "count and seeds alike"
             )
-        found.append(sample_of(task, one, decode))
+        found.append(sample_of(task, unwatched(one), decode))
     if not found:
         raise ValueError(f"samples: {path} holds no response")
     return found
 
 
-def sample_of(task: Task, one: Trajectory, decode: Decode) -> Sample:
+def unwatched(one: Trajectory) -> Finished:
     """A response of which nobody knows what an engine computed for it."""
-    tokens = one.response.tolist()
-    counts = Counts(edits=len(one.edits), generated_tokens=len(tokens))
+    counts = Counts(edits=len(one.edits), generated_tokens=len(one.response))
+    return Finished(one, counts, ())
+
+
+def sample_of(task: Task, finished: Finished, decode: Decode) -> Sample:
+    """A response, judged."""
+    one = finished.trajectory
     name = task.task_id.partition(AGAIN)[0]
     judged, ends = judge(task, one, decode), ending(task, one, decode)
-    return Sample(Finished(one, counts, ()), decode(tokens), judged, ends, name)
+    return Sample(finished, decode(one.response.tolist()), judged, ends, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dynatok_online.adherence.reading import read_row
 from dynatok_online.adherence.stale import recomputed
 from dynatok_online.trajectory import Trajectory
 
@@ -22,13 +21,15 @@ def nll_under(
     """
     import torch
 
+    from dynatok_online import attention
     from dynatok_online.rows.plan import needed_tokens, plan_rows
+    from dynatok_online.training.head import ChunkedHead
 
-    texts = [recomputed(one) for one in trajectories]
+    head, texts = ChunkedHead(judge), [recomputed(one) for one in trajectories]
     total, count = 0.0, 0
     for row in plan_rows(texts, max_tokens=max([max_tokens, *map(needed_tokens, texts)])):
-        ids = torch.as_tensor(row.targets, dtype=torch.long, device=judge.device)
-        for piece, logits in read_row(judge, row):
-            total += float(torch.nn.functional.cross_entropy(logits, ids[piece], reduction="sum"))
-        count += len(ids)
+        ids = attention.to_device(row.targets, judge.device, torch.long)
+        given = attention.inputs(row, judge.device)
+        logp = head.log_probs(lambda given=given: judge(**given, use_cache=False), ids)
+        total, count = total - float(logp.double().sum()), count + len(ids)
     return total / max(1, count)

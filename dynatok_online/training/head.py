@@ -77,6 +77,18 @@ class ChunkedHead:
             raise ValueError(f"{name} called its head {len(found)} times in one forward, not once")
         return found[0], out
 
+    @torch.no_grad()
+    def log_probs(self, call: Callable[[], Any], ids: torch.Tensor) -> torch.Tensor:
+        """[M] log-probability of each of a row's targets `ids`, where `call` runs the model."""
+        found: list[torch.Tensor] = []
+
+        def keep(logits: Chunk, piece: slice) -> torch.Tensor:
+            found.append(logits.log_prob(ids[piece]))
+            return found[-1]
+
+        self.run(call, keep)
+        return torch.cat(found) if found else torch.zeros(0, device=ids.device)
+
     def of_hidden(self, hidden: torch.Tensor, loss_of: ChunkLoss) -> torch.Tensor:
         """The sum of the losses of [1, M, H] hidden states that the backbone has made."""
         return self._losses(type(self._head).forward.__get__(self._head), hidden, loss_of)

@@ -17,7 +17,6 @@ from dynatok_online.arrays import Flags, Floats
 from dynatok_online.objectives.objective import Objective
 from dynatok_online.objectives.targets import Scored
 from dynatok_online.rows.row import Row
-from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.ghosts import evaluating
 from dynatok_online.training.head import ChunkedHead
 
@@ -63,20 +62,13 @@ class Scoring:
         layout = attention.Layout(row)
         layout.watched = attention.Watched() if self._watches else None
         ids = attention.to_device(row.targets, device, torch.long)
-        found: list[torch.Tensor] = []
-
-        def keep(logits: Chunk, piece: slice) -> torch.Tensor:
-            found.append(logits.log_prob(ids[piece]))
-            return found[-1]
-
         given = attention.inputs(row, device, layout)
         with evaluating(self._base):
-            self._head.run(lambda: self._base(**given, use_cache=False), keep)
+            logp = self._head.log_probs(lambda: self._base(**given, use_cache=False), ids)
             mass = None
             if layout.watched is not None and len(row.targets):
                 mass = layout.watched.share(layout, row.loss_positions, _prompt(row))
-        logp = torch.cat(found).double().cpu().numpy() if found else np.zeros(0)
-        return logp, mass
+        return logp.double().cpu().numpy(), mass
 
 
 def _prompt(row: Row) -> Callable[[slice], Flags]:

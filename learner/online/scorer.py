@@ -18,7 +18,6 @@ import torch
 from dynatok_online import attention
 from dynatok_online.rows.needed import needed
 from dynatok_online.rows.plan import Row, plan_rows
-from dynatok_online.training.chunk import Chunk
 from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import Trajectory
 
@@ -56,18 +55,12 @@ class Scorer:
     def row(self, row: Row) -> Logprobs:
         """[M] log-probability of every target of a row."""
         targets = attention.to_device(row.targets, self._device, torch.long)
-        found = [torch.zeros(0)]
-
-        def take(logits: Chunk, piece: slice) -> torch.Tensor:
-            found.append(logits.log_prob(targets[piece]).cpu())
-            return found[-1]
-
         with self._asked() as model:
             if self._head is None:
                 self._head = ChunkedHead(_base(model))
             given = attention.inputs(row, self._device)
-            self._head.run(lambda: model(**given, use_cache=False), take)
-        return np.asarray(torch.cat(found).numpy(), np.float32)
+            found = self._head.log_probs(lambda: model(**given, use_cache=False), targets)
+        return np.asarray(found.cpu().numpy(), np.float32)
 
     def texts(self, texts: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
         """Per plain text: log p(token i | tokens before it) for i = 1 .. n-1. All in one row."""

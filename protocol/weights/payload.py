@@ -238,3 +238,10 @@ def write_hashed(
 def _some(names: list[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def write_at(fd: int, data: memoryview, at: int) -> None:
+    """All of `data` from byte `at` of a file on: the kernel may take it in parts."""
+    while data.nbytes:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written

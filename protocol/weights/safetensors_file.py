@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from protocol.weights.base import Tensor, WeightsError
-from protocol.weights.payload import DTYPE_BYTES, nbytes, write_hashed
+from protocol.weights.payload import DTYPE_BYTES, nbytes, write_at, write_hashed
 from protocol.wire.messages import TensorSpec
 
 LENGTH: Final = struct.Struct("<Q")
@@ -51,9 +50,9 @@ class Layout:
         specs = []
 
         def put(at: int, chunk: memoryview) -> None:
-            _write(fd, chunk, self.start + at)
+            write_at(fd, chunk, self.start + at)
 
-        _write(fd, memoryview(self._header), 0)
+        write_at(fd, memoryview(self._header), 0)
         for name, tensor in tensors:
             if self._expected.get(name) != (tensor.dtype, tensor.shape):
                 raise WeightsError(
@@ -80,9 +79,3 @@ def payload_start(head: bytes, where: str) -> int:
     if length > _HEADER_LIMIT:
         raise WeightsError(f"{where} is not a safetensors file")
     return LENGTH.size + int(length)
-
-
-def _write(fd: int, data: memoryview, at: int) -> None:
-    while data.nbytes:
-        written = os.pwrite(fd, data, at)
-        data, at = data[written:], at + written

@@ -24,6 +24,7 @@ from typing import Any, Final
 from protocol.weights.base import NoFreeSlot, Progress, Tensor, WeightSender, WeightsError
 from protocol.weights.host_receiver import HostReceiver
 from protocol.weights.memory import locked_file, remove_leftovers
+from protocol.weights.payload import write_at
 from protocol.weights.safetensors_file import LENGTH, Layout, payload_start
 from protocol.wire.envelope import check_name
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
@@ -193,9 +194,8 @@ class StoreReceiver(HostReceiver):
                 if chunk.nbytes != min(_CHUNK, manifest.nbytes - got):
                     raise WeightsError(f"weights {manifest.version}: {path} is too short")
                 progress.add(chunk.nbytes)
-                while chunk.nbytes:
-                    written = os.pwrite(fd, chunk, got)
-                    chunk, got = chunk[written:], got + written
+                write_at(fd, chunk, got)
+                got += chunk.nbytes
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import struct
 import threading
 import time
@@ -29,9 +28,7 @@ from protocol.weights.base import Progress, Tensor, WeightsError
 from protocol.weights.delta import PAYS_BELOW, check_available, difference, restore
 from protocol.weights.host_file import HostFile
 from protocol.weights.host_receiver import HostReceiver
-from protocol.weights.payload import (
-    write_all,
-)
+from protocol.weights.payload import write_all, write_at
 from protocol.weights.slots import SlotSender
 from protocol.wire.keys import open_server, secure_client
 from protocol.wire.messages import Canary, WeightManifest, WeightsComing
@@ -290,6 +287,5 @@ class ZmqReceiver(HostReceiver):
             if chunk.nbytes != length:
                 raise WeightsError(f"weights {manifest.version}: a chunk of the wrong length")
             progress.add(length)
-            while chunk.nbytes:
-                written = os.pwrite(fd, chunk, got)
-                chunk, got = chunk[written:], got + written
+            write_at(fd, chunk, got)
+            got += length

@@ -26,7 +26,8 @@ def test_the_text_before_the_first_edit() -> None:
         assert len(static.response) == static.passes[-1].stop
 
 
-def test_by_plain_forwards() -> None:
+def test_by_plain_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynatok_online.adherence.drift.TARGETS", 3)
     rng = np.random.default_rng(1)
     many = [simulate(rng, world=World(passes=(1, 3), sampled=(2, 6), outside=0)) for _ in range(4)]
     plain = make("qwen3")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dynatok_online import attention
-from dynatok_online.adherence import reading
 from dynatok_online.adherence.fluency import nll_under
+from dynatok_online.training import head
 from tests.models import make
 from tests.simulate import World, simulate
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_each_token_counts_under_its_own_prompt(
     policy: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "TARGETS", 3)
+    monkeypatch.setattr(head, "MOST_TARGETS", 3)
     rng = np.random.default_rng(5)
     world = World(passes=(2, 4), sampled=(2, 5), outside=0)
     many = [simulate(rng, policy, block_size=2, world=world) for _ in range(5)]
