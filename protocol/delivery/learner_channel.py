@@ -472,9 +472,9 @@ class LearnerChannel:
     def _refuse_actor(self, actor: str, reason: str) -> None:
         peer = self._peers.of(actor)
         if peer is not None:
-            self._refuse(peer, reason)
             self._events.put(Received(actor, peer.epoch, 0, PeerLost(f"refused: {reason}")))
             self._forget(peer)
+            self._refuse(peer, reason)  # last: whoever hears of it finds it done
 
     def _send_to(self, actor: str, message: LearnerMessage) -> None:
         peer = self._peers.of(actor)
