@@ -48,6 +48,10 @@ class Row:
     """One decode step of the static run."""
     prefill_ms: float
     """The prefill that one edit needs, alone."""
+    ratios: tuple[float, ...] = ()
+    """Speed against static, round by round."""
+    edits: int = 0
+    """Surprise edits behind `edit_ms_p50` and `edit_ms_p95`."""
 
 
 @dataclass
@@ -84,6 +88,7 @@ def row_of(
 ) -> Row:
     states, mode = arm
     base = statistics.median(static.seconds)
+    ratios = [a / b for a, b in zip(static.seconds, one.seconds, strict=True)]
     token, pair = costs
     extra = token * (one.computed - static.computed) + pair * (one.pairs - static.pairs)
     prompt = shape.prefix + shape.slot + 1
@@ -94,9 +99,7 @@ def row_of(
         states=states,
         mode=mode,
         tok_s=round(sessions * shape.response / statistics.median(one.seconds), 1),
-        ratio_to_static=round(
-            statistics.median(a / b for a, b in zip(static.seconds, one.seconds, strict=True)), 3
-        ),
+        ratio_to_static=round(statistics.median(ratios), 3),
         edit_ms_p50=_quantile(one.edits, 0.5),
         edit_ms_p95=_quantile(one.edits, 0.95),
         reused_tokens=one.reused,
@@ -104,6 +107,8 @@ def row_of(
         bound_ratio=round(base / (base + extra), 3),
         step_ms=round(1000 * (base - first) / shape.response, 2),
         prefill_ms=round(1000 * extra / sessions / (states - 1), 2) if states > 1 else 0.0,
+        ratios=tuple(round(ratio, 3) for ratio in ratios),
+        edits=len(one.edits),
     )
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from actor.sessions.serving import Serving
 
 STATIC = "static"
+PLAIN = "plain vLLM"
+"""Static text again, from vLLM without anything of ours (`_plain_vllm`)."""
 MODES: dict[str, tuple[str, Placement]] = {
     "exact head": ("exact", "head"),
     "exact late": ("exact", "late"),
@@ -101,6 +103,19 @@ class Bench:
         into.reused = sum(one.counts.reused_tokens for one in done) // sessions
         into.computed = sum(one.counts.computed_tokens for one in done) // sessions
         into.pairs = sum(pairs(one.trajectory) for one in done) // sessions
+
+    def prompts(self, sessions: int) -> list[list[int]]:
+        """What the sessions of static text feed."""
+        from actor.sessions.recorder import fed_tokens
+        from dynatok_online.tasks.rendering import renderer_of
+
+        found = []
+        for number in range(sessions):
+            task = self.session(number, 1, STATIC).task
+            renderer = renderer_of(task, self.encode)
+            layout = renderer.layout({name: state.text for name, state in task.states.items()})
+            found.append(fed_tokens(layout, renderer.pieces, []).tolist())
+        return found
 
     async def prefill(self, sessions: int, prefix: str, into: Timed) -> None:
         """Prefilling alone, all sessions at once."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import _page
 from benchmarks._edited_response import edited_response
 from dynatok_online import attention
 from dynatok_online.adherence.measures import interval
@@ -109,16 +110,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 def write_section(path: Path, found: Sequence[dict[str, Any]], machine: str) -> None:
     """Put the section into a page, in the place of the one that is there."""
-    text = path.read_text()
-    begin = text.find(HEADING)
-    if begin < 0:
-        before, after = text.rstrip("\n") + "\n\n", ""
-    else:
-        end = text.find("\n## ", begin + 1)
-        before, after = text[:begin], "" if end < 0 else text[end:]
     section = [
-        HEADING,
-        "",
         "`dynatok bench pack --ghosts --page docs/benchmarks/pack.md` "
         f"({machine}). A ghost is every token after an edit once more, on the KV of the prompt "
         "before the edit, forward only: it tells what the token owes to the edit "
@@ -128,6 +120,5 @@ def write_section(path: Path, found: Sequence[dict[str, Any]], machine: str) -> 
         "forward against the step's forward and backward.",
         "",
         *table(found),
-        "",
     ]
-    path.write_text(before + "\n".join(section) + after)
+    _page.write_section(path, HEADING, section)

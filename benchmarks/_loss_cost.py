@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _page
 from benchmarks._step_cost import peak_of
 from dynatok_online import attention
 from dynatok_online.rows.row import Row
@@ -146,18 +147,9 @@ def table(found: list[dict[str, Any]]) -> list[str]:
 
 def write_section(path: Path, found: list[dict[str, Any]], machine: str) -> None:
     """Put the section into a page, in the place of the one that is there."""
-    text = path.read_text()
-    begin = text.find(HEADING + "\n")
-    if begin < 0:
-        before, after = text.rstrip("\n") + "\n\n", ""
-    else:
-        end = text.find("\n## ", begin + 1)
-        before, after = text[:begin], "" if end < 0 else text[end:]
     one = found[1]
     spread = ", ".join(f"{ratio:.2f}" for ratio in one["ratios"])
     section = [
-        HEADING,
-        "",
         f"`dynatok bench pack --loss --page docs/benchmarks/pack.md` ({machine}). A head of "
         f"{one['vocabulary']:,} words and width {one['width']}, as Qwen3-0.6B's, "
         f"{one['targets']:,} loss tokens, forward and backward. All logits at once is how the loss "
@@ -169,6 +161,5 @@ def write_section(path: Path, found: list[dict[str, Any]], machine: str) -> None
         f"to the first: {spread}. The third is what losses take that ask for more than log p.",
         "",
         *table(found),
-        "",
     ]
-    path.write_text(before + "\n".join(section) + after)
+    _page.write_section(path, HEADING, section)

@@ -3,9 +3,10 @@
 One engine per model generates the same prompts in every mode: `static` (one state throughout) and
 edited (4 and 8 states of one slot, in equal segments), with exact reuse and the slot at the head,
 exact reuse and the slot late, sticky reuse, and sticky reuse that computes the last 32, 64 or 128
-tokens anew (`refresh`). Prompts, number of tokens and sampling are the
-same; modes take turns in one run, each round under a cache salt of its own, and a ratio is the
-median over rounds of two times of the same round.
+tokens anew (`refresh`). `plain vLLM` is static text from another engine, in another process, that
+knows nothing of sessions, plugin and cache events: what watching costs. Prompts, number of tokens
+and sampling are the same; modes take turns in one run, each round under a cache salt of its own,
+and a ratio is the median over rounds of two times of the same round.
 
 Beside each measured ratio stands its bound: static time over static time plus what the recomputed
 tokens cost at the speed of a plain prefill, measured in the same run on short and on long prompts:
@@ -23,6 +24,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks._actor_report import write_page
 from benchmarks._edit_cost import Row, Shape, Timed, costs, row_of
-from benchmarks._edit_sessions import MODES, STATIC, Bench
+from benchmarks._edit_sessions import MODES, PLAIN, STATIC, Bench
+from benchmarks._plain_vllm import PlainVllm
 
 MODELS = ("tiny", "60m")
 
@@ -48,17 +52,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 32], help="at once")
     parser.add_argument("--states", type=int, nargs="+", default=[4, 8], help="of the slot")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument("--prefix", type=int, default=Shape.prefix, help="tokens before the slot")
     parser.add_argument("--slot", type=int, default=Shape.slot, help="tokens of the slot")
     parser.add_argument("--response", type=int, default=Shape.response, help="tokens to generate")
     parser.add_argument("--rounds", type=int, default=2, help="how often each mode runs")
+    parser.add_argument(
+        "--page", type=Path, help="write the figures into this page, rows beside it"
+    )
     options = parser.parse_args(arguments)
     shape = Shape(options.prefix, options.slot, options.response)
     rows = run(
         options.models, options.sessions, options.states, options.modes, shape, options.rounds
     )
     card(rows, shape, Console())
+    if options.page is not None:
+        write_page(options.page, rows, shape, datetime.now(UTC).date().isoformat())
     print(json.dumps([asdict(row) for row in rows]), flush=True)
     return 0
 
@@ -93,38 +102,45 @@ def run(
             }
             quiet = {"VLLM_LOGGING_LEVEL": "ERROR"}
             engine = VllmEngine.start(path, arguments, environment=quiet, run_id=f"bench-{model}")
-            progress.remove_task(starting)
+            plain = None
             try:
+                plain = PlainVllm(path, arguments)
+                progress.remove_task(starting)
                 vocabulary = 99 if model == "tiny" else 32000
                 bench = Bench(model, engine, vocabulary, shape)
                 for count in sessions:
-                    rows += measure(bench, model, shape, count, states, modes, rounds, progress)
+                    arms = [(1, STATIC), (1, PLAIN), *((k, mode) for k in states for mode in modes)]
+                    rows += measure(bench, plain, model, shape, count, arms, rounds, progress)
             finally:
                 engine.shutdown()
+                if plain is not None:
+                    plain.close()
     return rows
 
 
 def measure(
     bench: Bench,
+    plain: PlainVllm,
     model: str,
     shape: Shape,
     sessions: int,
-    states: Sequence[int],
-    modes: Sequence[str],
+    arms: Sequence[tuple[int, str]],
     rounds: int,
     progress: Progress,
 ) -> list[Row]:
-    """All modes at one number of sessions."""
+    """All arms (states, mode) at one number of sessions."""
     loop = asyncio.get_event_loop()
-    arms = [(1, STATIC), *((k, mode) for k in states for mode in modes)]
     # Edits are few where sessions are few. The first ones also warm up.
-    surprises = arms[1:] * (rounds if sessions == 1 else 1)
+    surprises = [arm for arm in arms if arm[0] > 1] * (rounds if sessions == 1 else 1)
     total = len(surprises) + rounds * len(arms)
     task = progress.add_task(f"{model}, {sessions} sessions", total=total)
     timed = {arm: Timed() for arm in arms}
     short, long = Timed(), Timed()
+    prompts = bench.prompts(sessions)
     for prefix in "PL":  # warm up
         loop.run_until_complete(bench.prefill(sessions, prefix, Timed()))
+    loop.run_until_complete(bench.generate(sessions, 1, STATIC, Timed()))
+    plain.generate(prompts, shape.response)
     for arm in surprises:
         progress.update(task, description=f"{model}, {sessions} sessions: edits, {arm[1]} {arm[0]}")
         loop.run_until_complete(bench.surprise(sessions, *arm, timed[arm]))
@@ -135,10 +151,15 @@ def measure(
         # Whoever runs first in a round does not do so in the next.
         for arm in (*arms[turn % len(arms) :], *arms[: turn % len(arms)]):
             progress.update(task, description=f"{model}, {sessions} sessions: {arm[1]} {arm[0]}")
-            loop.run_until_complete(bench.generate(sessions, *arm, timed[arm]))
+            if arm[1] == PLAIN:
+                timed[arm].seconds.append(plain.generate(prompts, shape.response))
+            else:
+                loop.run_until_complete(bench.generate(sessions, *arm, timed[arm]))
             progress.advance(task)
     progress.remove_task(task)
-    static = timed[1, STATIC]
+    static, watched = timed[1, STATIC], timed[1, PLAIN]
+    # It says nothing of its cache; it computes what static text computes.
+    watched.computed, watched.pairs = static.computed, static.pairs
     cost = costs(short, long)
     return [row_of(model, sessions, arm, one, static, shape, cost) for arm, one in timed.items()]
 

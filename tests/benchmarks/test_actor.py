@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks._actor_report import write_page
 from benchmarks._edit_cost import Row, Shape, Timed, costs, pairs
 from benchmarks._edit_sessions import MODES
 from benchmarks._edited_response import edited_response
@@ -54,6 +56,25 @@ def test_pairs_of_an_edited_response() -> None:
     assert pairs(edited) == sum(range(1, 9)) + sum(range(5, 12))
 
 
+def test_the_page_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
+    page = tmp_path / "actor.md"
+    page.write_text("# The actor\n\nWords.\n\n## Where the time goes\n\nMore words.\n")
+    one = replace(row("sticky", 8, 12.0), sessions=32, ratios=(0.8, 0.93, 0.95), edits=224)
+    plain = replace(row("plain vLLM", 1, None), sessions=32, ratios=(1.0, 1.25, 2.0))
+    static = replace(row("static", 1, None), sessions=32)
+    write_page(page, [static, plain, one], Shape(), "2026-01-02")
+    write_page(page, [replace(static, tok_s=99.0)], Shape(), "2026-01-03")
+    text = page.read_text()
+    assert "Words." in text
+    assert "More words." in text
+    assert text.count("## Against static text") == 1
+    assert "| tiny | 32 | 1 | static | 99 |" in text
+    assert "| tiny | 32 | 8 | sticky | 1234 | 0.93 (0.80 to 0.95) | 3 | 0.95 | 0.98 |" in text
+    assert "| tiny | 32 | 99 | 1234 | 0.800 (0.500 to 1.000) | 3 | 2026-01-02 |" in text
+    assert "| tiny | 32 | sticky | 8 | 224 | 12.0 | 12.0 |  |" in text
+    assert len((tmp_path / "actor.jsonl").read_text().splitlines()) == 3
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(200)
 def test_a_small_run() -> None:
@@ -69,13 +90,16 @@ def test_a_small_run() -> None:
     rows = json.loads(done.stdout.splitlines()[-1])
     assert [(one["states"], one["mode"]) for one in rows] == [
         (1, "static"),
+        (1, "plain vLLM"),
         *((3, mode) for mode in MODES),
     ]
-    static, head, late, sticky, *refreshed = rows
+    static, plain, head, late, sticky, *refreshed = rows
+    assert plain["tok_s"] > 0
+    assert plain["computed_tokens"] == static["computed_tokens"]
     assert static["ratio_to_static"] == static["bound_ratio"] == 1.0
     assert sticky["computed_tokens"] < head["computed_tokens"]
     assert static["computed_tokens"] < min(late["computed_tokens"], sticky["computed_tokens"])
     costs = [one["computed_tokens"] for one in (sticky, *refreshed)]
     assert costs == sorted(costs)
     assert costs[0] < costs[1]
-    assert all(one["edit_ms_p50"] > 0 for one in rows[1:])
+    assert all(one["edit_ms_p50"] > 0 for one in rows[2:])
