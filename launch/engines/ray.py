@@ -113,11 +113,13 @@ def run_on_ray(
 ) -> Outcome:
     """Run the processes to their end. Raises ConfigError where Ray cannot be used.
 
-    The first `config.actors` actors are there from the start; the others come and go.
+    The first `config.actors` actors are there from the start, and those that an earlier start had
+    added; the others come and go.
     """
     forget_stop(run_dir)
     began = time.monotonic()
-    with Signals() as signals, _connected(config.ray.address, run_dir) as ray:
+    # In this order: Ray puts a handler of its own for SIGTERM in the place of what it finds.
+    with _connected(config.ray.address, run_dir) as ray, Signals() as signals:
         run = _Run(ray, run_dir, config, actors, display, signals, saving)
         try:
             status, code, message = run.watch()
@@ -177,7 +179,10 @@ class _Run:
         self._display = display
         self._signals = signals
         self._saving = saving
-        self._waiting = [name for name, _ in processes(actors)[1 + config.actors :]]
+        more = [name for name, _ in processes(actors)[1 + config.actors :]]
+        # What an actor of an earlier start had finished may lie in its journal still.
+        came = [name for name in more if (run_dir / FOLDER / f"{name}.json").exists()]
+        self._waiting = [name for name in more if name not in came]
         """Actors that may be added."""
         self._scale = Scale(run_dir, config.actors, max(config.actors, config.ray.max_actors))
         self._began = time.monotonic()
@@ -187,8 +192,9 @@ class _Run:
         self._leaving: list[_Task] = []
         """Given back: until they have ended, their names and places are not free."""
         self._gone: list[_Task] = []
-        for name, verb in processes(actors)[: 1 + config.actors]:
-            self._start(name, verb)
+        for name, verb in processes(actors):
+            if name not in self._waiting:
+                self._start(name, verb)
 
     def _start(self, name: str, verb: str) -> None:
         self._tasks[name] = _Task(self._ray, self._run_dir, name, verb, self._config)
@@ -259,6 +265,10 @@ class _Run:
         if limit and now - self._began > limit:
             return "failed", 1, f"time limit of {limit:g} s reached"
         if not learner:
+            for task in [one for one in running if not one.starts]:
+                # It still waits for a node, and would find nothing to do there.
+                task.cancel()
+                self._gone.append(self._tasks.pop(task.name))
             self._over_at = self._over_at or now
             if now - self._over_at > ENDING:
                 names = ", ".join(task.name for task in running)

@@ -7,17 +7,21 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
 from learner.online.checkpoint import latest
 from protocol.delivery.delivery import Consumed
-from protocol.delivery.durable import JournaledStore
+from protocol.delivery.durable import JournaledOutbox, JournaledStore
+from protocol.run.trace import FILE as TRACES
 from protocol.run.trace import Account, account, trace_of
+from protocol.wire.codec import decode_actor
+from protocol.wire.envelope import unseal
 from protocol.wire.messages import TrajectoryMessage
+from tests.protocol.peers import read
 
 CONFIG = "launch/configs/tiny.yaml"
 
@@ -103,14 +107,54 @@ def waiting(run: Path) -> set[str]:
     return found
 
 
+def kept(run: Path) -> set[str]:
+    """Trace ids of what the actors' journals still hold: some of it the learner has, too."""
+    found = set()
+    for folder in (run / "journal").iterdir():
+        if folder.name == "learner":
+            continue
+        outbox = JournaledOutbox(folder, run.name, folder.name)
+        for _, _, frame in outbox.frames():
+            message = decode_actor(unseal(frame, run.name, len(frame)).payload)
+            if isinstance(message, TrajectoryMessage):
+                found.add(trace_of(message.trajectory))
+        outbox.close()
+    return found
+
+
+def steps(run: Path) -> int:
+    """Optimizer steps so far, those after a checkpoint counted once."""
+    return max([0, *account(run).trained.values()]) if (run / TRACES).exists() else 0
+
+
 def nothing_lost(run: Path) -> Account:
-    """What became of every trajectory of a run: none was lost, none was trained on twice."""
+    """What became of every trajectory of a run that has ended: none was lost, none was trained on
+    twice. With the learner alone: an actor that ended well has handed over all that it had."""
     found = account(run)
     waits = found.open & waiting(run)
+    lost = found.open - waits
+    if lost:
+        print(f"of what is lost, {len(lost & kept(run))} are in an actor's journal")
     print(
         f"sent {len(found.sent)}: trained {len(found.trained)}, dropped {found.causes()}, waiting "
-        f"{len(waits)}, lost {len(found.open - waits)}, twice {len(found.twice)}"
+        f"{len(waits)}, lost {len(lost)}, twice {len(found.twice)}"
     )
     assert found.twice == []
-    assert found.open - waits == set()
+    assert lost == set()
     return found
+
+
+def sent_of(run: Path, name: str, what: str = "id") -> list[Any]:
+    """Of each trajectory that an actor without an engine (`tests.protocol.peers`) has sent."""
+    if not (run / f"{name}.jsonl").exists():
+        return []
+    return [event[what] for event in read(run, name) if event["event"] == "sent"]
+
+
+def all_came_once(run: Path, names: Sequence[str]) -> None:
+    """What actors without engines have sent has come to their learner: all of it, and once."""
+    sent = {one for name in names for one in sent_of(run, name)}
+    got = [event["id"] for event in read(run, "learner") if event["event"] == "got"]
+    print(f"{len(sent)} sent, {len(sent - set(got))} lost, {len(got) - len(set(got))} twice")
+    assert set(got) == sent
+    assert len(got) == len(set(got))

@@ -30,12 +30,8 @@ from typing import NamedTuple
 
 import psutil
 
-from protocol.delivery.durable import JournaledOutbox
-from protocol.run.trace import Account, account, trace_of
-from protocol.wire.codec import decode_actor
-from protocol.wire.envelope import unseal
-from protocol.wire.messages import TrajectoryMessage
-from tests.launch.running import gone, launched, process_of, wait_for_step, waiting
+from protocol.run.trace import Account, account
+from tests.launch.running import gone, kept, launched, process_of, wait_for_step, waiting
 
 DISK = "256m"
 NAMES = ("learner", "actor", "actor-1")
@@ -214,19 +210,6 @@ class Soak:
                 )
                 found[name] = ((life[-1].age - life[0].age) / 60, early, late)
         return found
-
-
-def kept(run: Path) -> set[str]:
-    """Trace ids of what the actors' journals still hold: some of it the learner has, too."""
-    found = set()
-    for name in NAMES[1:]:
-        outbox = JournaledOutbox(run / "journal" / name, run.name, name)
-        for _, _, frame in outbox.frames():
-            message = decode_actor(unseal(frame, run.name, len(frame)).payload)
-            if isinstance(message, TrajectoryMessage):
-                found.add(trace_of(message.trajectory))
-        outbox.close()
-    return found
 
 
 def report(soak: Soak, minutes: float, found: Account, held: set[str]) -> str:

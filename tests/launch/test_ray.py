@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,10 +16,8 @@ import pytest
 
 from learner.online.checkpoint import latest
 from protocol.run.metrics import Metrics
-from protocol.run.trace import FILE as TRACES
 from protocol.run.trace import account
-from tests.launch.running import launched, nothing_lost
-from tests.protocol.peers import read
+from tests.launch.running import all_came_once, launched, nothing_lost, sent_of, steps
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000)]
 
@@ -41,6 +40,8 @@ def _cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Where others fill this machine's memory, Ray would end processes of ours.
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     head = {"num_cpus": 1, "resources": {"head": 1}, "include_dashboard": False}
     one = Cluster(initialize_head=False)
     _patiently(lambda: one.add_node(**head))
@@ -60,10 +61,6 @@ def _patiently(add: Callable[[], Any]) -> Any:
     raise AssertionError
 
 
-def steps(run: Path) -> int:
-    return max([0, *account(run).trained.values()]) if (run / TRACES).exists() else 0
-
-
 def dynatok(*arguments: str) -> str:
     """Run a verb to its good end; what it printed."""
     done = subprocess.run(
@@ -80,6 +77,15 @@ def dynatok(*arguments: str) -> str:
 def status(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(dynatok("status", str(run)).splitlines()[-1])
     return found
+
+
+def run_folder(folder: Path, process: subprocess.Popen[str]) -> Path:
+    """The one run of a folder, once it is there."""
+    while not (folder.exists() and any(folder.iterdir())):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    (run,) = folder.iterdir()
+    return run
 
 
 def wait_for_step(folder: Path, process: subprocess.Popen[str], step: int) -> Path:
@@ -127,11 +133,6 @@ def test_processes_without_engines_survive_a_node(quick_cluster: Any, tmp_path: 
     names = ("actor", "actor-1")
     with launched(runs, "--on", "ray", "--actors", "2", *SMALL) as process:
 
-        def events(name: str, event: str) -> list[Any]:
-            (run,) = runs.iterdir()
-            path = run / f"{name}.jsonl"
-            return [e for e in read(run, name) if e["event"] == event] if path.exists() else []
-
         def until(ready: Callable[[], bool], seconds: float = 300.0) -> None:
             end = time.monotonic() + seconds
             while not ready():
@@ -139,24 +140,20 @@ def test_processes_without_engines_survive_a_node(quick_cluster: Any, tmp_path: 
                 assert time.monotonic() < end
                 time.sleep(0.2)
 
-        until(lambda: runs.exists() and all(len(events(name, "sent")) > 20 for name in names))
-        (run,) = runs.iterdir()
+        run = run_folder(runs, process)
+        until(lambda: all(len(sent_of(run, name)) > 20 for name in names))
         quick_cluster.remove_node(nodes[0], allow_graceful=False)
         _patiently(lambda: quick_cluster.add_node(num_cpus=1))
         told = [run / "ray" / f"{name}.json" for name in names]
         until(lambda: sorted(json.loads(path.read_text())["starts"] for path in told) == [1, 2])
-        before = {name: len(events(name, "sent")) for name in names}
-        until(lambda: all(len(events(name, "sent")) > before[name] + 20 for name in names))
+        before = {name: len(sent_of(run, name)) for name in names}
+        until(lambda: all(len(sent_of(run, name)) > before[name] + 20 for name in names))
         (run / "enough").touch()
         out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     crashes = json.loads(out.splitlines()[-1])["crashes"]
     assert list(crashes.values()) == [1], crashes
-    sent = {e["id"] for name in names for e in read(run, name) if e["event"] == "sent"}
-    got = [e["id"] for e in read(run, "learner") if e["event"] == "got"]
-    print(f"{len(sent)} sent, {len(sent - set(got))} lost, {len(got) - len(set(got))} twice")
-    assert set(got) == sent
-    assert len(got) == len(set(got))
+    all_came_once(run, names)
 
 
 def test_actors_come_while_the_learner_waits_and_go_when_it_does_not(
@@ -177,15 +174,12 @@ def test_actors_come_while_the_learner_waits_and_go_when_it_does_not(
                 time.sleep(0.5)
 
         def sends(name: str) -> int:
-            path = run / f"{name}.jsonl"
-            return sum(e["event"] == "sent" for e in read(run, name)) if path.exists() else 0
+            return len(sent_of(run, name))
 
         def listed() -> set[str]:
             return set(json.loads((run / "launch.json").read_text())["processes"])
 
-        while not (runs.exists() and any((run := one) for one in runs.iterdir())):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.2)
+        run = run_folder(runs, process)
         until_waiting(0.1, lambda: sends("actor") > 20)
         assert listed() == {"learner", "actor"}
         until_waiting(0.8, lambda: sends("actor-1") > 20)
@@ -199,11 +193,38 @@ def test_actors_come_while_the_learner_waits_and_go_when_it_does_not(
     assert errors.count("the learner waits: actor-1 is added") == 2
     assert errors.count("the learner does not wait: actor-1 is given back") == 1
     assert json.loads(out.splitlines()[-1])["crashes"] == {}
-    sent = {e["id"] for n in ("actor", "actor-1") for e in read(run, n) if e["event"] == "sent"}
-    got = [e["id"] for e in read(run, "learner") if e["event"] == "got"]
-    print(f"{len(sent)} sent, {len(sent - set(got))} lost, {len(got) - len(set(got))} twice")
-    assert set(got) == sent
-    assert len(got) == len(set(got))
+    all_came_once(run, ("actor", "actor-1"))
+
+
+def test_a_run_on_ray_is_seen_and_stopped_from_outside_and_goes_on(
+    quick_cluster: Any, tmp_path: Path
+) -> None:
+    """Everything but engine and trainer is real."""
+    _patiently(lambda: quick_cluster.add_node(num_cpus=1))
+
+    def until_it_sends(process: subprocess.Popen[str]) -> Path:
+        run = run_folder(tmp_path / "runs", process)
+        end, before = time.monotonic() + 300, len(sent_of(run, "actor"))
+        while len(sent_of(run, "actor")) < before + 20:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        now = status(run)
+        assert (now["engine"], now["status"]) == ("ray", "running")
+        assert now["processes"].keys() == {"learner", "actor"}
+        assert all(how.startswith("running") for how in now["processes"].values()), now
+        return run
+
+    with launched(tmp_path / "runs", "--on", "ray", *SMALL) as process:
+        run = until_it_sends(process)
+        dynatok("stop", str(run))
+        assert process.wait(60) == 0
+    assert status(run)["status"] == "interrupted"
+    with launched(None, "--resume", str(run)) as process:
+        until_it_sends(process)
+        dynatok("stop", "--now", str(run))
+        assert process.wait(60) == 128 + signal.SIGTERM, "by its own doing, not Ray's"
+    assert status(run)["status"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from learner.online.checkpoint import latest
-from protocol.run.trace import FILE as TRACES
 from protocol.run.trace import account
-from tests.launch.running import CONFIG, nothing_lost
+from tests.launch.running import CONFIG, all_came_once, nothing_lost, sent_of, steps
 from tests.launch.slurm_cluster import missing, slurm_cluster
 from tests.protocol.peers import read
 
@@ -95,11 +93,6 @@ def step_of(cluster: Cluster, job: str, name: str) -> str:
     return next(line.split()[0] for line in listed.splitlines() if line.endswith(f" {name}"))
 
 
-def steps(run: Path) -> int:
-    """Optimizer steps so far, those after a checkpoint counted once."""
-    return max([0, *account(run).trained.values()]) if (run / TRACES).exists() else 0
-
-
 def test_what_the_scheduler_refuses_is_said_in_its_own_words(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -167,11 +160,7 @@ def test_actors_have_nodes_of_another_kind_and_the_gpus_that_they_ask_for(
     (run,) = runs.iterdir()
     names = ("actor", "actor-1")
 
-    def sent(name: str) -> int:
-        events = read(run, name) if (run / f"{name}.jsonl").exists() else []
-        return sum(event["event"] == "sent" for event in events)
-
-    cluster.wait(run, lambda state: all(sent(name) > 20 for name in names))
+    cluster.wait(run, lambda state: all(len(sent_of(run, name)) > 20 for name in names))
     began = [read(run, name)[0] for name in names]
     assert {one["SLURMD_NODENAME"] for one in began} == {"n1", "n2"}
     assert [one["SLURM_GPUS_ON_NODE"] for one in began] == ["2", "2"]
@@ -192,12 +181,8 @@ def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
     job = cluster.state(run)["job"]
     names = ("actor", "actor-1")
 
-    def sent(name: str, what: str = "id") -> list[Any]:
-        events = read(run, name) if (run / f"{name}.jsonl").exists() else []
-        return [event[what] for event in events if event["event"] == "sent"]
-
     def both_send_more(state: dict) -> bool:
-        return all(len(sent(name)) > before[name] + 20 for name in names)
+        return all(len(sent_of(run, name)) > before[name] + 20 for name in names)
 
     before = dict.fromkeys(names, 0)
     cluster.wait(run, both_send_more)
@@ -205,30 +190,23 @@ def test_processes_without_engines_survive_the_time_limit_and_a_cancelled_step(
     cluster("scontrol", "update", f"jobid={job}", limit)
     cluster.wait(run, lambda state: state["status"] == "waiting")
     cluster("scontrol", "update", f"jobid={job}", "timelimit=20")
-    before = {name: len(sent(name)) for name in names}
+    before = {name: len(sent_of(run, name)) for name in names}
     cluster.wait(run, both_send_more)
 
     since = time.monotonic()
     cluster("scancel", step_of(cluster, job, "actor-1"))
-    before = {name: len(sent(name)) for name in names}
+    before = {name: len(sent_of(run, name)) for name in names}
     cluster.wait(run, both_send_more)
     # The other one goes on while it is gone.
-    times = [since, *(at for at in sent("actor-1", "at") if at > since)]
+    times = [since, *(at for at in sent_of(run, "actor-1", "at") if at > since)]
     _, away, back = max((b - a, a, b) for a, b in pairwise(times))
-    assert sum(away < at < back for at in sent("actor", "at")) > 5
+    assert sum(away < at < back for at in sent_of(run, "actor", "at")) > 5
     (run / "enough").touch()
     cluster.wait(run, lambda state: state["status"] == "finished")
     log = (run / "logs" / f"slurm-{job}.log").read_text()
     assert "requeueing job" in log
     assert json.loads((run / "result.json").read_text())["crashes"] == {"actor-1": 1}, log
-    got = [event["id"] for event in read(run, "learner") if event["event"] == "got"]
-    everything = {one for name in names for one in sent(name)}
-    print(
-        f"{len(everything)} sent, {len(everything - set(got))} lost, "
-        f"{len(got) - len(set(got))} twice"
-    )
-    assert set(got) == everything
-    assert len(got) == len(set(got))
+    all_came_once(run, names)
 
 
 @pytest.mark.slow
