@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dynatok_online.adherence.scoring import score_passes
+from dynatok_online.adherence.scoring import judged
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import Task
 from dynatok_online.tiny import world
@@ -55,7 +55,7 @@ class Arm:
         return f"{self.data}/{self.name}"
 
 
-LOSSES = ("dft", "asft", "rollout", "eksft", "sstoken", "key", "masked")
+LOSSES = ("dft", "asft", "rollout", "eksft", "sstoken", "key", "masked", "hindsight")
 """Beside `sft`, on gold and corrupted gold."""
 
 
@@ -85,6 +85,7 @@ def arms() -> list[Arm]:
         for name in ("dft", "asft", "eksft", "sstoken")
     ]
     grouped = [Arm("policy", name, name, group=4) for name in ("grpo", "hapo")]
+    hindsight = Arm("policy", "hindsight", {"name": "hindsight", "times": [reward]})
     hinge = Arm("policy", "hinge", [reward, {"name": "hinge", "scale": 0.1}])
     return [
         *(one for one in plain + credit if one.data == "gold"),
@@ -94,6 +95,7 @@ def arms() -> list[Arm]:
         *halves,
         *rewarded,
         *grouped,
+        hindsight,
         hinge,
     ]
 
@@ -141,17 +143,7 @@ def own_batches(model: Any, seed: int, batch: int, group: int = 1) -> Iterator[l
 
 def scored(task: Task, one: Trajectory) -> Trajectory:
     """With the verifiers' score of every pass."""
-    scores = score_passes(
-        one.response.tolist(),
-        [(p.start, p.stop) for p in one.passes],
-        [task.states_at(p.start) for p in one.passes],
-        decode,
-    )
-    passes = [
-        msgspec.structs.replace(p, scores=found)
-        for p, found in zip(one.passes, scores, strict=True)
-    ]
-    return msgspec.structs.replace(one, passes=tuple(passes))
+    return judged(one, [task.states_at(p.start) for p in one.passes], decode)
 
 
 def shuffled_within(delta: np.ndarray, trajectory: np.ndarray, seed: Sequence[int]) -> np.ndarray:

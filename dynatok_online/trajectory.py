@@ -73,6 +73,16 @@ class VersionRun(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
+class Earlier(msgspec.Struct, frozen=True):
+    """Response tokens `start .. stop` were written before a pass, under other states, and satisfy
+    those of the pass to a `score` of 0 to 1, or would have."""
+
+    start: int
+    stop: int
+    score: float
+    """Of the requirement that they satisfy least."""
+
+
 class Pass(msgspec.Struct, frozen=True, kw_only=True):
     """One engine request: a rendered prompt and the response so far went in, tokens came out."""
 
@@ -95,6 +105,9 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, float] = {}
     """Slot name -> share of the text sampled here that satisfies its requirement, 0 to 1.
     A slot whose requirement found nothing to judge is absent."""
+    earlier: tuple[Earlier, ...] | msgspec.UnsetType = msgspec.UNSET
+    """What earlier text is worth under the states of this pass; ascending, not overlapping, and
+    where there was nothing to judge, nothing. Unset: nobody judged it."""
 
     def __post_init__(self) -> None:
         if self.layout.count(RESPONSE) != 1:
@@ -104,6 +117,15 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not 0 <= self.start <= self.stop:
             raise ValueError(f"a pass needs 0 <= start <= stop, got {self.start} .. {self.stop}")
+        if self.earlier:
+            at = 0
+            for one in self.earlier:
+                if not at <= one.start < one.stop <= self.start:
+                    raise ValueError(
+                        f"a pass that starts at {self.start} judges earlier text, in ascending "
+                        f"pieces, but {one.start} .. {one.stop} is none"
+                    )
+                at = one.stop
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -283,6 +305,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
         one["states"], one["scores"] = _listed(one["states"]), _listed(one["scores"])
         one["reuse"] = [list(run) for run in one["reuse"]]
         one["weight_versions"] = [list(run) for run in one["weight_versions"]]
+        one.setdefault("earlier", None)  # not judged
     return row
 
 
@@ -299,7 +322,11 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
         row["passes"] = [
             {
                 "num_cached_tokens": 0,
-                **one,
+                **{
+                    name: value
+                    for name, value in one.items()
+                    if name != "earlier" or value is not None
+                },
                 "states": _mapping(one["states"]),
                 "scores": _mapping(one.get("scores")),
             }

@@ -23,7 +23,7 @@ from dynatok_online.objectives.written import objective_of
 from launch.decode import ConfigError, all_fields, check_keys, decode, merge, parse_flags, read_yaml
 from launch.engines.config import RayConfig, SlurmConfig
 from launch.precision import settled
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, check_hindsight
 from learner.lora import engine_arguments, rank_of
 from protocol.config import ProtocolConfig
 from protocol.run.run_folder import make_run_folder
@@ -98,6 +98,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"learner.objective {made.of_need('groups')} compares several responses to one "
                 "task, and actor.responses_per_task is 1; write 2 or more, such as 4"
             )
+        check_hindsight("actor.", self.learner.objective, self.actor.reuse, self.actor.placement)
         self._check_adapters()
         store = self.protocol.weights_store
         if self.learner.weight_transport == "store":

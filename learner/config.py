@@ -39,6 +39,21 @@ def check_objective(field: str, objective: Any) -> None:
         raise ValueError(f"{field}: {error}") from error
 
 
+def check_hindsight(where: str, objective: Any, reuse: str, placement: str) -> None:
+    """Raise ValueError where no pass computes earlier text under a new state. `where`: of the two
+    fields."""
+    made = objective_of(objective)
+    if made.hindsight is None:
+        return
+    needs = "objective hindsight needs passes that compute earlier text under a new state"
+    if reuse not in ("exact", "none"):
+        raise ValueError(f"{needs}, and {where}reuse is {reuse}; write exact")
+    if placement != "head":
+        raise ValueError(
+            f"{needs}, and with {where}placement {placement} it stands before the slots; write head"
+        )
+
+
 def check_reference(
     where: str, objective: Any, training: dict[str, Any], lora: dict[str, Any], stage: int
 ) -> None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from dynatok_online.trajectory import RESPONSE, Pass, Trajectory, VersionRun
+from dynatok_online.trajectory import RESPONSE, Earlier, Pass, Trajectory, VersionRun
 
 VOCAB = 50
 
@@ -70,6 +71,7 @@ def edited(
         )
         at = stop
     response = rng.integers(0, vocab, at).astype(np.int32)
+    passes = [msgspec.structs.replace(one, earlier=judged(one.start)) for one in passes]
     drawn = rng.normal(-math.log(vocab), 0.2, at).astype(np.float32)
     return Trajectory(
         trajectory_id=name,
@@ -78,6 +80,15 @@ def edited(
         logprobs=drawn if logprobs is None else logprobs(at),
         passes=tuple(passes),
     )
+
+
+def judged(stop: int) -> tuple[Earlier, ...]:
+    """Of what was written before: 4 tokens that obey, 2 about which nothing is known, 2 that half
+    obey, and so on."""
+    starts = range(0, stop, 8)
+    whole = [Earlier(at, min(at + 4, stop), 1.0) for at in starts]
+    half = [Earlier(at + 6, min(at + 8, stop), 0.5) for at in starts if at + 6 < stop]
+    return tuple(sorted([*whole, *half], key=lambda one: one.start))
 
 
 def trajectories(count: int) -> list[Trajectory]:

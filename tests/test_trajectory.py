@@ -8,6 +8,7 @@ import pytest
 
 from dynatok_online.trajectory import (
     RESPONSE,
+    Earlier,
     Edit,
     Pass,
     Reuse,
@@ -16,6 +17,7 @@ from dynatok_online.trajectory import (
     from_row,
     to_row,
 )
+from tests.simulate import simulate
 
 
 def ids(text: str) -> np.ndarray:
@@ -167,3 +169,20 @@ def test_a_logprob_beyond_float32_is_refused():
     }
     with pytest.raises(ValueError, match="trajectory t: overflow"):
         from_row(row)
+
+
+def test_verdicts_on_earlier_text_survive_a_row_and_an_old_row_has_none() -> None:
+    one = simulate(np.random.default_rng(3))
+    last = one.passes[-1]
+    assert last.start > 2
+    judged = msgspec.structs.replace(last, earlier=(Earlier(0, 2, 0.5),))
+    one = msgspec.structs.replace(one, passes=(*one.passes[:-1], judged))
+    row = to_row(one)
+    assert row["passes"][0]["earlier"] is None
+    back = from_row(row)
+    assert back.passes[-1].earlier == (Earlier(0, 2, 0.5),)
+    assert back.passes[0].earlier is msgspec.UNSET
+    del row["passes"][-1]["earlier"]
+    assert from_row(row).passes[-1].earlier is msgspec.UNSET
+    with pytest.raises(ValueError, match="judges earlier text, in ascending pieces"):
+        msgspec.structs.replace(last, earlier=(Earlier(0, last.start + 1, 0.5),))

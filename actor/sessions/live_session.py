@@ -31,7 +31,7 @@ from actor.sessions.generation import CacheLog
 from actor.sessions.recorder import Counts, Recorder, fed_tokens
 from actor.sessions.serving import Interrupt, Serving
 from dynatok_online.adherence.passes import begins_thinking
-from dynatok_online.adherence.scoring import Decode, score_passes
+from dynatok_online.adherence.scoring import Decode, judged
 from dynatok_online.policy import parse_policy
 from dynatok_online.prompt import Placement, Prompt
 from dynatok_online.tasks.rendering import renderer_of
@@ -266,24 +266,19 @@ class LiveSession:
 
     def _finished(self) -> Finished:
         recorder = self._recorder
-        scores = score_passes(
-            recorder.response,
-            [(one.start, one.stop) for one in recorder.passes],
+        written = judged(
+            self._trajectory(),
             [self._states_at(one.start) for one in recorder.passes],
             self._decode,
             thinking=begins_thinking(self.prompt),
         )
         problems = tuple(recorder.problems)
-        return Finished(self._trajectory(scores), recorder.counts, problems, recorder.unaudited)
+        return Finished(written, recorder.counts, problems, recorder.unaudited)
 
-    def _trajectory(
-        self, scores: Sequence[Mapping[str, float]] = (), begun: Pass | None = None
-    ) -> Trajectory:
+    def _trajectory(self, begun: Pass | None = None) -> Trajectory:
         """What happened so far; see `Recorder.trajectory`."""
         info = {"task": self.task.task_id, "seed": str(self.task.seed), "reuse": self._policy.text}
-        return self._recorder.trajectory(
-            self.task.task_id, self._renderer.pieces, scores, info, begun
-        )
+        return self._recorder.trajectory(self.task.task_id, self._renderer.pieces, info, begun)
 
     def _states_at(self, index: int) -> Mapping[str, SlotState]:
         """The slots under which response token `index` was sampled."""

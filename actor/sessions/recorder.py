@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 
 from actor.config import ReusePolicy
@@ -228,20 +227,16 @@ class Recorder:
         self,
         trajectory_id: str,
         table: Sequence[TokenIds],
-        scores: Sequence[Mapping[str, float]] = (),
         info: Mapping[str, str] | None = None,
         begun: Pass | None = None,
     ) -> Trajectory:
         """What happened so far. An edit after which nothing was sampled is left out.
 
-        `table` holds the pieces that layouts index; `scores` one mapping per pass (none: not
-        scored); `begun` is a pass that runs (see `begun_pass`).
+        `table` holds the pieces that layouts index; `begun` is a pass that runs (see `begun_pass`).
         """
         edits = tuple(edit for edit in self.edits if edit.effective_at < len(self.response))
         self.counts.edits = len(edits)
         passes = self.passes
-        if scores:
-            passes = [_scored(one, given) for one, given in zip(passes, scores, strict=True)]
         return Trajectory(
             trajectory_id=trajectory_id,
             pieces=tuple(table),
@@ -356,10 +351,6 @@ class Recorder:
     def _problem(self, text: str) -> None:
         self.problems.append(text)
         self.counts.audit_mismatches += 1
-
-
-def _scored(one: Pass, scores: Mapping[str, float]) -> Pass:
-    return msgspec.structs.replace(one, scores=dict(scores))
 
 
 def fed_tokens(

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from dynatok_online.requirements import Requirement
 
-_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]*")
+SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]*")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def follow(wanted: Requirement, text: str, *, before: str = "", after: str = "")
     """Judge `text`, which stands between `before` and `after`."""
     verdict = wanted.verify(text, before=before, after=after)
     latency = None
-    for match in _SENTENCE.finditer(text):
+    for match in SENTENCE.finditer(text):
         units = [u for u in verdict.units if match.start() <= u.start < match.end()]
         if units and all(unit.ok for unit in units):
             latency = units[0].start

@@ -57,7 +57,7 @@ def judge(task: Task, trajectory: Trajectory, decode: Decode) -> list[Judged]:
             latency = came.latency
             if latency is not None:
                 place = texts.begins + len(before) + latency
-                latency = _token_at(texts, one.start, one.stop, place)
+                latency = texts.token_at(place, one.start, one.stop) - one.start
             found.append(
                 Judged(
                     slot,
@@ -76,15 +76,3 @@ def asked_for(task: Task) -> Mapping[tuple[str, str], str]:
     """(slot, text) -> the requirement that this text states."""
     known = task.all_states()
     return {(slot, one.text): one.requirement for slot, one in known if one.requirement}
-
-
-def _token_at(texts: PassTexts, start: int, stop: int, character: int) -> int:
-    """How many tokens of `start .. stop` end at or before this character of the text."""
-    low, high = start, stop
-    while low < high:
-        middle = (low + high + 1) // 2
-        if texts.characters(middle) <= character:
-            low = middle
-        else:
-            high = middle - 1
-    return low - start

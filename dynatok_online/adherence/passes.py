@@ -52,6 +52,17 @@ class PassTexts:
             return None
         return self.text[self.begins : start], self.text[start:stop], self.text[stop:]
 
+    def token_at(self, character: int, start: int, stop: int) -> int:
+        """The last response index of `start .. stop` before which that many characters are."""
+        low, high = start, stop
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.characters(middle) <= character:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
 
 def thought_end(text: str, thinking: bool = False) -> int:
     """Where the answer begins in a response; its length if it is all thought."""

@@ -8,11 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
+from dynatok_online.adherence.earlier import with_earlier
 from dynatok_online.adherence.passes import Decode, PassTexts
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.task import SlotState
+from dynatok_online.trajectory import Trajectory
 
-__all__ = ["Decode", "score_passes"]
+__all__ = ["Decode", "judged", "score_passes"]
+
+
+def judged(
+    trajectory: Trajectory,
+    states: Sequence[Mapping[str, SlotState]],
+    decode: Decode,
+    *,
+    thinking: bool = False,
+) -> Trajectory:
+    """With the score of every pass, and what earlier text is worth under it. `states`: the slots of
+    each pass."""
+    response = trajectory.response.tolist()
+    bounds = [(one.start, one.stop) for one in trajectory.passes]
+    scores = score_passes(response, bounds, states, decode, thinking=thinking)
+    passes = [
+        msgspec.structs.replace(one, scores=score)
+        for one, score in zip(trajectory.passes, scores, strict=True)
+    ]
+    made = msgspec.structs.replace(trajectory, passes=tuple(passes))
+    return with_earlier(made, states, decode, thinking=thinking)
 
 
 def score_passes(

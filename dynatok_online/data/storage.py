@@ -165,6 +165,7 @@ def schema() -> pyarrow.Schema:
 
     int32, text = pa.int32(), pa.string()
     edit = {"slot": text, "text": text, "requested_at": int32, "effective_at": int32}
+    earlier = {"start": int32, "stop": int32, "score": pa.float64()}
     one_pass = {
         "layout": pa.list_(int32),
         "states": _named(text),
@@ -175,6 +176,7 @@ def schema() -> pyarrow.Schema:
         "weight_versions": pa.list_(pa.list_(pa.int64())),
         "finish_reason": text,
         "scores": _named(pa.float64()),
+        "earlier": pa.list_(pa.struct(earlier)),
     }
     return pa.schema(
         {

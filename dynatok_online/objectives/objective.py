@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dynatok_online.objectives.hindsight import Hindsight
 from dynatok_online.objectives.lagged import Lagged
 from dynatok_online.objectives.masked import Masked
 from dynatok_online.objectives.targets import NEEDS, Factor, Need, Targets, TokenObjective
@@ -64,6 +65,19 @@ class Objective:
                 f"objective {self.of_need('recorded')} compares with what the actor recorded, "
                 "which saw all inputs, and masked hides some; leave one of them out"
             )
+        if self.hindsight is not None:
+            for need in ("recorded", "groups", "attention"):
+                if need in self.needs:
+                    raise ValueError(
+                        f"objective {self.of_need(need)} needs {_MISSING[need].partition(',')[0]}, "
+                        "which earlier text has none of under a later state; leave it or hindsight "
+                        "out"
+                    )
+            if self.masked is not None:
+                raise ValueError(
+                    "objective masked hides what goes on, and hindsight takes the same text for "
+                    "several responses; leave one of them out"
+                )
         for need in NEEDS:
             if need in self.needs and need not in brought:
                 raise ValueError(f"objective {self.of_need(need)} needs {_MISSING[need]}")
@@ -85,6 +99,11 @@ class Objective:
     def masked(self) -> Masked | None:
         """What hides inputs, if anything does."""
         return next((one for _, _, one in self._factors() if isinstance(one, Masked)), None)
+
+    @property
+    def hindsight(self) -> Hindsight | None:
+        """What makes targets of earlier text, if anything does. All terms see them."""
+        return next((one for _, _, one in self._factors() if isinstance(one, Hindsight)), None)
 
     def factor(self, t: Targets, past: Lagged, at: int = 0) -> Tensor | None:
         """[m] what multiplies the loss of term `at`; None: nothing does."""
@@ -138,4 +157,5 @@ _MISSING: dict[Need, str] = {
     ),
     "attention": "the attention on the prompt, which is not computed under FSDP",
     "groups": "several responses to one task in every step, which there are none of here",
+    "verdicts": "earlier text under later states, which only strategy packed computes",
 }

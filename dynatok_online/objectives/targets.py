@@ -36,14 +36,15 @@ from dynatok_online.trajectory import Trajectory
 if TYPE_CHECKING:
     from torch import Tensor
 
-Need = Literal["reference", "recorded", "context", "attention", "groups"]
+Need = Literal["reference", "recorded", "context", "attention", "groups", "verdicts"]
 """`reference`: another model's logits. `recorded`: the actor's log-probabilities. `context`: log
 p(target) under the prompt before the last edit (ghosts). `attention`: how much of the attention is
-on the prompt. `groups`: several responses to one task in every step."""
+on the prompt. `groups`: several responses to one task in every step. `verdicts`: what earlier text
+is worth under later states, and spans, which compute it there."""
 
-NEEDS: tuple[Need, ...] = ("reference", "recorded", "context", "attention", "groups")
+NEEDS: tuple[Need, ...] = ("reference", "recorded", "context", "attention", "groups", "verdicts")
 
-BROUGHT: tuple[Need, ...] = ("reference", "recorded", "context", "attention", "groups")
+BROUGHT: tuple[Need, ...] = NEEDS
 """Those that the trainer of this package brings, where its data and settings allow."""
 
 

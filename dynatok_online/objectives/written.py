@@ -26,6 +26,7 @@ from dynatok_online.objectives.context import Context
 from dynatok_online.objectives.contrast import Contrast
 from dynatok_online.objectives.dft import Dft
 from dynatok_online.objectives.eksft import Eksft
+from dynatok_online.objectives.hindsight import Hindsight
 from dynatok_online.objectives.hinge import Hinge
 from dynatok_online.objectives.key import Key
 from dynatok_online.objectives.masked import Masked
@@ -56,6 +57,7 @@ FACTORS: dict[str, type[Factor]] = {
     "contrast": Contrast,
     "sstoken": SsToken,
     "masked": Masked,
+    "hindsight": Hindsight,
 }
 
 KNOWN = (*LOSSES, *FACTORS)
@@ -68,8 +70,9 @@ def objective_of(given: Any, reward: Mapping[str, float] | None = None) -> Objec
     if not entries:
         raise ValueError(f"objective is an empty list; name one of {', '.join(KNOWN)}")
     made = Objective(tuple(_term(one, reward or {}) for one in entries))
-    if sum(name == "masked" for one in made.terms for name, _ in one.factors) > 1:
-        raise ValueError("objective names masked twice; all terms see the same inputs")
+    for once in ("masked", "hindsight"):
+        if sum(name == once for one in made.terms for name, _ in one.factors) > 1:
+            raise ValueError(f"objective names {once} twice; all terms see the same rows")
     return made
 
 

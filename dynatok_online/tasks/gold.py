@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from dynatok_online.adherence.earlier import with_earlier
+from dynatok_online.adherence.passes import Decode, begins_thinking
 from dynatok_online.data.storage import OnBad, read_rows
 from dynatok_online.prompt import Encoder, Placement
 from dynatok_online.tasks.files import Chat, Segment, TaskRow, make_task, read_row, state_of
@@ -37,12 +39,14 @@ def load_training_data(
     block_size: int = 1,
     seed: int = 0,
     on_bad: OnBad | None = None,
+    judge: Decode | None = None,
 ) -> list[Trajectory]:
     """Every trajectory of a file or folder.
 
     `encode` to `block_size` matter for gold responses only; with `reuse` `both` every other one is
-    exact, the others sticky. ValueError names the line of a broken row; where `on_bad` is given it
-    is told instead, and the row left out.
+    exact, the others sticky. With `judge`, which decodes tokens, they also say what earlier text is
+    worth under later states (`Pass.earlier`). ValueError names the line of a broken row; where
+    `on_bad` is given it is told instead, and the row left out.
     """
     encoder = Encoder.of(encode)
     turn: Chat | None = None
@@ -61,17 +65,20 @@ def load_training_data(
                 turn = chat()
             row = msgspec.structs.replace(row, task_id=row.task_id or f"row-{number}")
             task, tokens, stopped = gold(row, encoder, placement=placement, seed=seed, chat=turn)
-            out.append(
-                scripted_trajectory(
-                    task,
-                    tokens,
-                    encoder,
-                    reuse=("exact", "sticky")[len(out) % 2] if reuse == "both" else reuse,
-                    block_size=block_size,
-                    placement=placement,
-                    stopped=stopped,
-                )
+            made = scripted_trajectory(
+                task,
+                tokens,
+                encoder,
+                reuse=("exact", "sticky")[len(out) % 2] if reuse == "both" else reuse,
+                block_size=block_size,
+                placement=placement,
+                stopped=stopped,
             )
+            if judge is not None:
+                states = [task.states_at(one.start) for one in made.passes]
+                thinking = begins_thinking(task.prompt)
+                made = with_earlier(made, states, judge, thinking=thinking)
+            out.append(made)
         except ValueError as error:
             if on_bad is None:
                 raise ValueError(f"{where}: {error}") from error

@@ -66,6 +66,15 @@ class TrajectoryCollator:
         weights = [
             token_weights(one, thought=self.thought) * selected_weights(one) for one in trajectories
         ]
+        truncated = sum(truncated_tokens(one) for one in trajectories)
+        if (hindsight := self.objective.hindsight) is not None:
+            earlier = [
+                made
+                for one, weight in zip(trajectories, weights, strict=True)
+                for made in hindsight.targets(one, weight)
+            ]
+            trajectories += earlier
+            weights += [one.weights for one in earlier]
         columns = [known_columns(one) | self.objective.columns(one) for one in trajectories]
         if "attention" in self.objective.needs:
             places = map(response_places, trajectories)
@@ -86,7 +95,6 @@ class TrajectoryCollator:
         )
         for _, name in self.objective.whole():
             _check_whole(planned, trajectories, f"objective {name}")
-        truncated = sum(truncated_tokens(one) for one in trajectories)
         seconds = time.perf_counter() - began
         batches: list[dict[str, Any]] = [
             {

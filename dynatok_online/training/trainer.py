@@ -161,6 +161,8 @@ class DynamicSFTTrainer(SFTTrainer):
         self.providers = self.make_providers()
         """What brings the columns that an objective needs and a model computes."""
         shared: list[Need] = ["context"] if self._has_ghosts else []
+        if args.strategy == "packed":
+            shared.append("verdicts")
         self.objective.check((*self.providers, *shared, "recorded", "groups"))
         if self.objective.masked is not None:
             vocabulary = base.get_input_embeddings().weight.shape[0]

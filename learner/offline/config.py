@@ -7,7 +7,13 @@ from typing import Any, Literal
 import msgspec
 
 from dynatok_online.policy import parse_policy
-from learner.config import check_objective, check_reference, check_training, zero_stage
+from learner.config import (
+    check_hindsight,
+    check_objective,
+    check_reference,
+    check_training,
+    zero_stage,
+)
 from learner.lora import check_names
 
 
@@ -131,4 +137,5 @@ class TrainConfig(DataConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
         check_training("training", self.training)
         check_objective("objective", self.objective)
         stage = 0 if isinstance(self.deepspeed, str) else zero_stage(self.deepspeed)
+        check_hindsight("", self.objective, self.reuse, self.placement)
         check_reference("", self.objective, self.training, self.lora, stage)

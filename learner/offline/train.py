@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
+from dynatok_online.objectives.written import objective_of
 from dynatok_online.prompt import Encoder, chat_of
 from dynatok_online.rows.plan import needed_tokens
 from dynatok_online.tasks.files import Chat
@@ -65,7 +67,8 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
     set_seed(config.seed)
     model = tiny.resolve(config.model)
     bad: list[str] = []
-    data = fitting(read_data(config, model, bad), config.training, bad)
+    judged = objective_of(config.objective).hindsight is not None
+    data = fitting(read_data(config, model, bad, judged=judged), config.training, bad)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(config.epochs * len(data) / config.trajectories_per_step)
     defaults = {"max_steps": steps, "run_name": run_dir.name, **reachable()}
@@ -141,8 +144,11 @@ def fitting(data: list[Trajectory], training: dict[str, Any], bad: list[str]) ->
     return kept
 
 
-def read_data(config: DataConfig, model: str, bad: list[str]) -> list[Trajectory]:
-    """The trajectories to train on; what was left out is appended to `bad`."""
+def read_data(
+    config: DataConfig, model: str, bad: list[str], *, judged: bool = False
+) -> list[Trajectory]:
+    """The trajectories to train on; what was left out is appended to `bad`. `judged`: gold says
+    what earlier text is worth under later states."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -156,6 +162,9 @@ def read_data(config: DataConfig, model: str, bad: list[str]) -> list[Trajectory
             config.chat_template_kwargs,
         )
 
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
     data = load_training_data(
         config.data,
         encode=Encoder.of(tokenizer),
@@ -165,6 +174,7 @@ def read_data(config: DataConfig, model: str, bad: list[str]) -> list[Trajectory
         block_size=config.block_size,
         seed=config.seed,
         on_bad=bad.append if config.skip_bad else None,
+        judge=decode if judged else None,
     )
     data = data[: config.limit or None]
     if not data:

@@ -64,6 +64,11 @@ def write(tmp_path, text):
             "61 or more",
         ),
         (
+            "learner: {objective: hindsight}\nactor: {reuse: sticky}\n",
+            "needs passes that compute earlier text under a new state, and actor.reuse is sticky; "
+            "write exact",
+        ),
+        (
             "learner: {objective: hapo}\n",
             "learner.objective hapo compares several responses to one task, and "
             "actor.responses_per_task is 1; write 2 or more, such as 4",

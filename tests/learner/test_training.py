@@ -174,6 +174,18 @@ def test_nothing_is_published_offline():
         TrainConfig(data="x.jsonl", **given)
 
 
+def test_hindsight_needs_passes_that_compute_earlier_text():
+    hinge = {"name": "hinge", "times": ["hindsight"]}
+    common: dict[str, Any] = {"data": "x.jsonl", "objective": ["reward", hinge]}
+    TrainConfig(**common)
+    with pytest.raises(
+        ValueError, match=r"hindsight needs passes that .*reuse is both; write exac"
+    ):
+        TrainConfig(**common, reuse="both")
+    with pytest.raises(ValueError, match="with placement late it stands before the slots; write"):
+        TrainConfig(**common, placement="late")
+
+
 def test_offline_training_takes_groups():
     assert TrainConfig(data="x.jsonl", objective="hapo").objective == "hapo"
     with pytest.raises(ValueError, match="did you mean 'hapo'"):

@@ -90,9 +90,21 @@ def test_the_page_lists_every_one() -> None:
 
 def test_masked_goes_with_what_sees_the_same_inputs() -> None:
     objective_of({"name": "dft", "times": ["masked"]}).check(BROUGHT)
+    objective_of({"name": "asft", "times": ["reward", "hindsight", "context"]}).check(BROUGHT)
+    for other, why in (
+        ("importance", "importance needs the log-probabilities that the actor recorded, which ear"),
+        ("sstoken", "sstoken needs the log-probabilities that the actor recorded, which earlier"),
+        ("masked", "leave one of them out"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            objective_of({"name": "sft", "times": [other, "hindsight"]}).check(BROUGHT)
+    with pytest.raises(ValueError, match=r"grpo needs .*, which earlier text has none of"):
+        objective_of({"name": "grpo", "times": ["hindsight"]}).check(BROUGHT)
+    with pytest.raises(ValueError, match="names hindsight twice"):
+        objective_of(["hindsight", {"name": "hinge", "times": ["hindsight"]}])
     with pytest.raises(ValueError, match="grpo compares with what the actor recorded, which saw"):
         objective_of({"name": "grpo", "times": ["masked"]}).check(BROUGHT)
-    with pytest.raises(ValueError, match="masked twice; all terms see the same inputs"):
+    with pytest.raises(ValueError, match="masked twice; all terms see the same rows"):
         objective_of(["masked", {"name": "dft", "times": ["masked"]}])
 
 

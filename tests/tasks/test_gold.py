@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from dynatok_online.prompt import Encoder, chat_of
 from dynatok_online.tasks.files import read_row
 from dynatok_online.tasks.gold import gold, load_training_data
 from dynatok_online.tasks.scripted import scripted_trajectory
-from dynatok_online.trajectory import Trajectory, to_row
+from dynatok_online.trajectory import Earlier, Trajectory, to_row
 from tests.prompt.test_chat_templates import FAMILIES, family
 from tests.prompt.tokenizers import build
 from tests.simulate import simulate
@@ -32,6 +33,21 @@ def load(tmp_path: Path, *rows: Any, **more: Any) -> list[Trajectory]:
     return load_training_data(
         path, encode=lambda text: [ord(c) for c in text], chat=lambda: lambda messages: "", **more
     )
+
+
+def test_gold_is_judged_where_somebody_asks(tmp_path: Path) -> None:
+    """Half of what was written under `upper` obeys `lower` already."""
+    states = [{"text": "UPPER", "requirement": "upper"}, {"text": "lower", "requirement": "lower"}]
+    edits = [{"at": 12, "slot": "case", "to": states[1]}]
+    row = {**GOLD, "slots": {"case": states}, "edits": edits, "response": "OWLS. owls. owls"}
+    (plain,) = load(tmp_path, row)
+    assert plain.passes[1].earlier is msgspec.UNSET
+    (judged,) = load(tmp_path, row, judge=lambda ids: "".join(map(chr, ids)))
+    assert [one.earlier for one in judged.passes] == [
+        (),
+        (Earlier(0, 5, 0.0), Earlier(5, 11, 1.0)),
+    ]
+    assert judged.passes[1].scores == {}, "gold says nothing of itself"
 
 
 def test_trajectories_and_gold_responses(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from tests.edited import responses, tiny_model
 
 MASKED = {"name": "contrast", "times": [{"name": "masked", "warm": 0.0, "token": 49}]}
+HINDSIGHT = {"name": "dft", "times": ["reward", {"name": "hindsight", "weight": 0.5}]}
 OBJECTIVES: list[Any] = [
     *LOSSES,
     {"name": "sft", "times": ["reward", "key", "importance"]},
@@ -33,6 +34,7 @@ OBJECTIVES: list[Any] = [
     {"name": "contrast", "power": 2},
     "sstoken",
     MASKED,
+    HINDSIGHT,
     {"name": "dft", "times": [{"name": "sstoken", "history": "reference"}]},
 ]
 

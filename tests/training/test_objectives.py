@@ -19,7 +19,7 @@ from dynatok_online.training.trainer import DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 from tests.edited import responses, tiny_model
 from tests.oracle import attention_on_the_prompt, exact_logits, without_edit
-from tests.training.table import CUTS, MASKED, OBJECTIVES, cell, run, trainer
+from tests.training.table import CUTS, HINDSIGHT, MASKED, OBJECTIVES, cell, run, trainer
 from tests.training.test_trainer import config, spawn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,7 +114,7 @@ def known(one: Trajectory, logits: torch.Tensor, context: Any, mass: Any, made: 
     [
         pytest.param(one, marks=[] if one in THIN else [pytest.mark.slow], id=str(one))
         for one in OBJECTIVES
-        if one is not MASKED  # tests/training/test_masked.py
+        if one not in (MASKED, HINDSIGHT)  # tests/training/test_masked.py, test_hindsight.py
     ],
 )
 def test_against_one_plain_forward_per_state(whole: Any, plain: Any, objective: Any) -> None:

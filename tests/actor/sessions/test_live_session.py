@@ -460,9 +460,12 @@ def test_on_pass_gets_the_trajectory_so_far() -> None:
     assert begun.passes[1].num_cached_tokens == ended.passes[1].num_cached_tokens == 48
     assert decode(begun.fed(1)).startswith("a prefix of words BBBBthen more")
     assert finished.trajectory.info["reuse"] == "sticky"
-    # Nothing that was handed out earlier has changed, and the last one holds all but the scores.
+    # Nothing that was handed out earlier has changed, and the last one holds all but the verdicts.
     assert [len(one.response) for one in seen] == [0, 20, 20, 30]
-    unscored = [msgspec.structs.replace(one, scores={}) for one in finished.trajectory.passes]
+    unscored = [
+        msgspec.structs.replace(one, scores={}, earlier=msgspec.UNSET)
+        for one in finished.trajectory.passes
+    ]
     assert list(ended.passes) == unscored
 
 
