@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +17,12 @@ ReusePolicy = str
 OnWeights = Literal["restart", "continue"]
 """What becomes of passes in flight when weights change. `restart`: they end, and new passes resume
 their responses. `continue`: they go on, on the KV that the old weights computed."""
+
+
+MOST_DRAFTS = 64
+"""Drafts of one step: more than this, and hardly any is ever accepted."""
+NOT_WITH_DRAFTS = ("logits_processors", "async_scheduling", "return_sampling_mask")
+"""Engine arguments that vLLM refuses or ignores beside drafts."""
 
 
 def _positive(where: str, **values: float) -> None:
@@ -52,6 +59,45 @@ class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"{where}.min_p is {self.min_p}; write a number from 0 to 1")
         if self.max_tokens is not None:
             _positive(where, max_tokens=self.max_tokens)
+
+
+class DraftsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Guesses of the next tokens, which the engine checks several at a time (speculative decoding).
+
+    What is sampled has the same distribution; which tokens are drawn under a seed changes."""
+
+    tokens: int = 0
+    """Most tokens that are guessed for a step; 0: none. Up to 4 pay where few sessions run."""
+    method: Literal["ngram"] = "ngram"
+    """Where guesses come from: `ngram` (what followed the last tokens earlier in the same text)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tokens <= MOST_DRAFTS:
+            raise ValueError(
+                f"drafts.tokens is {self.tokens}; write 0 (none) to {MOST_DRAFTS}, 4 for example"
+            )
+
+
+def check_drafts(
+    drafts: DraftsConfig, sampling: SamplingConfig, engine: Mapping[str, Any], where: str = ""
+) -> None:
+    """ValueError for what vLLM cannot do beside drafts; `where` begins the names of the fields."""
+    if engine.get("speculative_config"):
+        raise ValueError(
+            f"{where}engine.speculative_config: write {where}drafts: {{tokens: 4}} instead, of "
+            "which the audit knows"
+        )
+    if not drafts.tokens:
+        return
+    without = f"leave it out, or write {where}drafts: {{tokens: 0}}"
+    if sampling.min_p:
+        raise ValueError(
+            f"{where}sampling.min_p is {sampling.min_p}: vLLM cannot sample with it beside "
+            f"drafts; {without}"
+        )
+    for name in NOT_WITH_DRAFTS:
+        if engine.get(name):
+            raise ValueError(f"{where}engine.{name}: vLLM has no {name} beside drafts; {without}")
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +164,8 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Opens chats that have no system message of their own; empty: none."""
     on_weights: OnWeights = "restart"
     """New weights make passes in flight `restart` or `continue` on the KV of the old ones."""
+    drafts: DraftsConfig = DraftsConfig()
+    """Guesses of the next tokens, checked several at a time; off: `tokens: 0`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation before and after."""
     engine: dict[str, Any] = {}
@@ -145,6 +193,7 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         check_name("actor.name", self.name)
         parse_policy(self.reuse, "actor.reuse")
+        check_drafts(self.drafts, self.sampling, self.engine, "actor.")
         _positive(
             "actor",
             sessions=self.sessions,

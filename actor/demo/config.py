@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from actor.config import ReusePolicy, SamplingConfig
+from actor.config import DraftsConfig, ReusePolicy, SamplingConfig, check_drafts
 from dynatok_online.policy import parse_policy
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.task import SlotState, Task
@@ -54,6 +54,8 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How fast a response is written; 0: as fast as the engine can."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn."""
+    drafts: DraftsConfig = DraftsConfig()
+    """Guesses of the next tokens, checked several at a time; off: `tokens: 0`."""
     engine: dict[str, Any] = {}
     """vLLM's engine arguments, passed through."""
     environment: dict[str, str] = {}
@@ -74,6 +76,7 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if not 1 <= len(set(self.lanes)) == len(self.lanes) <= MOST_LANES:
             raise ValueError(f"lanes is {list(self.lanes)}; name one to four, each once")
+        check_drafts(self.drafts, self.sampling, self.engine)
         for lane in self.lanes:
             parse_policy(lane, "lanes")
         for name, offered in self.choices.items():

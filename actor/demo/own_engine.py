@@ -105,6 +105,7 @@ class OwnEngine:
             VllmEngine.start,
             self._model,
             self._config.engine,
+            drafts=self._config.drafts,
             environment=self._config.environment,
             run_id=self._run_id,
             seed=self._config.seed,

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from actor.config import DraftsConfig, SamplingConfig, check_drafts
 from actor.engine.names import WEIGHT_BACKEND
 
 MIB = 1 << 20
@@ -13,13 +14,16 @@ REFUSED = {
     "kv_events_config": "the actor reads the cache events itself, to audit what was reused",
     "kv_transfer_config": "vLLM counts what a connector brings as cached, but does not report it "
     "among its cache events, so nobody could audit it",
-    "speculative_config": "with drafts vLLM leaves the last blocks out of its cache events, which "
-    "the audit would take for an error, and ignores min_p",
 }
 """Engine arguments that we cannot work with, and why."""
 
 
-def engine_arguments(model: str, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def engine_arguments(
+    model: str,
+    seed: int,
+    given: Mapping[str, Any],
+    drafts: DraftsConfig = DraftsConfig(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """The arguments for `AsyncEngineArgs`; those in `given` have precedence over our defaults.
 
     Raises ValueError for an argument that vLLM does not know or that we cannot work with.
@@ -31,6 +35,7 @@ def engine_arguments(model: str, seed: int, given: Mapping[str, Any]) -> dict[st
     for name, why in REFUSED.items():
         if given.get(name):
             raise ValueError(f"actor.engine.{name}: {why}; leave it out")
+    check_drafts(drafts, SamplingConfig(), given, "actor.")
     merged = _defaults(on_cpu) | {"model": model, "seed": seed} | dict(given)
     known = AsyncEngineArgs.__dataclass_fields__
     for name in merged:
@@ -46,7 +51,18 @@ def engine_arguments(model: str, seed: int, given: Mapping[str, Any]) -> dict[st
             "actor.engine.enable_chunked_prefill: vLLM's CPU worker dies when it splits the "
             "prompt of a seeded request; leave it out"
         )
+    if drafts.tokens:
+        merged["speculative_config"] = _speculative(drafts)
     return merged
+
+
+def _speculative(drafts: DraftsConfig) -> dict[str, Any]:
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": drafts.tokens,
+        "prompt_lookup_min": 2,
+        "prompt_lookup_max": 5,
+    }
 
 
 def why_not_sticky(config: Any) -> str:

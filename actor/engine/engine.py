@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from actor.config import SamplingConfig
+from actor.config import DraftsConfig, SamplingConfig
 from actor.engine.adapter_file import write_adapter
 from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky
 from actor.engine.environment import check_plugin, prepare_environment, socket_parent
@@ -60,6 +60,9 @@ class VllmEngine:
         self._ended: dict[str, None] = {}
         """Sticky sessions that have ended, and that the engine process may still remember."""
         self._not_sticky = why_not_sticky(config)
+        # One that runs ahead does not report what the very last position filled; one that is given
+        # drafts, whose steps end where they begin, not what they filled in the last step.
+        self.unreported = max(1, config.num_speculative_tokens)
         self._by_priority = config.scheduler_config.policy == "priority"
 
     @classmethod
@@ -68,6 +71,7 @@ class VllmEngine:
         model: str,
         arguments: Mapping[str, Any] | None = None,
         *,
+        drafts: DraftsConfig = DraftsConfig(),  # noqa: B008 (frozen)
         environment: Mapping[str, str] | None = None,
         run_id: str = "run",
         seed: int = 0,
@@ -82,7 +86,7 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        merged = engine_arguments(model, seed, given)
+        merged = engine_arguments(model, seed, given, drafts)
         sockets = Path(tempfile.mkdtemp(prefix="dynatok-kv-", dir=socket_parent()))
         endpoint, replay_endpoint = _endpoints(sockets)
         merged["kv_events_config"] = {

@@ -115,7 +115,12 @@ def with_engine(
     previous = signal.signal(signal.SIGTERM, stop)
     model = tiny.resolve(config.model)
     engine = VllmEngine.start(
-        model, config.engine, environment=config.environment, run_id="alone", seed=seed
+        model,
+        config.engine,
+        drafts=config.drafts,
+        environment=config.environment,
+        run_id="alone",
+        seed=seed,
     )
     try:
         asyncio.run(work(Alone(config, engine, model)))

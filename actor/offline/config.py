@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from actor.config import ReusePolicy, SamplingConfig
+from actor.config import DraftsConfig, ReusePolicy, SamplingConfig, check_drafts
 from dynatok_online.policy import parse_policy
 
 
@@ -23,6 +23,8 @@ class AloneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Live sessions at once."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn."""
+    drafts: DraftsConfig = DraftsConfig()
+    """Guesses of the next tokens, checked several at a time; off: `tokens: 0`."""
     placement: Literal["head", "late"] = "head"
     """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -38,6 +40,7 @@ class AloneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if self.sessions < 1:
             raise ValueError(f"sessions is {self.sessions}; write 1 or more")
+        check_drafts(self.drafts, self.sampling, self.engine)
 
 
 class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

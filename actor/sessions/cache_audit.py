@@ -39,14 +39,15 @@ class PassRecord:
         """All positions that have KV."""
         return np.append(self.fed, np.asarray(self.served.generated.token_ids[:-1], np.int32))
 
-    @property
-    def requests(self) -> list[tuple[str, int]]:
-        """The engine requests that it took, and how many positions of each are in its events.
-
-        An engine that runs ahead does not report a block that the very last position filled.
-        """
+    def requests(self, unreported: int) -> list[tuple[str, int]]:
+        """The engine requests that it took, and how many positions of each are in its events for
+        sure."""
         heads = [(head.name, head.length - 1) for head in self.served.heads]
-        return [*heads, (self.served.name, len(self.tokens) - 1)]
+        return [*heads, (self.served.name, self.reported(unreported))]
+
+    def reported(self, unreported: int) -> int:
+        """How many positions are in the events for sure (see `generation.Engine.unreported`)."""
+        return max(len(self.fed), len(self.tokens) - unreported)
 
 
 def cut_at_preemptions(
@@ -106,8 +107,12 @@ def contradictions(
     blocks: Sequence[PassBlocks],
     reports: Mapping[str, Sequence[Scheduled]],
     size: int,
+    unreported: int,
 ) -> list[str]:
-    """Block by block: the record's names and origins against those of the engine; one per pass."""
+    """Block by block: the record's names and origins against those of the engine; one per pass.
+
+    A block that one of the `unreported` last positions of a pass filled may be missing.
+    """
     out = []
     filled: dict[tuple[int, bytes], set[int]] = {}
     theirs_of: dict[bytes, bytes] = {}
@@ -134,8 +139,8 @@ def contradictions(
         for j, (mine, origin) in enumerate(zip(held.names, held.origins, strict=True)):
             wrong = ""
             if j >= len(names):
-                if (j + 1) * size == len(part.tokens):
-                    break  # see `PassRecord.requests`
+                if (j + 1) * size > part.reported(unreported):
+                    break
                 wrong = "is not in the engine's cache events"
             elif theirs_of.setdefault(mine, names[j]) != names[j]:
                 wrong = "holds other KV than recorded"

@@ -134,6 +134,9 @@ class Engine(Protocol):
 
     block_size: int
     max_model_len: int
+    unreported: int
+    """A block that one of so many last positions of a request filled may be missing in the cache
+    events: those that its last step computed."""
 
     @property
     def cache_log(self) -> CacheLog | None:

@@ -101,7 +101,10 @@ class LiveSession:
         self._on_tokens = on_tokens
         self._on_pass = on_pass
         self._recorder = Recorder(
-            serving.engine.block_size, reuse, serving.new_session() if self._policy.keeps else ""
+            serving.engine.block_size,
+            reuse,
+            serving.new_session() if self._policy.keeps else "",
+            serving.engine.unreported,
         )
         self._pass_states: list[tuple[int, dict[str, SlotState]]] = []
         self._limit = min(task.max_tokens, sampling.max_tokens or task.max_tokens)

@@ -72,6 +72,8 @@ class Recorder:
     reuse: ReusePolicy = "exact"
     session: str = ""
     """Name of the sticky session."""
+    unreported: int = 1
+    """See `generation.Engine.unreported`."""
     counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
     """What was wrong with the engine's reports."""
@@ -95,7 +97,7 @@ class Recorder:
     @property
     def requests(self) -> list[str]:
         """The engine requests of all passes."""
-        return [*self._empty, *(name for part in self._parts for name, _ in part.requests)]
+        return [*self._empty, *(name for part in self._parts for name, _ in part.requests(0))]
 
     def add_edit(self, edit: Edit) -> None:
         """A slot was changed before the next pass."""
@@ -198,7 +200,7 @@ class Recorder:
         reports: dict[str, Sequence[Scheduled]] = {}
         try:
             for k, part in enumerate(parts):
-                for name, tokens in part.requests:
+                for name, tokens in part.requests(self.unreported):
                     found = await log.blocks_of(name, tokens // size)
                     if found is None:
                         self._problem(f"pass {k}: the engine's cache events of {name} did not come")
@@ -220,7 +222,7 @@ class Recorder:
                 parts_of_it = [part]
             for piece in parts_of_it:
                 self._add(piece)
-        for text in contradictions(self._parts, self._held, reports, size):
+        for text in contradictions(self._parts, self._held, reports, size, self.unreported):
             self._problem(text)
 
     def trajectory(

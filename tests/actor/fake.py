@@ -152,6 +152,7 @@ class FakeEngine:
     """`generation.Engine` and `WeightTarget` without a model."""
 
     block_size = BLOCK
+    unreported = 1
 
     def __init__(self, max_model_len: int = 1000, stop_token: int = -1) -> None:
         self.max_model_len = max_model_len

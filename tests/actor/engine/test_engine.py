@@ -203,7 +203,6 @@ def test_an_unknown_engine_argument_is_named() -> None:
         {"enable_chunked_prefill": True},
         {"kv_events_config": {"enable_kv_cache_events": True}},
         {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}},
-        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
     ],
 )
 def test_an_argument_that_we_cannot_work_with_is_refused(argument: dict[str, Any]) -> None:

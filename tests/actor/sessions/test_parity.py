@@ -89,6 +89,8 @@ class Swarm:
     """Besides the tasks, chooses each session's tokens to compute anew where `reuse` is
     `refresh`."""
     at_once: int = 32
+    temperatures: tuple[float, ...] = (1.0,)
+    """Each session has one of them."""
     first: int = 0
     """The first weight version; the ring takes each version once."""
     models: dict[int, Any] = field(default_factory=dict)
@@ -134,7 +136,9 @@ class Swarm:
             serving,
             encode=encode,
             decode=lambda token_ids: "",
-            sampling=SamplingConfig(ignore_eos=True),
+            sampling=SamplingConfig(
+                ignore_eos=True, temperature=self.temperatures[number % len(self.temperatures)]
+            ),
             reuse=random_refresh(rng) if self.reuse == "refresh" else self.reuse,
             placement=self.placement,
             slot_width=40,
