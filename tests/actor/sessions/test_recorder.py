@@ -210,6 +210,22 @@ def test_events_that_contradict_the_count_or_the_origin(p1: Scheduled, word: str
     assert word in problem
 
 
+@pytest.mark.parametrize(("unreported", "wrong"), [(1, True), (2, False), (9, False)])
+def test_what_the_last_step_filled_may_be_missing_in_the_events(
+    unreported: int, wrong: bool
+) -> None:
+    """Block 2 of pass 0 was full with its last position but one."""
+    recorder = two_passes(unreported=unreported)
+    problems = confirm(recorder, p0=(said(11, "", "ab"),), p1=(said(14, "ab", "d"),))
+    assert ["pass 0: block 2 is not in the engine's" in one for one in problems] == [True] * wrong
+
+
+def test_what_was_fed_is_never_missing_in_the_events() -> None:
+    recorder = two_passes(unreported=9)
+    (problem,) = confirm(recorder, p0=(said(11, "", "abc"),), p1=(said(14, "ab", ""),))
+    assert "pass 1: block 2 is not in the engine's cache events" in problem
+
+
 def test_a_block_of_nobody_is_not_a_pass_of_ours() -> None:
     problems = confirm(two_passes(), p0=(said(11, "a", "bc"),), p1=(said(14, "ab", "d"),))
     assert ["its events 4" in problems[0], "did not compute it" in problems[1]] == [True, True]
