@@ -289,14 +289,9 @@ def answer_weights(trajectory: Trajectory, tokens: int) -> np.ndarray:
 
 def keep_targets(row: Row) -> Row:
     """The row without targets of weight 0: no logits are made for them."""
-    kept = row.weights > 0
+    kept = np.flatnonzero(row.weights > 0)
     return replace(
         row,
         loss_positions=row.loss_positions[kept],
-        targets=row.targets[kept],
-        weights=row.weights[kept],
-        logprobs=row.logprobs[kept],
-        versions=row.versions[kept],
-        trajectory=row.trajectory[kept],
-        response_index=row.response_index[kept],
+        **row.of_targets(kept),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -78,7 +79,6 @@ def effect(model: Any, one: Trajectory, max_tokens: int = 4096) -> float:
         ids = attention.to_device(row.targets, model.device, torch.long)
         with torch.no_grad(), Shared(model, head, row) as ghosts:
             given = attention.inputs(row, model.device, ghosts.layout)
-            logits = model(**given, use_cache=False).logits[0].float()
-        now = -torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+            now = head.log_probs(partial(model, **given, use_cache=False), ids)
         total += float((now - ghosts.found).nan_to_num(0.0).sum())
     return total

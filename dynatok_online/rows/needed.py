@@ -36,12 +36,6 @@ def needed(row: Row, wanted: Flags, also: Flags) -> Row:
         bounds=np.concatenate([[0], np.cumsum(np.diff(row.bounds)[kept])]),
         visible=row.visible[np.ix_(kept, kept)],
         loss_positions=place[row.loss_positions[targets]],
-        targets=row.targets[targets],
-        weights=row.weights[targets],
-        logprobs=row.logprobs[targets],
-        versions=row.versions[targets],
-        trajectory=row.trajectory[targets],
-        response_index=row.response_index[targets],
-        columns={name: one[targets] for name, one in row.columns.items()},
+        **row.of_targets(targets),
         ghosts=None,
     )

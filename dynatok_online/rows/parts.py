@@ -145,12 +145,6 @@ def _part_row(row: Row, own: Sequence[int], above: Sequence[int]) -> Row:
         bounds=np.concatenate([[0], np.cumsum(lengths)]),
         visible=row.visible[np.ix_(spans, spans)],
         loss_positions=at[targets],
-        targets=row.targets[targets],
-        weights=row.weights[targets],
-        logprobs=row.logprobs[targets],
-        versions=row.versions[targets],
-        trajectory=row.trajectory[targets],
-        response_index=row.response_index[targets],
-        columns={name: one[targets] for name, one in row.columns.items()},
+        **row.of_targets(targets),
         above=row.position_ids[tokens[:before]],
     )

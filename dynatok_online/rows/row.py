@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dynatok_online.arrays import Flags, Int32s, Ints
+
+PER_TARGET = ("targets", "weights", "logprobs", "versions", "trajectory", "response_index")
+"""Fields of a row that say something of each target, beside its columns."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Row:
     it; -1 for what prompts are made of. [0] unless a batch was planned with `apart`."""
     ghosts: GhostRow | None = None
     """What is to be run after it, forward only, where a batch was planned with `ghosts`."""
+
+    def of_targets(self, some: Ints) -> dict[str, Any]:
+        """What is said of `some` of the targets, but for `loss_positions`, as fields of a row."""
+        fields: dict[str, Any] = {name: getattr(self, name)[some] for name in PER_TARGET}
+        return fields | {"columns": {name: one[some] for name, one in self.columns.items()}}
 
     @property
     def tokens(self) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import torch
 from dynatok_online import attention
 from dynatok_online.arrays import Floats
 from dynatok_online.rows.plan import needed_tokens, plan_rows
+from dynatok_online.training.head import ChunkedHead
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
 
 
@@ -35,6 +37,7 @@ class Scorer:
         self._model = model.eval()
         self._most = max_row_tokens
         attention.prepare(model)
+        self._head = ChunkedHead(model)
 
     @torch.no_grad()
     def score(self, one: Trajectory) -> Scores:
@@ -42,12 +45,10 @@ class Scorer:
         found = np.full((2, len(one.response)), np.nan)
         for row in plan_rows([one], max_tokens=max(self._most, needed_tokens(one))):
             given = attention.inputs(row, self._model.device)
-            logits = self._model(**given, use_cache=False).logits[0].float()
-            logprobs = logits.log_softmax(-1)
-            ids = attention.to_device(row.targets, logits.device, torch.long)
-            nll = -logprobs.gather(1, ids[:, None])[:, 0]
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-            found[:, row.response_index] = torch.stack([nll, entropy]).cpu().numpy()
+            ids = attention.to_device(row.targets, self._model.device, torch.long)
+            said = self._head.scores(partial(self._model, **given, use_cache=False), ids)
+            found[:, row.response_index] = torch.stack(said).cpu().numpy()
+        found[0] *= -1
         return Scores(found[0], found[1])
 
     @contextlib.contextmanager

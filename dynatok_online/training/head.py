@@ -80,14 +80,38 @@ class ChunkedHead:
     @torch.no_grad()
     def log_probs(self, call: Callable[[], Any], ids: torch.Tensor) -> torch.Tensor:
         """[M] log-probability of each of a row's targets `ids`, where `call` runs the model."""
-        found: list[torch.Tensor] = []
+        return self._each(call, ids, lambda logits, piece: logits.log_prob(ids[piece]))[0]
+
+    @torch.no_grad()
+    def scores(
+        self, call: Callable[[], Any], ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log_probs`, and [M] the entropy of each distribution, in nats."""
+        first, second = self._each(
+            call,
+            ids,
+            lambda logits, piece: logits.log_prob(ids[piece]),
+            lambda logits, _: logits.entropy(),
+        )
+        return first, second
+
+    def _each(
+        self,
+        call: Callable[[], Any],
+        ids: torch.Tensor,
+        *asked: Callable[[Chunk, slice], torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """[M] of each that is asked of the logits of a row."""
+        found: list[list[torch.Tensor]] = []
 
         def keep(logits: Chunk, piece: slice) -> torch.Tensor:
-            found.append(logits.log_prob(ids[piece]))
-            return found[-1]
+            found.append([one(logits, piece) for one in asked])
+            return found[-1][0]
 
         self.run(call, keep)
-        return torch.cat(found) if found else torch.zeros(0, device=ids.device)
+        if not found:
+            return [torch.zeros(0, device=ids.device) for _ in asked]
+        return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
 
     def of_hidden(self, hidden: torch.Tensor, loss_of: ChunkLoss) -> torch.Tensor:
         """The sum of the losses of [1, M, H] hidden states that the backbone has made."""

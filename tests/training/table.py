@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from dynatok_online.objectives.written import LOSSES
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from tests.edited import responses, tiny_model
+from tests.training.quiet import QUIET
 
 MASKED = {"name": "contrast", "times": [{"name": "masked", "warm": 0.0, "token": 49}]}
 HINDSIGHT = {"name": "dft", "times": ["reward", {"name": "hindsight", "weight": 0.5}]}
@@ -57,21 +58,14 @@ def trainer(objective: Any, *callbacks: Any, ranks: int = 1, **options: Any) -> 
     """Two steps of eight responses in float64."""
     accumulated = options.get("gradient_accumulation_steps", 1)
     settings: dict[str, Any] = {
+        **QUIET,
         "output_dir": tempfile.gettempdir(),
         "objective": objective,
         "max_steps": 2,
         "optim": "sgd",
         "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
         "per_device_train_batch_size": 8 // accumulated // ranks,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "use_cpu": True,
         "ddp_backend": "gloo" if ranks > 1 else None,
-        "train_sampling_strategy": "sequential",
     }
     return DynamicSFTTrainer(
         tiny_model().double(),

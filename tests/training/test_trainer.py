@@ -23,6 +23,7 @@ import torch
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import to_row
 from tests.edited import tiny_model, trajectories
+from tests.training.quiet import QUIET
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,18 +34,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def config(folder, **options):
     return DynamicSFTConfig(
         **{
+            **QUIET,
             "output_dir": str(folder),
             "max_steps": 3,
             "learning_rate": 3e-3,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "report_to": "none",
-            "save_strategy": "no",
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-            "use_cpu": True,
             "objective": "reward",
-            "train_sampling_strategy": "sequential",
             **options,
         }
     )

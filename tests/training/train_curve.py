@@ -20,6 +20,7 @@ import torch
 
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from tests.edited import tiny_model, trajectories
+from tests.training.quiet import QUIET
 
 
 def main(out, options):
@@ -42,18 +43,11 @@ def main(out, options):
             model,
             DynamicSFTConfig(
                 **{
+                    **QUIET,
                     "output_dir": folder,
                     "learning_rate": 3e-3,
-                    "lr_scheduler_type": "constant",
-                    "logging_steps": 1,
-                    "report_to": "none",
-                    "save_strategy": "no",
-                    "gradient_checkpointing": False,
-                    "disable_tqdm": True,
-                    "use_cpu": True,
                     "ddp_backend": "gloo",
                     "objective": "reward",
-                    "train_sampling_strategy": "sequential",
                     "deepspeed": None
                     if zero is None
                     else {
