@@ -153,7 +153,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The run fails when the mean absolute difference between the actor's log-probabilities and
     the learner's, at equal weights, is above this. Half-precision engines need more."""
     logprob_gap_trajectories: int = 1
-    """Trajectories compared per weight version (the last pass of each); 0 turns the comparison off."""
+    """Trajectories compared per weight version (the last pass of each); 0: none is compared."""
     audit_mismatch_threshold: int = 0
     """The run fails when more trajectories than this contradict what the engine reported."""
     journal_bytes: int = 8 * 2**30
