@@ -46,8 +46,18 @@ def test_every_benchmark_is_here() -> None:
     found = {path.stem for path in Path("benchmarks").glob("[a-z]*.py")}
     # Others have tests of their own: actor starts vLLM, two want a model with a chat template,
     # objectives trains several models, memory models of 0.1 billion parameters and more, fleet
-    # starts a learner's channel.
-    assert found == {*TINY, "gpu", "actor", "real", "stale", "objectives", "memory", "fleet"}
+    # starts a learner's channel, refresh reads evaluations.
+    assert found == {
+        *TINY,
+        "gpu",
+        "actor",
+        "real",
+        "stale",
+        "objectives",
+        "memory",
+        "fleet",
+        "refresh",
+    }
 
 
 @pytest.mark.engine
