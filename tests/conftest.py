@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+import zmq
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ settings.load_profile("untimed")
 
 # A shell starts what it puts in the background with interrupts ignored; some tests are about them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A test that fails leaves sockets open. Where they are collected together with their context, its
+# finalizer no longer finds them, and waits for them for ever.
+zmq.Context.__del__ = lambda self: None  # type: ignore[method-assign]
 
 T = TypeVar("T")
 RUN_ID = f"engine-tests-{os.getpid()}"

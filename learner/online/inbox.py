@@ -48,6 +48,9 @@ class Readers(Protocol):
     def failure(self) -> BaseException | None:
         """What ended a thread of the transport, if one has died."""
 
+    def holds(self, version: int) -> bool:
+        """Whether a version can be read still."""
+
     def joined(self, reader: str) -> None:
         """A reader is told of the latest version."""
 
@@ -230,6 +233,11 @@ class Inbox:
         return "too_long"
 
     def _weights_rejected(self, actor: str, message: WeightsRejected) -> None:
+        if not self._readers.holds(message.version):
+            # Newer ones took its place while this actor was still at older ones: no fault of its.
+            say(f"actor {actor} is too slow for weights {message.version}, and takes newer ones")
+            self._offer_again[actor] = time.monotonic() + self._again_seconds
+            return
         self._readers.rejected(actor, message.version)
         self.weights_rejected += 1
         self._strikes[actor] += 1

@@ -85,7 +85,10 @@ def to_tell(bound: str, endpoint: str, interface: str = "") -> str:
     """What actors are told where `bound` is listened on: this host's name for every interface."""
     if not bound.startswith("tcp://") or not _anywhere(endpoint) or interface:
         return bound
-    return f"tcp://{local_host()}:{bound.rpartition(':')[2]}"
+    host = local_host()
+    if ":" in host and not host.startswith("["):  # as who writes an IPv6 address alone writes it
+        host = f"[{host}]"
+    return f"tcp://{host}:{bound.rpartition(':')[2]}"
 
 
 def local_host(interface: str = "") -> str:

@@ -78,6 +78,10 @@ class WeightSender(ABC):
         """The bytes of a tensor in the newest version, while they are kept and no longer."""
         return None
 
+    def holds(self, version: int) -> bool:
+        """Whether a version can be read still, where it may be replaced while readers want it."""
+        return True
+
     @abstractmethod
     def joined(self, reader: str) -> None:
         """A reader came late and is told of the latest version."""

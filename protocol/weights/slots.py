@@ -1,8 +1,11 @@
 """Which of a sender's buffers may be written, and who still reads the others.
 
-A reader needs the version it serves (it may have to go back to it) and the one it is fetching.
-Applying a version releases all older ones; rejecting a version releases that one. The latest
-version is kept for late joiners as long as another buffer is free.
+A reader of memory needs the version it serves (it may have to go back to it) and the one it is
+fetching: applying a version releases all older ones. One that makes a copy needs what it is
+fetching, and that alone: while it is at an older version, a newer one that it was told of may be
+replaced by one that is newer still, which it takes in its place. So one slow reader holds one
+buffer, and nobody else waits for it. Rejecting a version releases that one. The latest version is
+kept for late joiners as long as another buffer is free.
 """
 
 from __future__ import annotations
@@ -19,16 +22,18 @@ from protocol.wire.messages import TensorSpec
 class SlotLedger:
     """Pure bookkeeping of `slots` buffers."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, copied: bool = False) -> None:
+        """`copied`: readers have a copy of what they serve."""
         if slots < 2:
             raise ValueError(f"a weight sender needs at least 2 buffers, not {slots}")
+        self._copied = copied
         self._version: list[int | None] = [None] * slots
         self._readers: list[set[str]] = [set() for _ in range(slots)]
         self.latest: int | None = None
 
     def free(self) -> int | None:
         """The buffer to write next, or None while all are read."""
-        unread = [slot for slot, readers in enumerate(self._readers) if not readers]
+        unread = [slot for slot in range(len(self._version)) if not self._read_in(slot)]
         # Empty ones first, then the oldest; the latest version only when nothing else is left.
         order = sorted(
             unread,
@@ -38,6 +43,22 @@ class SlotLedger:
             ),
         )
         return order[0] if order else None
+
+    def _read_in(self, slot: int) -> set[str]:
+        """Who reads a buffer now, or has nothing else to read."""
+        readers, version = self._readers[slot], self._version[slot]
+        if not self._copied or version is None:
+            return readers
+        older = [
+            self._readers[other]
+            for other, stored in enumerate(self._version)
+            if stored is not None and stored < version
+        ]
+        return readers.difference(*older)
+
+    def holds(self, version: int) -> bool:
+        """Whether a version can be read still."""
+        return version in self._version
 
     def begin(self) -> int:
         """Take a buffer for writing: what was in it is gone. Raises `NoFreeSlot`."""
@@ -73,7 +94,9 @@ class SlotLedger:
     def applied(self, reader: str, version: int) -> None:
         """A reader serves `version`."""
         for slot, stored in enumerate(self._version):
-            if stored is not None and stored < version:
+            if stored is None:
+                continue
+            if stored < version or (stored == version and self._copied):
                 self._readers[slot].discard(reader)
             elif stored == version:  # it may be back after it was given up for dead
                 self._readers[slot].add(reader)
@@ -93,8 +116,9 @@ class SlotLedger:
 class SlotSender(WeightSender):
     """A sender that keeps versions in a fixed number of buffers. Subclasses write them."""
 
-    def __init__(self, slots: int) -> None:
-        self._ledger = SlotLedger(slots)
+    def __init__(self, slots: int, copied: bool = False) -> None:
+        """`copied`: see `SlotLedger`."""
+        self._ledger = SlotLedger(slots, copied)
         self._changed = threading.Condition()
         """Guards the ledger."""
         self._newest: tuple[int, dict[str, TensorSpec]] = (-1, {})
@@ -140,6 +164,11 @@ class SlotSender(WeightSender):
     def _last_read(self) -> float:
         """When a reader was last seen reading (`time.monotonic`), where that can be seen."""
         return 0.0
+
+    def holds(self, version: int) -> bool:
+        """Whether a version can be read still."""
+        with self._changed:
+            return self._ledger.holds(version)
 
     def joined(self, reader: str) -> None:
         """A reader came late and is told of the latest version."""

@@ -59,7 +59,7 @@ class ZmqSender(SlotSender):
         are sent whole. `beside`: where the learner listens, if that is not `config.endpoint`.
         Raises ValueError where the port is taken.
         """
-        super().__init__(slots)
+        super().__init__(slots, copied=True)
         if full_every:
             check_available()
         self._full_every = full_every

@@ -307,6 +307,28 @@ def test_weights_that_were_refused_are_offered_again(side: Side) -> None:
     assert side.stream.failure is None
 
 
+def test_an_actor_that_was_overtaken_is_offered_newer_weights_and_is_not_to_blame(
+    side: Side,
+) -> None:
+    async def run() -> None:
+        async with connected(side) as slow:
+            await until(lambda: len(side.channel.peers()) == 1)
+            for version in range(2):
+                side.announce(version)
+                assert await next_weights(slow) == version
+                side.readers.applied("actor-0", version)
+            for version in range(2, 6):  # each refused only once it has been replaced
+                side.announce(version)
+                assert await next_weights(slow) == version
+                side.readers.applied("actor-0", version)
+                slow.send(WeightsRejected(version - 2, 1, "not there any more"))
+                assert await next_weights(slow) == version, "offered again"
+        assert side.inbox.weights_rejected == 0
+        assert side.stream.failure is None
+
+    asyncio.run(run())
+
+
 def test_one_actor_that_takes_no_weights_is_refused_and_the_run_goes_on(
     side: Side, make: Any
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +26,7 @@ from protocol.delivery.learner_channel import LearnerChannel
 from protocol.delivery.received import PeerLost, Received
 from protocol.wire.keys import make_keys
 from protocol.wire.messages import (
+    Acknowledge,
     Bye,
     Canary,
     Finish,
@@ -456,6 +459,74 @@ def test_a_slow_learner_is_not_sent_everything_again_and_again(
             await actor.close()
 
     asyncio.run(run())
+
+
+def test_many_clients_of_a_slow_learner_get_every_acknowledgement_and_credit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Storing is slow, a third of the acknowledgements and a tenth of the trajectories are lost,
+    and everything is sent again while it is under way: all come once, in order, and no credit
+    stays away."""
+    clients, each = 16, 10
+    config = msgspec.structs.replace(FAST, credits=8, dead_after_seconds=4.0, connect_seconds=60.0)
+    channel = LearnerChannel(config, "run", room=lambda serving: 24)
+    draw = random.Random(1)
+    send_peer, trajectory_of, commit = channel._send_peer, channel._trajectory, channel._commit
+
+    def send_some(peer: Any, message: Any, number: int = 0) -> None:
+        if not isinstance(message, Acknowledge) or draw.random() > 1 / 3:
+            send_peer(peer, message, number)
+
+    def read_some(*arguments: Any) -> None:
+        if draw.random() > 0.1:
+            trajectory_of(*arguments)
+
+    def slowly() -> None:
+        time.sleep(0.05)
+        commit()
+
+    monkeypatch.setattr(channel, "_send_peer", send_some)
+    monkeypatch.setattr(channel, "_trajectory", read_some)
+    monkeypatch.setattr(channel, "_commit", slowly)
+    channel.start()
+    got: dict[str, list[int]] = {}
+    stop = threading.Event()
+
+    def consume() -> None:
+        while not stop.is_set():
+            event = channel.receive(0.05)
+            if event is not None and isinstance(event.message, TrajectoryMessage):
+                got.setdefault(event.actor, []).append(event.sequence)
+                channel.accept(event)
+
+    async def one(name: str) -> None:
+        where = msgspec.structs.replace(config, endpoint=channel.endpoint)
+        actor = ActorChannel(where, "run", name, HELLO)
+        await actor.start()
+        for number in range(each):
+            await actor.acquire()
+            actor.send(trajectory(f"{name}-{number}"))
+        assert await actor.drain(40.0) == 0, f"{name} was not acknowledged"
+        async with asyncio.timeout(20):
+            await actor.acquire()
+        actor.give_back()
+        await actor.close()
+
+    async def run() -> None:
+        await asyncio.gather(*(one(f"actor-{number}") for number in range(clients)))
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    try:
+        asyncio.run(run())
+    finally:
+        stop.set()
+        consumer.join(5)
+        channel.close()
+    assert got == {f"actor-{n}": list(range(1, each + 1)) for n in range(clients)}
+    assert channel.refusals.counts["duplicate"] > 0
+    assert channel._grants._stored == 0
+    assert channel._grants._flying == sum(channel._grants._granted.values())
 
 
 def test_no_learner_is_an_error_within_the_deadline() -> None:

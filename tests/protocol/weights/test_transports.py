@@ -342,10 +342,10 @@ def test_a_learner_that_dies_in_the_middle_of_a_stream() -> None:
 def test_what_is_being_overwritten_is_not_served() -> None:
     sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
     receiver = ZmqReceiver(CONFIG, deadline_seconds=2.0)
-    manifests = [sender.publish(v, tensors(v), CANARY, ["a"]) for v in (0, 1)]
+    manifests = [sender.publish(v, tensors(v), CANARY, [name]) for v, name in ((0, "a"), (1, "b"))]
     with pytest.raises(NoFreeSlot):
         sender.publish(2, tensors(2), CANARY, ["a"])
-    sender.applied("a", 1)
+    sender.applied("a", 0)
     sender.publish(2, tensors(2), CANARY, ["a"])
     with pytest.raises(WeightsError, match="does not have them any more"):
         receiver.read(manifests[0])
@@ -353,16 +353,36 @@ def test_what_is_being_overwritten_is_not_served() -> None:
     sender.close()
 
 
+def test_one_slow_actor_keeps_no_version_from_the_others() -> None:
+    """It goes on with the version that it has begun, and takes the newest one next."""
+    sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
+    slow, fast = (ZmqReceiver(CONFIG, 2.0, run_id=name) for name in ("slow", "fast"))
+    first = sender.publish(0, tensors(0), CANARY, ["slow", "fast"])
+    for version in range(6):
+        if version:
+            newest = sender.publish(version, tensors(version), CANARY, ["slow", "fast"])
+            assert fast.read(newest)["wide"].data[0] == version
+        sender.applied("fast", version)
+        sender.wait_free(0.0)
+    assert sender.holds(0)
+    assert not sender.holds(3)
+    assert slow.read(first)["wide"].data[0] == 0
+    sender.applied("slow", 0)
+    assert slow.read(newest)["wide"].data[0] == 5
+    for one in (slow, fast, sender):
+        one.close()
+
+
 def test_a_full_sender_waits_for_readers_that_read() -> None:
     sender = ZmqSender(CONFIG, payload_bytes(EXPECTED))
     receiver = ZmqReceiver(CONFIG, deadline_seconds=2.0)
-    manifests = [sender.publish(v, tensors(v), CANARY, ["a"]) for v in (0, 1)]
-    with pytest.raises(NoFreeSlot, match="version 0 by a, version 1 by a"):
+    manifests = [sender.publish(v, tensors(v), CANARY, [name]) for v, name in ((0, "a"), (1, "b"))]
+    with pytest.raises(NoFreeSlot, match="version 0 by a, version 1 by b"):
         sender.wait_free(0.05)
     before = sender._last_read()
     receiver.read(manifests[1])
     assert sender._last_read() > before
-    threading.Timer(0.1, lambda: sender.applied("a", 1)).start()
+    threading.Timer(0.1, lambda: sender.applied("b", 1)).start()
     sender.wait_free(5.0)
     receiver.close()
     sender.close()
