@@ -15,7 +15,8 @@ bounded by the learner's busiest thread: *the learner alone* is a second of it i
 The learner takes each trajectory as soon as it is stored. `--room` bounds what may be in flight or
 waiting in all, as `learner.max_policy_lag` does in a run: then credits are few, and are shared out.
 
-
+`--simulate` starts no fleet: a model gives the figures of larger ones, and stands beside those that
+were measured (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -40,6 +42,8 @@ from rich.progress import track
 from benchmarks._consumer import Consumer
 from benchmarks._fleet_clients import RUN, Fleet
 from benchmarks._fleet_report import FleetResult, card, write_page
+from benchmarks._fleet_simulation import Setting, check, costs, fleets, read, table
+from benchmarks.memory import write_page as write_between
 from protocol.config import ProtocolConfig
 from protocol.delivery.durable import JournaledStore
 from protocol.delivery.learner_channel import LearnerChannel
@@ -174,7 +178,8 @@ def main(arguments: list[str]) -> int:
         prog="dynatok bench fleet",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  dynatok bench fleet --actors 1000 --rounds 3",
+        epilog="examples:\n  dynatok bench fleet --actors 1000 --rounds 3\n"
+        "  dynatok bench fleet --simulate 10000 --page docs/scaling.md",
     )
     parser.add_argument("--actors", type=int, default=1000, help="of the large fleet (1000)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each part (15)")
@@ -185,7 +190,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--page", type=Path, help="write the figures into this page, rows beside it"
     )
+    parser.add_argument(
+        "--simulate", type=int, metavar="N", help="fleets of up to N actors, by a model"
+    )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        nargs="+",
+        default=[Path("docs/benchmarks/fleet.jsonl")],
+        help="rows of fleets that were measured, for --simulate",
+    )
     options = parser.parse_args(arguments)
+    if options.simulate is not None:
+        return _simulate(options.simulate, read(options.measured), options.page)
     fleet = partial(
         measure,
         seconds=options.seconds,
@@ -208,4 +225,20 @@ def main(arguments: list[str]) -> int:
     if options.page is not None:
         write_page(options.page, few, many, options.tokens)
     print(msgspec.json.encode({"few": few, "many": many, "share": share}).decode())
+    return 0
+
+
+def _simulate(most: int, measured: list[FleetResult], page: Path | None) -> int:
+    setting = Setting()
+    paid = costs(measured) if len({one.actors for one in measured}) > 1 else None
+    found = fleets(most, paid, setting)
+    lines = [f"`dynatok bench fleet --simulate {most} --page docs/scaling.md`", "", *table(found)]
+    if paid is None:
+        lines += ["", "The learner's load is empty: no two fleets were measured yet."]
+    else:
+        lines += ["", "What was measured, beside the model:", "", *check(measured, paid)]
+    print("\n".join(lines), file=sys.stderr)
+    if page is not None:
+        write_between(page, "fleet", lines)
+    print(msgspec.json.encode({"costs": paid, "setting": setting, "fleets": found}).decode())
     return 0
