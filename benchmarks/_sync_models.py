@@ -189,7 +189,7 @@ def _learner(name: str, way: str, dtype: str, repeats: int, answer: Connection) 
         way=way,
         dtype=dtype,
         megabytes=announced[-1].nbytes / 1e6,
-        learner_mb=peak - resting,
+        learner_mb=max(peak - resting, 0.0),
         actor_mb=actor_mb,
         seconds=seconds,
         publish_seconds=publish,
