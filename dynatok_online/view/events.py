@@ -136,8 +136,8 @@ class LaneEvents:
 
     def _correct(self, trajectory: Trajectory) -> None:
         """A sticky pass that was preempted is recorded as two: that is known only at the end."""
-        passes = [msgspec.structs.replace(one, scores={}) for one in trajectory.passes]
-        told = [msgspec.structs.replace(one, scores={}) for one in self._ended]
+        passes = [unjudged(one) for one in trajectory.passes]
+        told = [unjudged(one) for one in self._ended]
         same = [mine == theirs for mine, theirs in zip(told, passes, strict=False)]
         first = same.index(False) if False in same else len(same)
         if first == len(told) == len(passes):
@@ -192,3 +192,8 @@ def edit_event(number: int, before: Mapping[str, str], after: Mapping[str, SlotS
 def plain_slot(state: SlotState) -> dict[str, Any]:
     """A slot's state as events hold it."""
     return {"text": state.text, "requirement": state.requirement}
+
+
+def unjudged(one: Pass) -> Pass:
+    """A pass as it is before anybody has judged the response."""
+    return msgspec.structs.replace(one, scores={}, earlier=msgspec.UNSET)
