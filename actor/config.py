@@ -68,8 +68,10 @@ class DraftsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     tokens: int = 0
     """Most tokens that are guessed for a step; 0: none. Up to 4 pay where few sessions run."""
-    method: Literal["ngram"] = "ngram"
-    """Where guesses come from: `ngram` (what followed the last tokens earlier in the same text)."""
+    method: Literal["seen", "ngram"] = "seen"
+    """Where guesses come from: `seen` (all texts that the engine has seen, also what a session
+    wrote before it started over; silent where it is seldom right), vLLM's `ngram` (the same text).
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.tokens <= MOST_DRAFTS:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actor.config import DraftsConfig, SamplingConfig, check_drafts
-from actor.engine.names import WEIGHT_BACKEND
+from actor.engine.names import PROPOSER, WEIGHT_BACKEND
 
 MIB = 1 << 20
 REFUSED = {
@@ -57,6 +57,12 @@ def engine_arguments(
 
 
 def _speculative(drafts: DraftsConfig) -> dict[str, Any]:
+    if drafts.method == "seen":
+        return {
+            "method": "custom_class",
+            "model": PROPOSER,
+            "num_speculative_tokens": drafts.tokens,
+        }
     return {
         "method": "ngram",
         "num_speculative_tokens": drafts.tokens,

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from actor.config import DraftsConfig
-from tests.actor.sessions.test_parity import MODES, swarm_of
+from actor.config import DraftsConfig, SamplingConfig
+from actor.sessions.live_session import LiveSession
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
+from tests.actor.sessions.test_parity import MODES, encode, swarm_of
 from tests.conftest import SharedEngine
 
 pytestmark = pytest.mark.engine
@@ -23,7 +25,7 @@ COLD = (1.0, 0.0, 0.3)
 
 @pytest.fixture(scope="module")
 def vllm(random_model: Path) -> Iterator[SharedEngine]:
-    """An engine that is given drafts, with as little room as the shared one."""
+    """An engine with drafts, and as little room as the shared one."""
     pytest.importorskip("vllm")
     from actor.engine.engine import VllmEngine
 
@@ -65,6 +67,29 @@ def test_parity(vllm, ring, reference) -> None:
     )
     assert found["reused"] > 0
     assert found["versions"] == 2
+
+
+def test_several_tokens_of_a_step_reach_a_session_and_edits_cut_between_them(vllm, serving) -> None:
+    """Greedy text of a random model is a loop: drafts are taken. Planned edits fall into steps."""
+    groups: list[int] = []
+    edits = tuple(
+        ScheduledEdit(at, "s", SlotState(text * 9)) for at, text in ((61, "b"), (93, "c"))
+    )
+    task = Task("loop", "x" * 40 + "{{s}}", {"s": SlotState("a" * 9)}, edits, 160)
+    live = LiveSession(
+        task,
+        serving,
+        encode=encode,
+        decode=lambda token_ids: "",
+        sampling=SamplingConfig(ignore_eos=True, temperature=0),
+        reuse="sticky",
+        on_tokens=lambda token_ids: groups.append(len(token_ids)),
+    )
+    done = vllm.run(live.run())
+    assert done.problems == ()
+    assert sum(groups) == len(done.trajectory.response) == 160
+    assert max(groups) > 1, "no draft was taken"
+    assert [one.stop for one in done.trajectory.passes] == [61, 93, 160]
 
 
 @pytest.mark.slow
