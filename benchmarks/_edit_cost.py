@@ -64,6 +64,7 @@ class Timed:
     pairs: int = 0
     """Positions that the computed tokens attended to."""
     edits: list[float] = field(default_factory=list)
+    preemptions: int = 0
 
 
 def costs(short: Timed, long: Timed) -> tuple[float, float]:

@@ -102,6 +102,7 @@ class Bench:
         _check(done, options.get("length", self._shape.response))
         into.reused = sum(one.counts.reused_tokens for one in done) // sessions
         into.computed = sum(one.counts.computed_tokens for one in done) // sessions
+        into.preemptions += sum(one.counts.preemptions for one in done)
         into.pairs = sum(pairs(one.trajectory) for one in done) // sessions
 
     def prompts(self, sessions: int) -> list[list[int]]:
@@ -124,9 +125,12 @@ class Bench:
     async def surprise(self, sessions: int, states: int, mode: str, into: Timed) -> None:
         """All sessions once, watched, each edited at random moments: what a person does."""
         self.fresh_cache()
-        await asyncio.gather(*(self._watched(i, states, mode, into) for i in range(sessions)))
+        await asyncio.gather(*(self.watched(i, states, mode, into) for i in range(sessions)))
 
-    async def _watched(self, number: int, states: int, mode: str, into: Timed) -> None:
+    async def watched(
+        self, number: int, states: int, mode: str, into: Timed, **options: Any
+    ) -> Finished:
+        """One session that is edited at random moments."""
         from actor.sessions.editors import Schedule
 
         seen, asked = 0, 0.0
@@ -146,17 +150,28 @@ class Bench:
                 asked = 0.0
 
         session = self.session(
-            number, states, mode, editor=Schedule(()), on_tokens=on_tokens, on_pass=on_pass
+            number,
+            states,
+            mode,
+            editor=Schedule(()),
+            on_tokens=on_tokens,
+            on_pass=on_pass,
+            **options,
         )
         running = asyncio.create_task(session.run())
         shift = random.Random(number).uniform(-0.4, 0.4) * segment
-        for k in range(1, states):
-            while seen < round(segment * k + shift) or asked:
-                wake.clear()
-                await wake.wait()
-            text, asked = f"S{number}-{k}", time.perf_counter()
-            await session.edit("slot", text)
-        _check([await running], self._shape.response)
+        try:
+            for k in range(1, states):
+                while seen < round(segment * k + shift) or asked:
+                    wake.clear()
+                    await wake.wait()
+                text, asked = f"S{number}-{k}", time.perf_counter()
+                await session.edit("slot", text)
+            finished = await running
+        finally:
+            running.cancel()
+        _check([finished], self._shape.response)
+        return finished
 
 
 def _check(done: Sequence[Finished], length: int) -> None:

@@ -37,6 +37,7 @@ from benchmarks._actor_report import write_page
 from benchmarks._edit_cost import Row, Shape, Timed, costs, row_of
 from benchmarks._edit_sessions import MODES, PLAIN, STATIC, Bench
 from benchmarks._plain_vllm import PlainVllm
+from protocol.run.progress import progress_bar
 
 MODELS = ("tiny", "60m")
 
@@ -60,8 +61,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--page", type=Path, help="write the figures into this page, rows beside it"
     )
+    parser.add_argument(
+        "--person",
+        action="store_true",
+        help="instead: one who edits beside collecting sessions in half of the cache they need",
+    )
     options = parser.parse_args(arguments)
     shape = Shape(options.prefix, options.slot, options.response)
+    if options.person:
+        return run_person(options, shape)
     rows = run(
         options.models, options.sessions, options.states, options.modes, shape, options.rounds
     )
@@ -116,6 +124,40 @@ def run(
                 if plain is not None:
                     plain.close()
     return rows
+
+
+def run_person(options: argparse.Namespace, shape: Shape) -> int:
+    """A person beside the most sessions that are asked for; see `_person`."""
+    from actor.engine.engine import VllmEngine
+    from benchmarks._person import Person, one_round, said, write_person
+    from dynatok_online import tiny
+
+    sessions, mode = max(options.sessions), "sticky"
+    needed = sessions * (sum(asdict(shape).values()) // 32 + 2)
+    found = Person(sessions, mode, max(options.states), needed // 2, needed)
+    arguments = {"max_num_seqs": 2 * sessions, "num_gpu_blocks_override": found.blocks}
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR"}
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    with progress_bar("starting vLLM", options.rounds) as bar:
+        engine = VllmEngine.start(
+            tiny.resolve("tiny"), arguments, environment=quiet, run_id="bench-person"
+        )
+        try:
+            bench = Bench("tiny", engine, 99, shape)
+            bar.name("a person beside collecting sessions")
+            loop.run_until_complete(bench.generate(sessions, 4, mode, Timed()))  # warm up
+            for done in range(options.rounds):
+                loop.run_until_complete(one_round(bench, found))
+                bar.move(done + 1)
+        finally:
+            engine.shutdown()
+    print("\n".join(said(found)))
+    if options.page is not None:
+        write_person(options.page, [found], datetime.now(UTC).date().isoformat())
+    measured = {"p95_ratio": found.p95_ratio, "collection": found.collection}
+    print(json.dumps({**asdict(found), **measured}), flush=True)
+    return 0
 
 
 def measure(
