@@ -177,7 +177,8 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     environment: dict[str, str] = {}
     """Environment variables of the engine, for example `VLLM_CPU_OMP_THREADS_BIND: "0"`."""
     seeded: bool = True
-    """Draw every pass with a seed of its own, so that its tokens do not depend on its batch."""
+    """Draw every pass with a seed of its own, so that its tokens do not depend on its batch (with
+    `drafts` they do: what is guessed depends on what others wrote)."""
     weights_timeout: float = 60.0
     """Seconds for one weight update, from pausing to the canary's answer; and how long fetching may
     stand still (it may take as long as it goes on)."""
