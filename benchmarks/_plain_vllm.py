@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -50,7 +51,18 @@ _process: dict[str, Any] = {}
 """The engine and the event loop of the other process."""
 
 
+def _end_with_parent() -> None:
+    """Without our plugin nobody else ends the engine of a benchmark that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is for the other process"
+    parent.join()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
+
+
 def _start(model: str, arguments: dict[str, Any]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["VLLM_PLUGINS"] = ""
     from actor.engine.arguments import engine_arguments
     from actor.engine.environment import prepare_environment
