@@ -67,7 +67,8 @@ class DraftsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     What is sampled has the same distribution; which tokens are drawn under a seed changes."""
 
     tokens: int = 0
-    """Most tokens that are guessed for a step; 0: none. Up to 4 pay where few sessions run."""
+    """Most tokens that are guessed for a step; 0: none. 4 pay where few sessions run at a low
+    temperature; many at temperature 1 lose (`dynatok bench drafts`)."""
     method: Literal["seen", "ngram"] = "seen"
     """Where guesses come from: `seen` (all texts that the engine has seen, also what a session
     wrote before it started over; silent where it is seldom right), vLLM's `ngram` (the same text).

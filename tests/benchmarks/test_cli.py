@@ -57,6 +57,7 @@ def test_every_benchmark_is_here() -> None:
         "memory",
         "fleet",
         "refresh",
+        "drafts",
     }
 
 
