@@ -55,7 +55,7 @@ class Arm:
         return f"{self.data}/{self.name}"
 
 
-LOSSES = ("dft", "asft", "rollout", "eksft", "sstoken", "key", "masked", "hindsight")
+LOSSES = ("dft", "asft", "rollout", "eksft", "sstoken", "key", "masked")
 """Beside `sft`, on gold and corrupted gold."""
 
 
@@ -85,7 +85,11 @@ def arms() -> list[Arm]:
         for name in ("dft", "asft", "eksft", "sstoken")
     ]
     grouped = [Arm("policy", name, name, group=4) for name in ("grpo", "hapo")]
-    hindsight = Arm("policy", "hindsight", {"name": "hindsight", "times": [reward]})
+    # Gold obeys the state that it was written under, and so none of those that come after it.
+    hindsight = [
+        Arm("corrupted", "hindsight", "hindsight"),
+        Arm("policy", "hindsight", {"name": "hindsight", "times": [reward]}),
+    ]
     hinge = Arm("policy", "hinge", [reward, {"name": "hinge", "scale": 0.1}])
     return [
         *(one for one in plain + credit if one.data == "gold"),
@@ -95,7 +99,7 @@ def arms() -> list[Arm]:
         *halves,
         *rewarded,
         *grouped,
-        hindsight,
+        *hindsight,
         hinge,
     ]
 
