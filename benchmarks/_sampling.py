@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dynatok_online.attention.turning import turning_of
 from dynatok_online.policy import parse_policy
 from dynatok_online.tasks.rendering import renderer_of
 from dynatok_online.tasks.scripted import Script
@@ -62,6 +63,8 @@ def sample_trajectories(
     prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]
     columns = max(_room(*one, encode) for one in zip(tasks, each, strict=True)) + length
     loop = _Loop(model, len(tasks), columns)
+    if any(parse_policy(one, turned=True).turns for one in each):
+        loop.turning.check()
     device = loop.device
     given = torch.full((len(tasks), length), -1)
     for row, texts in enumerate(forced):
@@ -90,6 +93,8 @@ def sample_trajectories(
                 if rows := [row for row, over in zip(rows, ended, strict=True) if not over]:
                     written = response[rows, :index].cpu().numpy().astype(np.int32)
                     begun = [scripts[r].begin(w) for r, w in zip(rows, written, strict=True)]
+                    for row in rows:
+                        loop.move(row, scripts[row].moves)
                     loop.compute(rows, [fed for fed, _ in begun], [runs for _, runs in begun])
             logits = loop.logits.float()
             drawn = torch.multinomial(
@@ -112,7 +117,7 @@ def sample_trajectories(
 
 def _room(task: Task, reuse: str, encode: Callable[[str], list[int]]) -> int:
     """Tokens of the longest prompt that the task can have: every slot in its longest state."""
-    renderer = renderer_of(task, encode, fixed_width=parse_policy(reuse).keeps)
+    renderer = renderer_of(task, encode, fixed_width=parse_policy(reuse, turned=True).fixed_width)
     longest: dict[str, str] = {}
     for slot, state in task.all_states():
         if slot not in longest or renderer.length(slot, state.text) > renderer.length(
@@ -128,6 +133,7 @@ class _Loop:
     def __init__(self, model: PreTrainedModel, rows: int, columns: int) -> None:
         _refuse_windows(model, columns)
         self._model = model
+        self.turning = turning_of(model)
         self.device = model.device
         self._cache = _columns(model, rows, columns)
         self._dump = columns
@@ -137,6 +143,19 @@ class _Loop:
         self.logits = torch.zeros(
             (rows, model.config.vocab_size), dtype=model.dtype, device=self.device
         )
+
+    def move(self, row: int, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Bring what a row keeps to the columns where it stands now: (start, stop, by)."""
+        if not moves:
+            return
+        to = np.concatenate([np.arange(start, stop) for start, stop, _ in moves])
+        by = np.concatenate([np.full(stop - start, shift) for start, stop, shift in moves])
+        columns, shifts = (torch.from_numpy(one).to(self.device) for one in (to, by))
+        for key, value in self._cache.held.values():
+            # [columns, G, D]; read as a whole before anything is written
+            turned = self.turning.turn(key[row, columns - shifts].transpose(0, 1), shifts)
+            key[row, columns] = turned.transpose(0, 1)
+            value[row, columns] = value[row, columns - shifts]
 
     def compute(
         self,
@@ -241,7 +260,7 @@ def _columns(model: PreTrainedModel, rows: int, columns: int) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+            self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             self._all = torch.arange(rows, device=model.device)
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -250,13 +269,13 @@ def _columns(model: PreTrainedModel, rows: int, columns: int) -> Any:
         def update(
             self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            if layer not in self._held:
+            if layer not in self.held:
                 # One column more than positions: the dump.
                 shape = (rows, columns + 1, key.shape[1], key.shape[3])
-                self._held[layer] = (key.new_zeros(shape), value.new_zeros(shape))
+                self.held[layer] = (key.new_zeros(shape), value.new_zeros(shape))
             which = self._all if self.rows is None else self.rows
             out = []
-            for held, new in zip(self._held[layer], (key, value), strict=True):
+            for held, new in zip(self.held[layer], (key, value), strict=True):
                 held[which[:, None], self.columns] = new.transpose(1, 2)
                 out.append((held if self.rows is None else held[which]).transpose(1, 2))
             return out[0], out[1]

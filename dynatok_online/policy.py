@@ -5,6 +5,8 @@
     refresh:M       sticky, but the last M tokens of what was there are computed anew
     refresh:A-B     M drawn for every pass, from A to B: what one model needs to serve every M
     refresh:M+F     besides, the first F tokens behind what has changed are computed anew
+    turned          sticky, but slots have no fixed width: what stands behind one that grows or
+                    shrinks moves, its keys turned on to where it stands now
     none            nothing: every pass starts over
 
 In blocks: one that holds a token to be computed anew is not kept. Where M covers all that stands
@@ -45,9 +47,18 @@ class Policy:
 
     @property
     def keeps(self) -> bool:
-        """Whether blocks behind a changed one are kept: slots have a fixed width, and
-        trajectories are `sticky`."""
+        """Whether blocks behind a changed one are kept: trajectories are `sticky`."""
         return self.text not in ("exact", "none")
+
+    @property
+    def turns(self) -> bool:
+        """Whether what is kept may move."""
+        return self.text == "turned"
+
+    @property
+    def fixed_width(self) -> bool:
+        """Whether slots have a fixed width, because what is kept must not move."""
+        return self.keeps and not self.turns
 
     def refresh(self, draw: str) -> Refresh:
         """What a pass computes anew; `draw` names the pass, and so chooses M."""
@@ -55,8 +66,19 @@ class Policy:
         return Refresh(low + zlib.crc32(f"refresh/{draw}".encode()) % (high - low + 1), self.first)
 
 
-def parse_policy(text: str, where: str = "reuse", *, none: bool = True) -> Policy:
-    """The policy that `text` writes. ValueError, naming the field `where`, for anything else."""
+def parse_policy(
+    text: str, where: str = "reuse", *, none: bool = True, turned: bool = False
+) -> Policy:
+    """The policy that `text` writes. ValueError, naming the field `where`, for anything else, and
+    for those that are not possible there (`none`, `turned`)."""
+    if text == "turned":
+        if turned:
+            return Policy(text)
+        raise ValueError(
+            f"{where} is 'turned', which trains on given responses only: the engine keeps KV where "
+            "it was computed, because its cache has no place for keys that were turned; write "
+            "sticky, with slots of a fixed width"
+        )
     if text in ("exact", "sticky") or (none and text == "none"):
         return Policy(text)
     found = _REFRESH.fullmatch(text)

@@ -57,8 +57,8 @@ class Edit(msgspec.Struct, frozen=True):
 class Reuse(msgspec.Struct, frozen=True, array_like=True):
     """Positions `start .. stop` of a pass took their KV from the same positions of pass `origin`.
 
-    `origin` is the index of the earlier pass that *computed* the KV, or `OUTSIDE`. A block
-    holds rotated keys, so KV is only ever reused at the position it was computed for.
+    `origin` is the index of the earlier pass that *computed* the KV, or `OUTSIDE`. Keys are
+    rotated by their position: what is reused at another one has moved (`Pass.shifts`).
     """
 
     origin: int
@@ -108,6 +108,16 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     earlier: tuple[Earlier, ...] | msgspec.UnsetType = msgspec.UNSET
     """What earlier text is worth under the states of this pass; ascending, not overlapping, and
     where there was nothing to judge, nothing. Unset: nobody judged it."""
+    shifts: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    """How far each run of `reuse` has moved, where a slot before it grew or shrank: its KV was
+    computed at positions `start - shift .. stop - shift` of its origin, and its keys were turned on
+    to where they stand now. Absent: nothing has."""
+
+    def moved_reuse(self) -> list[tuple[Reuse, int]]:
+        """Each run of `reuse`, and how far it has moved."""
+        if self.shifts is msgspec.UNSET:
+            return [(run, 0) for run in self.reuse]
+        return list(zip(self.reuse, self.shifts, strict=True))
 
     def __post_init__(self) -> None:
         if self.layout.count(RESPONSE) != 1:
@@ -126,6 +136,11 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
                         f"pieces, but {one.start} .. {one.stop} is none"
                     )
                 at = one.stop
+        if self.shifts is not msgspec.UNSET and len(self.shifts) != len(self.reuse):
+            raise ValueError(
+                f"a pass has one shift for each run of reuse, got {len(self.shifts)} for "
+                f"{len(self.reuse)}"
+            )
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -303,6 +318,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     row["info"] = _listed(row["info"])
     for one in row["passes"]:
         one["states"], one["scores"] = _listed(one["states"]), _listed(one["scores"])
+        one.setdefault("shifts", None)
         one["reuse"] = [list(run) for run in one["reuse"]]
         one["weight_versions"] = [list(run) for run in one["weight_versions"]]
         one.setdefault("earlier", None)  # not judged
@@ -325,7 +341,7 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
                 **{
                     name: value
                     for name, value in one.items()
-                    if name != "earlier" or value is not None
+                    if name not in ("earlier", "shifts") or value is not None
                 },
                 "states": _mapping(one["states"]),
                 "scores": _mapping(one.get("scores")),

@@ -72,8 +72,8 @@ def sticky_logits(model: torch.nn.Module, trajectory: Trajectory) -> list[tuple[
         text = fed + trajectory.response[one.start : one.stop].tolist()
         length = len(fed) + max(0, one.stop - one.start - 1)
         source = {
-            p: run.origin
-            for run in one.reuse
+            p: (run.origin, shift)
+            for run, shift in one.moved_reuse()
             if run.origin != OUTSIDE
             for p in range(run.start, run.stop)
         }
@@ -81,7 +81,9 @@ def sticky_logits(model: torch.nn.Module, trajectory: Trajectory) -> list[tuple[
         logits = []
         for p in range(length):
             if p in source:
-                held.append(caches[source[p]][p])
+                origin, shift = source[p]
+                keys, values = caches[origin][p - shift]
+                held.append((turned(model, keys, shift), values))
                 continue
             cache = DynamicCache()
             if held:
@@ -110,6 +112,18 @@ def sticky_logits(model: torch.nn.Module, trajectory: Trajectory) -> list[tuple[
         if one.stop > one.start:
             out.append((k, torch.stack(logits)))
     return out
+
+
+def turned(model: Any, keys: torch.Tensor, shift: int) -> torch.Tensor:
+    """Keys [..., D], turned on by the model's own rotary embedding of position `shift`."""
+    if not shift:
+        return keys
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    (rotary,) = (one for one in model.modules() if hasattr(one, "inv_freq"))
+    cos, sin = rotary(keys, torch.tensor([[shift]]))
+    cos, sin = cos[0] / rotary.attention_scaling, sin[0] / rotary.attention_scaling
+    return keys * cos + rotate_half(keys) * sin
 
 
 def without_edit(model: Any, one: Trajectory) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 
 from dynatok_online.trajectory import OUTSIDE, RESPONSE, Pass, Reuse, Trajectory, VersionRun
@@ -124,6 +125,77 @@ def simulate(
         passes=tuple(passes),
         policy=policy,
         block_size=block_size,
+    )
+
+
+def simulate_moved(
+    rng: np.random.Generator,
+    *,
+    world: World = World(slot=(0, 6)),
+    prefix: np.ndarray | None = None,
+    name: str = "t",
+) -> Trajectory:
+    """One random trajectory whose slots grow and shrink, and what stands behind them is kept where
+    it then stands; now and then some of it is lost. Blocks of one token."""
+
+    def words(low: int, high: int) -> np.ndarray:
+        count = int(rng.integers(low, high + 1))
+        return rng.integers(0, world.vocabulary, count).astype(np.int32)
+
+    pieces = [words(*world.text) if prefix is None else prefix]
+    parts: list[list[int]] = [[0]]
+    for _ in range(int(rng.integers(world.slots[0], world.slots[1] + 1))):
+        parts.append(list(range(len(pieces), len(pieces) + 3)))
+        pieces += [words(*world.slot) for _ in range(3)]
+        if rng.random() < 0.7:
+            parts.append([len(pieces)])
+            pieces.append(words(*world.text))
+    response = np.zeros(0, np.int32)
+    passes: list[Pass] = []
+    before: dict[tuple[int, int, int], tuple[int, int]] = {}
+    for k in range(int(rng.integers(world.passes[0], world.passes[1] + 1))):
+        layout = (*(int(rng.choice(one)) for one in parts), RESPONSE)
+        # Which token of which place a position holds; the same one is the same text.
+        places = [
+            (slot, i, at)
+            for slot, i in enumerate(layout)
+            for at in range(len(response) if i == RESPONSE else len(pieces[i]))
+        ]
+        found: dict[int, tuple[int, int]] = {}
+        lost = rng.random() < 0.3
+        for p, place in enumerate(places[:-1]):
+            if place in before and not (lost and rng.random() < 0.3):
+                origin, stood = before[place]
+                found[p] = (origin, p - stood)
+        edges = [p for p in range(len(places) + 1) if p == 0 or found.get(p) != found.get(p - 1)]
+        runs = [(a, b) for a, b in pairwise([*edges, len(places)]) if a in found]
+        new = words(*world.sampled) if k else words(1, 6)
+        start = len(response)
+        response = np.concatenate([response, new])
+        shifts = tuple(found[a][1] for a, _ in runs)
+        passes.append(
+            Pass(
+                layout=layout,
+                states={},
+                start=start,
+                stop=len(response),
+                num_cached_tokens=len(found),
+                reuse=tuple(Reuse(found[a][0], a, b) for a, b in runs),
+                weight_versions=(VersionRun(k, len(new)),),
+                shifts=shifts if any(shifts) else msgspec.UNSET,
+            )
+        )
+        sampled = [(len(layout) - 1, RESPONSE, at) for at in range(start, len(response) - 1)]
+        places += sampled
+        computed = {p: (o, p - shift) for p, (o, shift) in found.items()}
+        before = {place: computed.get(p, (k, p)) for p, place in enumerate(places)}
+    return Trajectory(
+        trajectory_id=name,
+        pieces=tuple(pieces),
+        response=response,
+        logprobs=rng.normal(size=len(response)).astype(np.float32),
+        passes=tuple(passes),
+        policy="sticky",
     )
 
 

@@ -45,3 +45,11 @@ def test_a_range_is_drawn_for_every_pass_alike_for_everybody() -> None:
     assert {one.last for one in drawn} == {5, 6, 7, 8}
     assert {one.first for one in drawn} == {3}
     assert parse_policy("sticky").refresh("anything") == Refresh(0, 0)
+
+
+def test_turned_is_for_given_responses_only() -> None:
+    policy = parse_policy("turned", turned=True)
+    assert (policy.keeps, policy.turns, policy.fixed_width) == (True, True, False)
+    assert parse_policy("sticky").fixed_width
+    with pytest.raises(ValueError, match="actor.reuse is 'turned'.*write sticky"):
+        parse_policy("turned", "actor.reuse")

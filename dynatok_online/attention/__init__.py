@@ -5,8 +5,8 @@
     attention.prepare(model, "concat")
     logits = model(**attention.inputs(row, model.device), use_cache=False).logits   # [1, M, V]
 
-`dense` writes the mask out (the oracle), `concat` (default) runs standard kernels on the tiles
-of the row, `flex` is FlexAttention (GPU). Both the attention and the mask function are
+What has moved since it was computed is turned on first (`moved`). `dense` writes the mask out (the
+oracle), `concat` (default) runs standard kernels on the tiles of the row, `flex` is FlexAttention (GPU). Both the attention and the mask function are
 registered: without the latter transformers takes restarting positions for packed sequences and
 cuts branches off.
 """
@@ -25,6 +25,7 @@ from dynatok_online.attention.copies import to_device
 from dynatok_online.attention.layout import LayerMask, Layout, Scoring
 from dynatok_online.attention.stored import StoredKV
 from dynatok_online.attention.support import SOFTCAPPED, check_call, check_model
+from dynatok_online.attention.turning import Turning, check_turning, turning_of
 from dynatok_online.attention.watched import Watched
 from dynatok_online.rows.parts import Part
 from dynatok_online.rows.row import Row
@@ -34,11 +35,13 @@ __all__ = [
     "Layout",
     "Watched",
     "check_model",
+    "check_turning",
     "inputs",
     "prepare",
     "register",
     "run_part",
     "to_device",
+    "turning_of",
 ]
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout, Scoring], torch.Tensor]
@@ -68,6 +71,10 @@ def prepare(model: torch.nn.Module, attention: str = "concat") -> None:
         raise ValueError(f"attention {attention!r} is unknown; use one of {', '.join(ATTENTIONS)}")
     check_model(model, attention)
     register()
+    turning = turning_of(model)
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            module.dynatok_turning = turning
     model.set_attn_implementation(f"dynatok_{attention}")
 
 
@@ -152,6 +159,12 @@ def _attention(
     if sliding_window is not None and sliding_window != window:
         raise ValueError(f"{name} has a window of {sliding_window}, but its mask has {window}")
     key, value = layout.keys(module, key, value)
+    if (moved := layout.moved()) is not None:
+        if layout.watched is not None:
+            raise ValueError("attention cannot be watched in a row whose slots change their width")
+        turning = getattr(module, "dynatok_turning", None)
+        key, value = moved.add(key, value, turning or Turning(why_not=f"{name} was not prepared"))
+        layout = layout.once("sees moved", lambda: Layout(moved.row))
     width, value_width = query.shape[-1], value.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     scoring = Scoring(scale, layout.window(window), s_aux, softcap)

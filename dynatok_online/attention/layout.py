@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dynatok_online.arrays import Flags, Ints
+from dynatok_online.attention.moved import Moved, moved_keys
 from dynatok_online.attention.stored import StoredKV
 from dynatok_online.attention.watched import Watched
 from dynatok_online.rows.row import Row
@@ -40,6 +41,7 @@ class Layout:
         self.positions: Ints = np.concatenate([row.above, row.position_ids]).astype(np.int64)
         self.above = len(row.above)
         """A"""
+        self._shifts = row.shifts
         self.watched: Watched | None = None
         """What wants to know where the last layer's attention goes."""
         self._read = above
@@ -66,6 +68,11 @@ class Layout:
             return key, value
         pairs = [*(stored.read(layer) for stored in self._read), (key, value)]
         return torch.cat([one for one, _ in pairs], 2), torch.cat([one for _, one in pairs], 2)
+
+    def moved(self) -> Moved | None:
+        """The keys that have moved since they were computed; None where none have."""
+        shifts = self._shifts
+        return None if shifts is None else self.once("moved", lambda: moved_keys(self, shifts))
 
     def once(self, key: Hashable, derive: Callable[[], T]) -> T:
         """What `derive` returns; computed at the first call with this key."""

@@ -177,6 +177,7 @@ def schema() -> pyarrow.Schema:
         "finish_reason": text,
         "scores": _named(pa.float64()),
         "earlier": pa.list_(pa.struct(earlier)),
+        "shifts": pa.list_(int32),
     }
     return pa.schema(
         {

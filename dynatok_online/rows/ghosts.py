@@ -10,7 +10,7 @@ import numpy as np
 
 from dynatok_online.arrays import Flags, Int32s, Ints, ranges
 from dynatok_online.rows.bins import closure
-from dynatok_online.rows.row import GhostRow, Row
+from dynatok_online.rows.row import GhostRow, Row, some_shifts
 from dynatok_online.spans.build import Spans
 
 
@@ -48,6 +48,7 @@ def ghost_row(spans: Spans, above: Ints, targets: Ints, wanted: Int32s) -> Ghost
         trajectory=np.concatenate([none, spans.reader_trajectory[spans.loss_reader[predicted]]]),
         response_index=spans.response_index[predicted],
         above=spans.position_ids[before],
+        shifts=span_shifts(spans, both),
     )
     return GhostRow(row, rank[predicted])
 
@@ -61,6 +62,21 @@ def visible_spans(spans: Spans, need: Ints) -> Flags:
     seen = spans.seen[ranges(spans.seen_bounds, need)]
     visible[np.repeat(np.arange(len(need)), counts), rank[seen]] = True
     return visible
+
+
+def span_shifts(spans: Spans, need: Ints) -> Ints | None:
+    """[S, S] how far what the spans `need` see of them has moved; None where nothing has."""
+    if spans.seen_shifts is None:
+        return None
+    rank = np.full(len(spans.bounds) - 1, -1)
+    rank[need] = np.arange(len(need))
+    shifts = np.zeros((len(need), len(need)), np.int64)
+    counts = spans.seen_bounds[need + 1] - spans.seen_bounds[need]
+    which = ranges(spans.seen_bounds, need)
+    shifts[np.repeat(np.arange(len(need)), counts), rank[spans.seen[which]]] = spans.seen_shifts[
+        which
+    ]
+    return shifts if shifts.any() else None
 
 
 def alone(row: Row) -> GhostRow | None:
@@ -90,6 +106,7 @@ def alone(row: Row) -> GhostRow | None:
                 "visible": ghosts.visible[np.ix_(spans, spans)],
                 "loss_positions": place[row.tokens + ghosts.loss_positions],
                 "above": np.zeros(0, np.int32),
+                "shifts": some_shifts(ghosts.shifts, spans),
             }
         ),
         row.ghosts.targets,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from dynatok_online.arrays import Flags, ranges
-from dynatok_online.rows.row import Row
+from dynatok_online.rows.row import Row, some_shifts
 
 
 def needed(row: Row, wanted: Flags, also: Flags) -> Row:
@@ -37,5 +37,6 @@ def needed(row: Row, wanted: Flags, also: Flags) -> Row:
         visible=row.visible[np.ix_(kept, kept)],
         loss_positions=place[row.loss_positions[targets]],
         **row.of_targets(targets),
+        shifts=some_shifts(row.shifts, kept),
         ghosts=None,
     )

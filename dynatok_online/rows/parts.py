@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynatok_online.arrays import Ints, ranges
-from dynatok_online.rows.row import Row
+from dynatok_online.rows.row import Row, some_shifts
 
 
 @dataclass(frozen=True)
@@ -147,4 +147,5 @@ def _part_row(row: Row, own: Sequence[int], above: Sequence[int]) -> Row:
         loss_positions=at[targets],
         **row.of_targets(targets),
         above=row.position_ids[tokens[:before]],
+        shifts=some_shifts(row.shifts, spans),
     )

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from dynatok_online.arrays import Flags, Ints, ranges
 from dynatok_online.rows.apart import Named, set_apart
 from dynatok_online.rows.bins import Unit, fill_bins, largest_pass, union
-from dynatok_online.rows.ghosts import ghost_row, visible_spans
-from dynatok_online.rows.row import Row, empty_row
+from dynatok_online.rows.ghosts import ghost_row, span_shifts, visible_spans
+from dynatok_online.rows.row import Row, empty_row, some_shifts
 from dynatok_online.spans.baselines import snapshot_spans, static_spans, truncated_spans
 from dynatok_online.spans.build import Spans, build_spans
 from dynatok_online.trajectory import Trajectory
@@ -196,7 +196,7 @@ def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
     targets = np.flatnonzero(wanted[spans.loss_reader])
     positions = spans.position_ids[tokens]
     ghosts = ghost_row(spans, need, targets, aligned.targets)
-    bounds, visible = _join(bounds, visible, positions)
+    bounds, visible, shifts = _join(bounds, visible, positions, span_shifts(spans, need))
     return Row(
         input_ids=spans.input_ids[tokens],
         position_ids=positions,
@@ -209,6 +209,7 @@ def _row(spans: Spans, units: Sequence[Unit], aligned: _Aligned) -> Row:
         versions=aligned.versions[targets],
         trajectory=aligned.trajectory[targets],
         response_index=spans.response_index[targets],
+        shifts=shifts,
         ghosts=ghosts,
         columns={name: one[targets] for name, one in aligned.columns.items()},
     )
@@ -242,10 +243,12 @@ def _order(spans: Spans, need: Ints, visible: Flags) -> Ints:
     return out
 
 
-def _join(bounds: Ints, visible: Flags, positions: npt.NDArray[np.int32]) -> tuple[Ints, Flags]:
+def _join(
+    bounds: Ints, visible: Flags, positions: npt.NDArray[np.int32], shifts: Ints | None
+) -> tuple[Ints, Flags, Ints | None]:
     """Joins neighbours that were cut only because of passes that are in another row."""
     if len(visible) < 2:
-        return bounds, visible
+        return bounds, visible, shifts
     starts = bounds[1:-1]
     # b continues a: it sees a and what a sees, and whatever else sees a sees b.
     joins = (
@@ -254,5 +257,13 @@ def _join(bounds: Ints, visible: Flags, positions: npt.NDArray[np.int32]) -> tup
         & ((visible[1:] != visible[:-1]).sum(1) == 1)
         & ((visible[:, 1:] != visible[:, :-1]).sum(0) == 1)
     )
+    if shifts is not None:
+        # Both see everything where it is for the other, and are where they are for everybody.
+        # What is not visible has no shift; the two see each other where they were computed.
+        joins &= (shifts[1:] == shifts[:-1]).all(1) & (shifts[:, 1:] == shifts[:, :-1]).all(0)
     first = np.flatnonzero(np.concatenate([[True], ~joins]))
-    return np.append(bounds[first], bounds[-1]), visible[first][:, first]
+    return (
+        np.append(bounds[first], bounds[-1]),
+        visible[first][:, first],
+        some_shifts(shifts, first),
+    )

@@ -61,6 +61,9 @@ class Row:
     written: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """[N] a number of each response token, by trajectory and index, the same wherever the row runs
     it; -1 for what prompts are made of. [0] unless a batch was planned with `apart`."""
+    shifts: Ints | None = None
+    """[S, S] how far what a span sees has moved since it was computed, in positions: its keys are
+    turned on by as many before the span's queries meet them. None: nothing has moved."""
     ghosts: GhostRow | None = None
     """What is to be run after it, forward only, where a batch was planned with `ghosts`."""
 
@@ -96,6 +99,14 @@ class GhostRow:
     """Its `above` are the tokens of the row that it belongs to. Nothing is trained on it."""
     targets: Ints
     """[T] which target of that row each of its own is."""
+
+
+def some_shifts(shifts: Ints | None, spans: Ints) -> Ints | None:
+    """The shifts between some spans; None where there are none."""
+    if shifts is None:
+        return None
+    some = shifts[np.ix_(spans, spans)]
+    return some if some.any() else None
 
 
 def empty_row() -> Row:

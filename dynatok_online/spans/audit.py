@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from dynatok_online.trajectory import OUTSIDE, Reuse, TokenIds, Trajectory
@@ -49,7 +50,7 @@ def _contradictions(trajectory: Trajectory, k: int, texts: list[TokenIds]) -> li
             f"them cached, {sampled_kv} sampled)"
         )
     at = 0
-    for run in one.reuse:
+    for run, shift in one.moved_reuse():
         name = f"reuse {run.start} .. {run.stop}"
         if run.start < at or run.stop < run.start:
             out.append(f"{name} overlaps or precedes the run before it, which ends at {at}")
@@ -59,22 +60,35 @@ def _contradictions(trajectory: Trajectory, k: int, texts: list[TokenIds]) -> li
                 f"{name} leaves no fed token to sample from: the pass fed {fed} tokens, so the "
                 f"last position that can be reused is {fed - 2}"
             )
-        if run.start % trajectory.block_size or run.stop % trajectory.block_size:
-            out.append(f"{name} does not fall on blocks of {trajectory.block_size} tokens")
+        size = trajectory.block_size
+        if one.shifts is msgspec.UNSET and (run.start % size or run.stop % size):
+            out.append(f"{name} does not fall on blocks of {size} tokens")
+        if shift and trajectory.policy != "sticky":
+            out.append(f"{name} moved by {shift}, which policy {trajectory.policy} never does")
         if run.origin != OUTSIDE:
-            out += _origin_contradictions(trajectory, k, run, texts)
+            out += _origin_contradictions(trajectory, k, run, shift, texts)
+        elif shift:
+            out.append(f"{name} moved by {shift}, but no pass of the trajectory computed it")
     return out
 
 
 def _origin_contradictions(
-    trajectory: Trajectory, k: int, run: Reuse, texts: list[TokenIds]
+    trajectory: Trajectory, k: int, run: Reuse, shift: int, texts: list[TokenIds]
 ) -> list[str]:
     name = f"reuse {run.start} .. {run.stop}"
     if not 0 <= run.origin < k:
         return [f"{name} names pass {run.origin} as its origin, but only {k} passes came before"]
     held = trajectory.kv_length(run.origin)
-    if run.stop > held:
-        return [f"{name} exceeds the {held} positions that pass {run.origin} computed or held"]
+    if run.stop - shift > held or run.start - shift < 0:
+        moved = f", moved by {shift}," if shift else ""
+        return [
+            f"{name}{moved} exceeds the {held} positions that pass {run.origin} computed or held"
+        ]
+    if shift:
+        mine = texts[k][run.start : run.stop]
+        if np.array_equal(mine, texts[run.origin][run.start - shift : run.stop - shift]):
+            return []
+        return [f"{name}, moved by {shift}, has other tokens in pass {run.origin}"]
     mine, theirs = texts[k][: run.stop], texts[run.origin][: run.stop]
     if len(mine) < run.stop:
         return [f"{name} exceeds the {len(mine)} tokens of the pass"]

@@ -4,7 +4,8 @@ The positions of a pass are cut into the engine's blocks, in engine order. A blo
 cache is
 
     reused   computed by an earlier pass on the same text
-    kept     computed by an earlier pass while something before it read differently (sticky)
+    kept     computed by an earlier pass while something before it read differently (sticky), and
+             moved since where that was longer or shorter
     shared   computed by no pass of this trajectory (a system prompt that others use too)
 
 and one that the pass computed is
@@ -40,8 +41,10 @@ def blocks(trajectory: Trajectory, k: int) -> list[Block]:
     """The blocks of pass `k`, in engine order; the last one may be partly filled."""
     length, size = trajectory.kv_length(k), trajectory.block_size
     origins = np.full(length, k)
-    for run in trajectory.passes[k].reuse:
+    moved = np.zeros(length, bool)
+    for run, shift in trajectory.passes[k].moved_reuse():
         origins[run.start : run.stop] = run.origin
+        moved[run.start : run.stop] = shift != 0
     before = _computed_before(trajectory, k, length)
     text = trajectory.tokens(k)
     common = [_common(text, trajectory.tokens(j)) for j in range(k)]
@@ -53,7 +56,7 @@ def blocks(trajectory: Trajectory, k: int) -> list[Block]:
         if origin == OUTSIDE:
             kind = "shared"
         elif origin < k:
-            kind = "reused" if common[origin] >= stop else "kept"
+            kind = "reused" if common[origin] >= stop and not moved[start] else "kept"
         elif stop <= lost:
             kind = "evicted"
         elif 2 * int(before[start:stop].sum()) > stop - start:

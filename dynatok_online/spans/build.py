@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dynatok_online.arrays import Ints, ranges, stretches
+from dynatok_online.arrays import Int32s, Ints, ranges, stretches
 from dynatok_online.spans.audit import Mismatch, audit
 from dynatok_online.spans.entries import PassEntries, list_entries
 from dynatok_online.spans.ghosts import GhostPasses, Ghosts, ghost_passes
@@ -54,6 +54,9 @@ class Spans:
     """[M] the pass that sampled it, as an index of readers; ascending."""
     response_index: Ints
     """[M] which response token of its trajectory it is."""
+    seen_shifts: Ints | None = None
+    """As long as `seen`: how far what a span sees has moved since it was computed. Its keys are
+    turned on by as many positions before the span's queries meet them. None: nothing has moved."""
     ghosts: Ghosts | None = None
     """Where they were asked for. Their spans are the last; no reader holds one."""
 
@@ -95,8 +98,8 @@ def build_spans(trajectories: Sequence[Trajectory], *, ghosts: bool = False) -> 
     place[order] = np.arange(len(first))
     bounds = np.concatenate([[0], np.cumsum(np.bincount(span, minlength=len(heads)))])
 
-    held, held_bounds = _held_spans(everyone, nodes, span)
-    seen_bounds, seen = _seen(held, held_bounds)
+    held, held_bounds, held_shifts = _held_spans(everyone, nodes, span, positions)
+    seen_bounds, seen, seen_shifts = _seen(held, held_bounds, held_shifts)
 
     names = [(t, k) for t, group in enumerate(passes) for k in range(len(group))]
     sampled = [trajectories[t].passes[k].stop > trajectories[t].passes[k].start for t, k in names]
@@ -116,6 +119,7 @@ def build_spans(trajectories: Sequence[Trajectory], *, ghosts: bool = False) -> 
         loss_positions=place[nodes.node[losses]],
         loss_reader=loss_reader,
         response_index=response_index,
+        seen_shifts=seen_shifts if seen_shifts.any() else None,
         ghosts=_ghosts(
             added,
             held_bounds[len(flat) :],
@@ -152,8 +156,11 @@ def _ghosts(
     )
 
 
-def _held_spans(passes: Sequence[PassEntries], nodes: Nodes, span: Ints) -> tuple[Ints, Ints]:
-    """The spans that each pass holds, by position, and where each pass's begin."""
+def _held_spans(
+    passes: Sequence[PassEntries], nodes: Nodes, span: Ints, positions: Int32s
+) -> tuple[Ints, Ints, Ints]:
+    """The spans that each pass holds, by position, where each pass's begin, and how far each span
+    has moved in it."""
     head_entries = np.flatnonzero(nodes.begins[nodes.node])
     low = [entry for one in passes for entry in one.entries]
     high = [
@@ -166,15 +173,20 @@ def _held_spans(passes: Sequence[PassEntries], nodes: Nodes, span: Ints) -> tupl
     which = head_entries[stretches(start, stop)]
     runs = np.concatenate([[0], np.cumsum([len(one.entries) for one in passes])]).astype(np.int64)
     held_before = np.concatenate([[0], np.cumsum(stop - start)])
-    return span[nodes.node[which]], held_before[runs]
+    at = np.array([begin for one in passes for begin in one.starts], np.int64)
+    moved = np.repeat(at - positions[np.array(low, np.int64)], stop - start)
+    return span[nodes.node[which]], held_before[runs], moved
 
 
-def _seen(held: Ints, held_bounds: Ints) -> tuple[Ints, Ints]:
-    """What each span sees: all that the first pass that held it held below it."""
+def _seen(held: Ints, held_bounds: Ints, moved: Ints) -> tuple[Ints, Ints, Ints]:
+    """What each span sees: all that the first pass that held it, which computed it, held below it;
+    and how far that had moved."""
     start = np.repeat(held_bounds[:-1], np.diff(held_bounds))
     _, at = np.unique(held, return_index=True)
+    assert not moved[at].any(), "a span stands elsewhere than where it was computed"
     bounds = np.concatenate([[0], np.cumsum(at - start[at])]).astype(np.int64)
-    return bounds, held[stretches(start[at], at)]
+    below = stretches(start[at], at)
+    return bounds, held[below], moved[below]
 
 
 def _targets(

@@ -24,7 +24,7 @@ class PassEntries:
     entries: list[int]
     """Index of the first entry of each run."""
     starts: list[int]
-    """First position of each run."""
+    """First position of each run in this pass: another than it was computed at, where it moved."""
     stops: list[int]
     computed: list[bool]
 
@@ -48,7 +48,7 @@ def list_entries(
                 )
             mine = PassEntries([], [], [], [])
             at = 0
-            for record in (*one.reuse, Reuse(OUTSIDE, length, length)):
+            for record, shift in (*one.moved_reuse(), (Reuse(OUTSIDE, length, length), 0)):
                 run = Reuse(record.origin, min(record.start, length), min(record.stop, length))
                 if run.origin == OUTSIDE and run.start < length:
                     continue
@@ -62,7 +62,7 @@ def list_entries(
                     counts.append(run.start - at)
                     total += run.start - at
                 if run.origin != OUTSIDE:
-                    _borrow(mine, group[run.origin], run)
+                    _borrow(mine, group[run.origin], run, shift)
                 at = run.stop
             group.append(mine)
         passes.append(group)
@@ -82,15 +82,17 @@ def _needed(trajectory: Trajectory) -> list[int]:
         if one.stop > one.start:
             need[k] = full[k]
         at = 0
-        for run in one.reuse:
-            _check_run(trajectory, k, run, at, full)
+        for run, shift in one.moved_reuse():
+            _check_run(trajectory, k, run, shift, at, full)
             at = run.stop
             if run.origin != OUTSIDE:
-                need[run.origin] = max(need[run.origin], min(run.stop, need[k]))
+                need[run.origin] = max(need[run.origin], min(run.stop, need[k]) - shift)
     return need
 
 
-def _check_run(trajectory: Trajectory, k: int, run: Reuse, at: int, full: list[int]) -> None:
+def _check_run(
+    trajectory: Trajectory, k: int, run: Reuse, shift: int, at: int, full: list[int]
+) -> None:
     where = f"trajectory {trajectory.trajectory_id}, pass {k}: reuse {run.start} .. {run.stop}"
     if not at <= run.start <= run.stop:
         raise ValueError(f"{where} overlaps the run before it, which ends at {at}")
@@ -99,17 +101,20 @@ def _check_run(trajectory: Trajectory, k: int, run: Reuse, at: int, full: list[i
     if run.origin != OUTSIDE:
         if not 0 <= run.origin < k:
             raise ValueError(f"{where} names pass {run.origin}, which is not an earlier pass")
-        if run.stop > full[run.origin]:
+        if not run.start - shift >= 0 or run.stop - shift > full[run.origin]:
             held = full[run.origin]
-            raise ValueError(f"{where} exceeds the {held} positions of pass {run.origin}")
+            moved = f", which moved by {shift}," if shift else ""
+            raise ValueError(f"{where}{moved} exceeds the {held} positions of pass {run.origin}")
+    elif shift:
+        raise ValueError(f"{where} moved by {shift}, but no pass of the trajectory computed it")
 
 
-def _borrow(mine: PassEntries, origin: PassEntries, run: Reuse) -> None:
-    """Adds the runs that `origin` holds at the positions of `run`."""
+def _borrow(mine: PassEntries, origin: PassEntries, run: Reuse, shift: int) -> None:
+    """Adds the runs that `origin` holds where those of `run` stood before they moved by `shift`."""
     for entry, start, stop in zip(origin.entries, origin.starts, origin.stops, strict=True):
-        low, high = max(start, run.start), min(stop, run.stop)
+        low, high = max(start, run.start - shift), min(stop, run.stop - shift)
         if low < high:
             mine.entries.append(entry + low - start)
-            mine.starts.append(low)
-            mine.stops.append(high)
+            mine.starts.append(low + shift)
+            mine.stops.append(high + shift)
             mine.computed.append(False)

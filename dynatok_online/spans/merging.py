@@ -8,6 +8,7 @@ Nodes are found by hashing. Walking up a pass, `chain` sums one 64-bit value per
 
     fresh position (its KV was computed on exactly this chain)   mix(token, position)
     stale position (sticky: its KV was computed on another one)  mix(the chain it was computed on)
+    moved position (its keys were turned on by a shift)          mix(that chain, shift)
 
 and a node is named by the chain up to and including itself. Recomputing a block gives the
 same name as reusing it, so `exact` trajectories become the prefix tree of their texts
@@ -83,15 +84,18 @@ def _chain(
         for entry, start, stop, computed in zip(
             one.entries, one.starts, one.stops, one.computed, strict=True
         ):
+            moved = start - int(positions[entry])
             last = entry + stop - start - 1
             if computed:
                 offset = (chain - int(exclusive[entry])) & _MASK
                 shift[entry : last + 1] = offset
                 chain = (int(inclusive[last]) + offset) & _MASK
-            elif (int(exclusive[entry]) + int(shift[entry])) & _MASK == chain:
+            elif not moved and (int(exclusive[entry]) + int(shift[entry])) & _MASK == chain:
                 chain = (int(inclusive[last]) + int(shift[last])) & _MASK
             else:
                 named = inclusive[entry : last + 1] + shift[entry : last + 1]
+                if moved:
+                    named = mixed(named) ^ mixed(np.full(1, moved, np.int64).view(np.uint64))
                 stale = mixed(mixed(named) ^ ~place[entry : last + 1])
                 chain = (chain + int(stale.sum(dtype=np.uint64))) & _MASK
     return exclusive + shift, inclusive + shift

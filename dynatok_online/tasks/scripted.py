@@ -3,8 +3,9 @@
 Given a task and a response (a gold text written by a person, or tokens sampled elsewhere), `Script`
 lists its passes, what each reuses of the one before it, and what it computes. `exact` reuses the
 longest unchanged prefix, in whole blocks. `sticky` keeps every whole block, save those with a token
-of an edited slot; `refresh:M` (`dynatok_online.policy`) computes some of these anew. The last
-position that a pass feeds is always computed.
+of an edited slot; `refresh:M` (`dynatok_online.policy`) computes some of these anew. `turned` keeps
+what stands behind a slot that grows or shrinks as well, in whole blocks of where it stands now. The
+last position that a pass feeds is always computed.
 
     trajectory = scripted_trajectory(task, encode(text), encode, reuse="sticky", block_size=16)
 """
@@ -12,8 +13,10 @@ position that a pass feeds is always computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 
 from dynatok_online.policy import Refresh, parse_policy
@@ -36,13 +39,16 @@ class Script:
         placement: Placement = "head",
     ) -> None:
         self.task = task
-        self._policy = parse_policy(reuse, none=False)
+        self._policy = parse_policy(reuse, none=False, turned=True)
         self._renderer = renderer_of(
-            task, encode, fixed_width=self._policy.keeps, placement=placement
+            task, encode, fixed_width=self._policy.fixed_width, placement=placement
         )
         self._block = block_size
-        self._passes: list[tuple[int, tuple[int, ...], tuple[Reuse, ...]]] = []
-        self._held = (np.zeros(0, np.int32), np.zeros(0, np.int64))
+        self._passes: list[tuple[int, tuple[int, ...], _Origins]] = []
+        self._held = np.zeros(0, np.int32), _Origins.computed(0, 0)
+        self.moves: list[tuple[int, int, int]] = []
+        """What the last pass took from other positions of the one before: `start .. stop` stood
+        at `start - shift .. stop - shift`; (start, stop, shift), in order."""
 
     def begin(self, response: TokenIds) -> tuple[TokenIds, list[tuple[int, int]]]:
         """The pass that begins after `response`: what it feeds, and which positions it computes.
@@ -56,29 +62,60 @@ class Script:
         pieces = self._renderer.pieces
         fed = np.concatenate([response if i == RESPONSE else pieces[i] for i in layout])
         k = len(self._passes)
-        origin = np.full(len(fed), k)
+        origins = _Origins.computed(len(fed), k)
+        origin = origins.pass_of
+        self.moves = []
         if k:
             # The KV that the pass before left: what it fed and sampled, but for the last token.
             tokens, held = self._held
             sampled = response[self._passes[-1][0] : -1]
-            self._held = (
-                np.concatenate([tokens, sampled]),
-                np.concatenate([held, np.full(len(sampled), k - 1)]),
-            )
-            if self._policy.keeps:
+            self._held = np.concatenate([tokens, sampled]), held.gone_on(len(sampled), k - 1)
+            if self._policy.turns:
+                self._move(origins, fed, layout)
+            elif self._policy.keeps:
                 refresh = self._policy.refresh(f"{self.task.seed}/{self.task.task_id}/{at}")
                 self._stick(origin, fed, layout, at, refresh)
-            self._share_prefix(origin, fed)
-        self._passes.append((at, layout, _runs(origin, k)))
-        self._held = (fed, origin)
+            self._share_prefix(origins, fed)
+        self._passes.append((at, layout, origins))
+        self._held = fed, origins
         return fed, [(a, b) for a, b in _edges(origin) if origin[a] == k]
 
-    def _share_prefix(self, origin: np.ndarray, fed: TokenIds) -> None:
+    def _share_prefix(self, origins: _Origins, fed: TokenIds) -> None:
         tokens, held = self._held
         n = min(len(tokens), len(fed) - 1)
         same = int(np.argmin(np.append(tokens[:n] == fed[:n], False)))
         same = same // self._block * self._block
-        origin[:same] = held[:same]
+        origins.pass_of[:same] = held.pass_of[:same]
+        origins.shift[:same] = held.shift[:same]
+
+    def _move(self, origins: _Origins, fed: TokenIds, layout: tuple[int, ...]) -> None:
+        """Whole blocks of where text stands now, that the pass before held wherever it stood."""
+        begun, before, _ = self._passes[-1]
+        tokens, held = self._held
+        source = np.full(len(fed), -1)
+        pieces, new_at, old_at = self._renderer.pieces, 0, 0
+        for old, new in zip(before, layout, strict=True):
+            old_width = begun if old == RESPONSE else len(pieces[old])
+            if new == RESPONSE:
+                # Where nothing stands behind it, what was sampled follows what was fed.
+                width = len(fed) - new_at if layout[-1] == RESPONSE else old_width
+            else:
+                width = len(pieces[new])
+            if old == new:
+                count = min(width, len(tokens) - old_at)
+                source[new_at : new_at + count] = old_at + np.arange(count)
+            new_at += width
+            old_at += old_width
+            if new == RESPONSE and layout[-1] != RESPONSE:
+                break  # what stands behind the response so far is read after other tokens now
+        limit = (len(fed) - 1) // self._block * self._block
+        kept = (source[:limit] >= 0).reshape(-1, self._block).all(1).repeat(self._block)
+        (at,) = np.nonzero(kept)
+        origins.pass_of[at] = held.pass_of[source[at]]
+        origins.shift[at] = held.shift[source[at]] + at - source[at]
+        step = np.zeros(len(fed), np.int64)
+        step[at] = at - source[at]
+        self.moves = [(a, b, int(step[a])) for a, b in _edges(step) if step[a]]
 
     def _stick(
         self,
@@ -96,17 +133,17 @@ class Script:
             edited[position : position + width] = old != new
             position += width
         tokens, held = self._held
-        limit = min(len(origin) - 1, len(held))
+        limit = min(len(origin) - 1, len(tokens))
         # What stands behind the response so far has moved: other tokens are no KV to keep.
         edited[:limit] |= tokens[:limit] != fed[:limit]
         if refresh.first:
             (ends,) = np.nonzero(edited[:-1] & ~edited[1:])
             for end in ends.tolist():
                 edited[end + 1 : end + 1 + refresh.first] = True
-        edited[max(0, len(held) - refresh.last) :] = True
+        edited[max(0, len(tokens) - refresh.last) :] = True
         for start in range(0, limit // self._block * self._block, self._block):
             if not edited[start : start + self._block].any():
-                origin[start : start + self._block] = held[start : start + self._block]
+                origin[start : start + self._block] = held.pass_of[start : start + self._block]
 
     def finish(
         self, response: Sequence[int], logprobs: Sequence[float] = (), stopped: bool = False
@@ -116,7 +153,10 @@ class Script:
         last = "stop" if stopped else "length"
         bounds = [*(at for at, _, _ in self._passes), len(tokens)]
         passes = []
-        for (at, layout, reuse), (_, stop) in zip(self._passes, pairwise(bounds), strict=True):
+        for k, ((at, layout, origins), (_, stop)) in enumerate(
+            zip(self._passes, pairwise(bounds), strict=True)
+        ):
+            reuse, shifts = origins.runs(k)
             states = {name: state.text for name, state in self.task.states_at(at).items()}
             passes.append(
                 Pass(
@@ -128,6 +168,7 @@ class Script:
                     reuse=reuse,
                     weight_versions=(VersionRun(0, stop - at),),
                     finish_reason="edit" if stop < len(tokens) else last,
+                    shifts=shifts if any(shifts) else msgspec.UNSET,
                 )
             )
         return Trajectory(
@@ -183,5 +224,35 @@ def _edges(origin: np.ndarray) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _runs(origin: np.ndarray, k: int) -> tuple[Reuse, ...]:
-    return tuple(Reuse(int(origin[a]), a, b) for a, b in _edges(origin) if origin[a] != k)
+@dataclass(frozen=True)
+class _Origins:
+    """Where the KV at each position of a pass comes from."""
+
+    pass_of: np.ndarray
+    """[N] the pass that computed it."""
+    shift: np.ndarray
+    """[N] how far it has moved since."""
+
+    @staticmethod
+    def computed(count: int, k: int) -> _Origins:
+        """All of it by pass `k` itself."""
+        return _Origins(np.full(count, k), np.zeros(count, np.int64))
+
+    def gone_on(self, count: int, k: int) -> _Origins:
+        """With as many positions that pass `k` sampled."""
+        more = _Origins.computed(count, k)
+        return _Origins(
+            np.concatenate([self.pass_of, more.pass_of]),
+            np.concatenate([self.shift, more.shift]),
+        )
+
+    def runs(self, k: int) -> tuple[tuple[Reuse, ...], tuple[int, ...]]:
+        """What pass `k` did not compute, as runs of one origin and shift, and their shifts."""
+        key = np.stack([self.pass_of, self.shift])
+        cuts = (np.flatnonzero((np.diff(key) != 0).any(0)) + 1).tolist()
+        edges = [(a, b) for a, b in pairwise([0, *cuts, len(self.shift)])]
+        found = [(a, b) for a, b in edges if b > a and self.pass_of[a] != k]
+        return (
+            tuple(Reuse(int(self.pass_of[a]), a, b) for a, b in found),
+            tuple(int(self.shift[a]) for a, _ in found),
+        )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynatok_online.policy import parse_policy
 from dynatok_online.tasks.scripted import Script
 from dynatok_online.tasks.task import SlotState, Task
 from dynatok_online.tiny import tokenizer
@@ -68,6 +69,7 @@ def sample_trajectories(
     """
     import torch
 
+    parse_policy(reuse, none=False)
     length = max(task.max_tokens for task in tasks)
     scripts = [Script(task, encode, reuse=reuse, block_size=block_size) for task in tasks]
     prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]

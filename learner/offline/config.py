@@ -33,7 +33,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     reuse: str = "exact"
     """Gold responses: the reuse policy of the engine that they stand for: `exact`, `sticky`,
     `both` (each in turn), `refresh:64` or, for a model that is to serve every number,
-    `refresh:0-128`."""
+    `refresh:0-128`; `turned`: sticky with slots of any width, whose KV behind moves with them."""
     placement: Literal["head", "late"] = "head"
     """Gold responses: where slots stand, as in `actor.placement`."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -47,7 +47,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if not self.data:
             raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
         if self.reuse != "both":
-            parse_policy(self.reuse, none=False)
+            parse_policy(self.reuse, none=False, turned=True)
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; write 1 or more")
         for name in ("seed", "limit"):

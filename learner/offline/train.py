@@ -18,6 +18,7 @@ from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
 from dynatok_online.objectives.written import objective_of
+from dynatok_online.attention import check_turning
 from dynatok_online.prompt import Encoder, chat_of
 from dynatok_online.rows.plan import needed_tokens
 from dynatok_online.tasks.files import Chat
@@ -77,6 +78,9 @@ def train(config: TrainConfig, run_dir: Path, first: bool) -> dict[str, Any] | N
     join(arguments)
     trainer = DynamicSFTTrainer(model, arguments, data, **lora_arguments(config.lora, ""))
     check_servable(trainer.model, "lora")
+    moved = any(one.shifts is not msgspec.UNSET for each in data for one in each.passes)
+    if moved and arguments.strategy == "packed":
+        check_turning(trainer.model)
     trainer.remove_callback(PrinterCallback)
     stop = StopCallback(trainer.accelerator, first)
     trainer.add_callback(stop)

@@ -16,6 +16,7 @@ from dynatok_online.rows.plan import plan_rows
 from dynatok_online.spans.audit import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.trajectory import Trajectory
+from tests.models import make
 
 STOP = 0
 
@@ -69,7 +70,7 @@ def again(model: LlamaForCausalLM, trajectories: list[Trajectory]) -> float:
 
 
 @pytest.mark.parametrize("block_size", [1, 4])
-@pytest.mark.parametrize("reuse", ["exact", "sticky", "refresh:1-5", "refresh:2+1"])
+@pytest.mark.parametrize("reuse", ["exact", "sticky", "refresh:1-5", "refresh:2+1", "turned"])
 def test_recorded_logprobs_are_those_of_the_packed_rows(
     model: LlamaForCausalLM, reuse: str, block_size: int
 ) -> None:
@@ -125,3 +126,9 @@ def test_windows_shorter_than_the_text_are_refused(model: LlamaForCausalLM) -> N
     windowed.config.sliding_window = 8
     with pytest.raises(ValueError, match="windows of 8 tokens"):
         sample_trajectories(windowed, tasks(), encode)
+
+
+def test_turning_is_refused_by_name_before_anything_is_sampled() -> None:
+    gpt2 = make("gpt2", torch.float32)
+    with pytest.raises(ValueError, match="gpt2.* is not known to turn whole keys"):
+        sample_trajectories(gpt2, tasks(), encode, reuse="turned")

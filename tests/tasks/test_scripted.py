@@ -118,3 +118,40 @@ def test_every_response_token_is_a_target_once_and_sticky_computes_least() -> No
         < counts["exact"]
         < len(truncated_spans([made("exact", 1, *edits)]).input_ids)
     )
+
+
+def test_turned_keeps_what_stands_behind_a_slot_of_another_width() -> None:
+    one = made("turned", 1, (2, "a", "aaaaa"), (4, "b", "b"))
+    assert "".join(map(chr, one.fed(1))) == "12aaaaa3BB4vw"
+    # Of 12AA3BB4v the first two stay, and 3BB4v moves from 4 to 7; w has no KV yet.
+    assert one.passes[1].moved_reuse() == [(Reuse(0, 0, 2), 0), (Reuse(0, 7, 12), 3)]
+    assert "".join(map(chr, one.fed(2))) == "12aaaaa3b4vwxy"
+    assert one.passes[2].moved_reuse() == [
+        (Reuse(0, 0, 2), 0),
+        (Reuse(1, 2, 7), 0),
+        (Reuse(0, 7, 8), 3),
+        (Reuse(0, 9, 11), 2),  # 4v: three on, one back
+        (Reuse(1, 11, 13), -1),  # wx
+    ]
+    assert computed_tokens(one) == (8 + 1) + (5 + 2) + (1 + 1)
+
+
+def test_turned_keeps_whole_blocks_of_where_text_stands_now() -> None:
+    one = made("turned", 4, (3, "a", "aaaaa"))
+    # 12aa aaa3 BB4v wx: the third block was at 5 to 9, across two blocks.
+    assert one.passes[1].moved_reuse() == [(Reuse(0, 8, 12), 3)]
+
+
+def test_turned_with_slots_of_one_width_is_sticky() -> None:
+    edits = (2, "a", "aa"), (4, "b", "bb")
+    for turned, sticky in zip(
+        made("turned", 1, *edits).passes, made("sticky", 1, *edits).passes, strict=True
+    ):
+        assert turned == sticky
+
+
+def test_turned_behind_the_response_is_never_kept() -> None:
+    late = msgspec.structs.replace(task((2, "a", "aaa")), template="12{{a}}{{response}}3")
+    one = scripted_trajectory(late, encode("vwxyz"), encode, reuse="turned")
+    assert not audit(one)
+    assert one.passes[1].moved_reuse() == [(Reuse(0, 0, 2), 0)]

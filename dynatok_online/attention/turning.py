@@ -1,0 +1,77 @@
+"""Turning rotary keys on: a key that was computed at one position, as it would stand at another.
+
+A rotary embedding turns every pair of a key's dimensions by an angle that is its position times the
+frequency of the pair. So a key is moved by `shift` positions by turning it on by `shift` times the
+frequencies. What a query makes of it depends on the difference of their positions alone.
+
+That holds where angles are proportional to positions, in every layer and every dimension of the
+head. Other models are refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MODELS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types all of whose layers turn whole heads, first half against second half."""
+
+STATIC = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose frequencies do not depend on the length of the text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Turning:
+    """How the keys of a model are turned, or why they cannot be."""
+
+    rotary: Any = None
+    """The model's module of rotary embeddings."""
+    why_not: str = ""
+
+    def check(self) -> None:
+        """ValueError where keys cannot be turned."""
+        if self.why_not:
+            raise ValueError(
+                f"{self.why_not}, so KV behind a slot that grows or shrinks cannot be kept; use a "
+                f"model of type {', '.join(MODELS)}, or slots of a fixed width (reuse: sticky)"
+            )
+
+    def turn(self, key: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        """key [..., V, D] and shifts [V] -> [..., V, D], each key moved by its shift."""
+        self.check()
+        # As the model makes its own angles; in float32 at least, as its kernels would.
+        angles = shifts[:, None].float() * self.rotary.inv_freq.to(key.device).float()
+        exact = torch.promote_types(key.dtype, torch.float32)
+        cos, sin = angles.cos().to(exact), angles.sin().to(exact)
+        low, high = key.to(exact).chunk(2, -1)
+        out = torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+        return out.to(key.dtype)
+
+
+def check_turning(model: torch.nn.Module) -> None:
+    """ValueError where the keys of a prepared model, adapters or none, cannot be turned."""
+    for module in model.modules():
+        if (turning := getattr(module, "dynatok_turning", None)) is not None:
+            turning.check()
+            return
+
+
+def turning_of(model: Any) -> Turning:
+    """How the keys of a transformers model are turned."""
+    config, name = model.config, type(model).__name__
+    if config.model_type not in MODELS:
+        return Turning(why_not=f"{name} ({config.model_type}) is not known to turn whole keys")
+    found = [one for one in model.modules() if hasattr(one, "inv_freq")]
+    if len(found) != 1:
+        return Turning(why_not=f"{name} has {len(found)} rotary embeddings, not one")
+    (rotary,) = found
+    kind = rotary.rope_type
+    if kind not in STATIC:
+        return Turning(why_not=f"{name} has rotary embeddings of type {kind!r}")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if 2 * rotary.inv_freq.numel() != width:
+        turned = 2 * rotary.inv_freq.numel()
+        return Turning(why_not=f"{name} turns {turned} of the {width} dimensions of a head")
+    return Turning(rotary)
