@@ -51,5 +51,5 @@ def test_turned_is_for_given_responses_only() -> None:
     policy = parse_policy("turned", turned=True)
     assert (policy.keeps, policy.turns, policy.fixed_width) == (True, True, False)
     assert parse_policy("sticky").fixed_width
-    with pytest.raises(ValueError, match="actor.reuse is 'turned'.*write sticky"):
+    with pytest.raises(ValueError, match=r"actor.reuse is 'turned'.*write sticky"):
         parse_policy("turned", "actor.reuse")

@@ -6,9 +6,9 @@
     logits = model(**attention.inputs(row, model.device), use_cache=False).logits   # [1, M, V]
 
 What has moved since it was computed is turned on first (`moved`). `dense` writes the mask out (the
-oracle), `concat` (default) runs standard kernels on the tiles of the row, `flex` is FlexAttention (GPU). Both the attention and the mask function are
-registered: without the latter transformers takes restarting positions for packed sequences and
-cuts branches off.
+oracle), `concat` (default) runs standard kernels on the tiles of the row, `flex` is FlexAttention
+(GPU). Both the attention and the mask function are registered: without the latter transformers
+takes restarting positions for packed sequences and cuts branches off.
 """
 
 from __future__ import annotations

@@ -130,5 +130,5 @@ def test_windows_shorter_than_the_text_are_refused(model: LlamaForCausalLM) -> N
 
 def test_turning_is_refused_by_name_before_anything_is_sampled() -> None:
     gpt2 = make("gpt2", torch.float32)
-    with pytest.raises(ValueError, match="gpt2.* is not known to turn whole keys"):
+    with pytest.raises(ValueError, match=r"gpt2.* is not known to turn whole keys"):
         sample_trajectories(gpt2, tasks(), encode, reuse="turned")

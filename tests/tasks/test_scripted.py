@@ -151,7 +151,7 @@ def test_turned_with_slots_of_one_width_is_sticky() -> None:
 
 
 def test_turned_behind_the_response_is_never_kept() -> None:
-    late = msgspec.structs.replace(task((2, "a", "aaa")), template="12{{a}}{{response}}3")
+    late = msgspec.structs.replace(task((2, "a", "aaa")), template="12{{a}}{{response}}3{{b}}")
     one = scripted_trajectory(late, encode("vwxyz"), encode, reuse="turned")
     assert not audit(one)
     assert one.passes[1].moved_reuse() == [(Reuse(0, 0, 2), 0)]
