@@ -17,8 +17,8 @@ import msgspec
 from transformers import PrinterCallback, set_seed
 
 from dynatok_online import tiny
-from dynatok_online.objectives.written import objective_of
 from dynatok_online.attention import check_turning
+from dynatok_online.objectives.written import objective_of
 from dynatok_online.prompt import Encoder, chat_of
 from dynatok_online.rows.plan import needed_tokens
 from dynatok_online.tasks.files import Chat
