@@ -39,9 +39,10 @@ def register() -> None:
 
     one_adapter.install()
     if current_platform.is_cpu():
-        from actor.engine import cpu_rows
+        from actor.engine import cpu_drafts, cpu_rows
 
         cpu_rows.install()
+        cpu_drafts.install()
     if multiprocessing.parent_process() is not None:
         _die_with_parent()
 
