@@ -111,9 +111,11 @@ def contradictions(
 ) -> list[str]:
     """Block by block: the record's names and origins against those of the engine; one per pass.
 
-    A block that one of the `unreported` last positions of a pass filled may be missing.
+    A block that one of the `unreported` last positions of a pass filled may be missing, and another
+    session of the same text may then be said to have filled it.
     """
     out = []
+    unsaid: dict[tuple[int, bytes], set[int]] = {}
     filled: dict[tuple[int, bytes], set[int]] = {}
     theirs_of: dict[bytes, bytes] = {}
     for k, (part, held) in enumerate(zip(parts, blocks, strict=True)):
@@ -140,11 +142,15 @@ def contradictions(
             wrong = ""
             if j >= len(names):
                 if (j + 1) * size > part.reported(unreported):
+                    for rest, last in enumerate(held.names[j:], j):
+                        unsaid.setdefault((rest, last), set()).add(k)
                     break
                 wrong = "is not in the engine's cache events"
             elif theirs_of.setdefault(mine, names[j]) != names[j]:
                 wrong = "holds other KV than recorded"
-            elif origin != OUTSIDE and origin not in filled.get((j, names[j]), ()):
+            elif origin != OUTSIDE and not (
+                origin in filled.get((j, names[j]), ()) or origin in unsaid.get((j, mine), ())
+            ):
                 wrong = f"is recorded as pass {origin}'s, which did not compute it"
             if wrong:
                 out.append(f"pass {k}: block {j} {wrong}")

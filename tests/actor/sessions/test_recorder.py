@@ -220,6 +220,18 @@ def test_what_the_last_step_filled_may_be_missing_in_the_events(
     assert ["pass 0: block 2 is not in the engine's" in one for one in problems] == [True] * wrong
 
 
+@pytest.mark.parametrize(("p0", "wrong"), [("ab", False), ("abc", True)])
+def test_what_is_missing_in_the_events_may_be_found_as_another_sessions(
+    p0: str, wrong: bool
+) -> None:
+    """Pass 2 is in the state of pass 0 again, whose block 2 somebody else filled with the same."""
+    recorder = two_passes(unreported=2)
+    add(recorder, LAYOUT_A, [55], 12, name="p2")
+    said_of = {"p0": said(11, "", p0), "p1": said(14, "ab", "d"), "p2": said(16, "abz", "e")}
+    problems = confirm(recorder, **{name: (one,) for name, one in said_of.items()})
+    assert ["pass 2: block 2 holds other KV" in one for one in problems] == [True] * wrong
+
+
 def test_what_was_fed_is_never_missing_in_the_events() -> None:
     recorder = two_passes(unreported=9)
     (problem,) = confirm(recorder, p0=(said(11, "", "abc"),), p1=(said(14, "ab", ""),))
