@@ -62,8 +62,8 @@ class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class DraftsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Guesses of the next tokens, which the engine checks several at a time (speculative decoding),
-    at temperature 0."""
+    """Guesses of the next tokens, which the engine checks several at a time (speculative decoding).
+    What is drawn has the same distribution; which tokens are drawn under a seed changes."""
 
     tokens: int = 0
     """Most tokens that are guessed for a step; 0: none. 4 pay where few sessions run at a low
@@ -100,12 +100,6 @@ def check_drafts(
     for name in NOT_WITH_DRAFTS:
         if engine.get(name):
             raise ValueError(f"{where}engine.{name}: vLLM has no {name} beside drafts; {without}")
-    if sampling.temperature:
-        raise ValueError(
-            f"{where}sampling.temperature is {sampling.temperature}: what is drawn beside drafts "
-            f"was found to have another distribution; write temperature: 0, or {where}drafts: "
-            "{tokens: 0}"
-        )
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,7 +35,7 @@ def engine_arguments(
     for name, why in REFUSED.items():
         if given.get(name):
             raise ValueError(f"actor.engine.{name}: {why}; leave it out")
-    check_drafts(drafts, SamplingConfig(temperature=0), given, "actor.")
+    check_drafts(drafts, SamplingConfig(), given, "actor.")
     merged = _defaults(on_cpu) | {"model": model, "seed": seed} | dict(given)
     known = AsyncEngineArgs.__dataclass_fields__
     for name in merged:

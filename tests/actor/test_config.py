@@ -44,10 +44,6 @@ DRAFTS = DraftsConfig(tokens=4)
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        (
-            {"sampling": SamplingConfig(temperature=0.5)},
-            r"temperature is 0.5.*write temperature: 0",
-        ),
         ({"sampling": SamplingConfig(min_p=0.1)}, r"sampling.min_p is 0.1.*drafts: \{tokens: 0"),
         ({"engine": {"logits_processors": ["a:B"]}}, r"logits_processors.*drafts: \{tokens: 0"),
         ({"engine": {"async_scheduling": True}}, r"async_scheduling.*drafts: \{tokens: 0"),
