@@ -9,6 +9,7 @@ beside it stands the sum (`launch/memory_sum.py`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def measure(size: str, stage: int, lora: bool, ranks: int, most: float) -> Memor
             "trajectories_per_step": 2,
             "objective": "sft",
             "lora": settings.lora,
-            "training": {"max_steps": STEPS, "save_strategy": "no"},
+            "training": {"max_steps": STEPS + 1, "save_strategy": "no"},
             "deepspeed": deepspeed,
         }
         (folder / "train.yaml").write_text(json.dumps(written))
@@ -121,24 +122,31 @@ def _write_data(path: Path, vocabulary: int) -> None:
 
 
 def _peak(command: list[str], folder: Path) -> float:
-    """High-water mark of the largest process of training, in bytes, until the last step is made."""
+    """High-water mark of the largest process of training, in bytes, until `STEPS` are made. One
+    more would follow, and then what merges and saves; it is ended before that."""
     peak, named = 0.0, "learner.offline"
     with tempfile.TemporaryFile() as said:
         process = psutil.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        while process.poll() is None and _steps(folder) < STEPS:
-            for one in process.children(recursive=True):
+        while process.poll() is None:
+            done = _steps(folder) >= STEPS
+            children = process.children(recursive=True)
+            for one in children:
                 try:
                     if any(named in word for word in one.cmdline()):
                         status = Path(f"/proc/{one.pid}/status").read_text()
                         peak = max(peak, 1024.0 * int(status.partition("VmHWM:")[2].split()[0]))
                 except (psutil.Error, OSError, IndexError):
                     continue
+            if done:
+                for one in (process, *children):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+                process.wait()
+                return peak
             time.sleep(0.1)
-        if process.wait():
-            said.seek(0)
-            last = said.read().decode().strip().splitlines()[-3:]
-            raise RuntimeError(f"training ended with {process.returncode}: {' '.join(last)}")
-    return peak
+        said.seek(0)
+        last = said.read().decode().strip().splitlines()[-3:]
+    raise RuntimeError(f"training ended with {process.returncode}: {' '.join(last)}")
 
 
 def _steps(folder: Path) -> int:
