@@ -156,14 +156,14 @@ def test_fields_lists_flags(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    ("arguments", "codes"),
     [
-        (("launch", TINY, "--fields"), 141),
-        (("requirements",), 1),  # rich ends by itself
-        (("launch", "--help"), 0),  # as argparse does
+        (("launch", TINY, "--fields"), {141}),
+        (("requirements",), {1}),  # rich ends by itself
+        (("launch", "--help"), {0, 141}),  # argparse says nothing of it in later Pythons
     ],
 )
-def test_a_reader_that_has_seen_enough_is_no_fault(arguments, code):
+def test_a_reader_that_has_seen_enough_is_no_fault(arguments, codes):
     gone, pipe = os.pipe()
     os.close(gone)  # as `| head` does
     try:
@@ -177,7 +177,8 @@ def test_a_reader_that_has_seen_enough_is_no_fault(arguments, code):
         )
     finally:
         os.close(pipe)
-    assert (done.returncode, done.stderr) == (code, "")
+    assert done.returncode in codes
+    assert done.stderr == ""
 
 
 def test_doctor_takes_no_flags(capsys):
