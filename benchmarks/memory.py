@@ -75,7 +75,9 @@ def measure(size: str, stage: int, lora: bool, ranks: int, most: float) -> Memor
     tokens = sum(TOKENS[:3]) * 2 // ranks
     found = learner_sum(Shape.of(config), settings, tokens, deepspeed or None)
     if found.of(ranks=ranks) > most:
-        return f"{size}, ZeRO {stage}, {ranks} ranks: {found.spelled_out()} each, too much here"
+        what = "LoRA" if lora else "all"
+        each = found.of() / GB
+        return f"{size}, ZeRO {stage}, {what}, {ranks} ranks: {each:.1f} GB each by the sum"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_model(folder / "model", config)
