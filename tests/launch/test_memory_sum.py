@@ -131,8 +131,8 @@ def test_offload_moves_and_lora_shrinks() -> None:
 
 
 def test_the_sum_is_near_what_was_measured_and_never_far_above() -> None:
-    """`dynatok bench memory` made these figures. What glibc keeps, as it is told to, is not in the sum,
-    and was up to 0.44 of a peak (docs/scaling.md)."""
+    """`dynatok bench memory` made these figures. What glibc keeps, as it is told to, is not in
+    the sum, and was up to 0.44 of a peak (docs/scaling.md)."""
     rows = [msgspec.json.decode(one, type=MemoryRow) for one in MEASURED.read_bytes().splitlines()]
     assert rows
     for one in rows:
