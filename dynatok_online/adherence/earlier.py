@@ -19,7 +19,7 @@ from itertools import pairwise
 import msgspec
 
 from dynatok_online.adherence.measures import SENTENCE
-from dynatok_online.adherence.passes import Decode, PassTexts
+from dynatok_online.adherence.passes import PassTexts
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Earlier, Trajectory
@@ -27,39 +27,21 @@ from dynatok_online.trajectory import Earlier, Trajectory
 States = Mapping[str, SlotState]
 
 
-def with_earlier(
-    trajectory: Trajectory,
-    states: Sequence[States],
-    decode: Decode,
-    *,
-    thinking: bool = False,
-) -> Trajectory:
-    """With what earlier text is worth under every pass. `states`: the slots of each pass;
-    `thinking`: the prompt has begun a thought, which the response goes on with."""
-    bounds = [(one.start, one.stop) for one in trajectory.passes]
-    found = judge_earlier(trajectory.response.tolist(), bounds, states, decode, thinking=thinking)
+def with_earlier(trajectory: Trajectory, states: Sequence[States], texts: PassTexts) -> Trajectory:
+    """With what earlier text is worth under every pass. `states` and `texts`: its passes' own."""
     passes = [
         msgspec.structs.replace(one, earlier=earlier)
-        for one, earlier in zip(trajectory.passes, found, strict=True)
+        for one, earlier in zip(trajectory.passes, judge_earlier(texts, states), strict=True)
     ]
     return msgspec.structs.replace(trajectory, passes=tuple(passes))
 
 
-def judge_earlier(
-    response: Sequence[int],
-    bounds: Sequence[tuple[int, int]],
-    states: Sequence[States],
-    decode: Decode,
-    *,
-    thinking: bool = False,
-) -> list[tuple[Earlier, ...]]:
-    """For each pass (response indices `bounds`, slots `states`), the worth of what was written
-    before it. `thinking`: the prompt has begun a thought, which the response goes on with."""
-    found: list[tuple[Earlier, ...]] = [()] * len(bounds)
+def judge_earlier(texts: PassTexts, states: Sequence[States]) -> list[tuple[Earlier, ...]]:
+    """For each pass (with slots `states`), the worth of what was written before it."""
+    found: list[tuple[Earlier, ...]] = [()] * len(states)
     if all(one == states[0] for one in states):
         return found
-    texts = PassTexts(response, bounds, decode, thinking=thinking)
-    pieces = [_sentences(texts, j, *bound) for j, bound in enumerate(bounds)]
+    pieces = [_sentences(texts, j, *bound) for j, bound in enumerate(texts.bounds[:-1])]
     for k, live in enumerate(states):
         # What came before an earlier pass of this state was judged there.
         first = max((j for j in range(k) if states[j] == live), default=-1) + 1

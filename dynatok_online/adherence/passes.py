@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from dynatok_online.prompt import Prompt, Response, Text
+from dynatok_online.trajectory import Trajectory
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -29,19 +30,35 @@ class PassTexts:
         thinking: bool = False,
     ) -> None:
         """`bounds` are response indices; `thinking`: the prompt has begun a thought."""
+        self.bounds = bounds
         self._response = response
         self._decode = decode
+        self._characters: dict[int, int] = {}
         self.text = decode(response)
         self.cuts = [0, *(self.characters(stop) for _, stop in bounds[:-1]), len(self.text)]
         """Where each pass begins, and the end."""
         self.begins = thought_end(self.text, thinking)
         """Where the answer begins."""
 
+    @classmethod
+    def of(cls, trajectory: Trajectory, decode: Decode, *, thinking: bool = False) -> PassTexts:
+        """Of a trajectory's passes."""
+        bounds = [(one.start, one.stop) for one in trajectory.passes]
+        return cls(trajectory.response.tolist(), bounds, decode, thinking=thinking)
+
     def characters(self, tokens: int) -> int:
         """How many characters the first so many tokens complete."""
         if tokens >= len(self._response):
             return len(self.text)
-        so_far = self._decode(self._response[:tokens])  # a cut character shows as another one
+        if tokens not in self._characters:
+            self._characters[tokens] = self._completed(tokens)
+        return self._characters[tokens]
+
+    def _completed(self, tokens: int) -> int:
+        so_far = self._decode(self._response[:tokens])
+        if self.text.startswith(so_far):
+            return len(so_far)
+        # The last character is cut, and shows as another one.
         pairs = enumerate(zip(so_far, self.text, strict=False))
         return next((i for i, (a, b) in pairs if a != b), min(len(so_far), len(self.text)))
 

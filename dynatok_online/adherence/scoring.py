@@ -28,31 +28,23 @@ def judged(
 ) -> Trajectory:
     """With the score of every pass, and what earlier text is worth under it. `states`: the slots of
     each pass."""
-    response = trajectory.response.tolist()
-    bounds = [(one.start, one.stop) for one in trajectory.passes]
-    scores = score_passes(response, bounds, states, decode, thinking=thinking)
+    texts = PassTexts.of(trajectory, decode, thinking=thinking)
+    scores = score_passes(texts, states)
     passes = [
         msgspec.structs.replace(one, scores=score)
         for one, score in zip(trajectory.passes, scores, strict=True)
     ]
     made = msgspec.structs.replace(trajectory, passes=tuple(passes))
-    return with_earlier(made, states, decode, thinking=thinking)
+    return with_earlier(made, states, texts)
 
 
 def score_passes(
-    response: Sequence[int],
-    bounds: Sequence[tuple[int, int]],
-    states: Sequence[Mapping[str, SlotState]],
-    decode: Decode,
-    *,
-    thinking: bool = False,
+    texts: PassTexts, states: Sequence[Mapping[str, SlotState]]
 ) -> list[dict[str, float]]:
-    """Slot -> score for each pass (response indices `bounds`, slots `states`).
+    """Slot -> score for each pass; `states`: the slots of each.
 
     A slot without a requirement, or whose requirement found nothing to judge, is absent.
-    `thinking`: the prompt has begun a thought, which the response goes on with.
     """
-    texts = PassTexts(response, bounds, decode, thinking=thinking)
     scores = []
     for k, slots in enumerate(states):
         found: dict[str, float] = {}

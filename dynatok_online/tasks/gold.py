@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from dynatok_online.adherence.earlier import with_earlier
-from dynatok_online.adherence.passes import Decode, begins_thinking
+from dynatok_online.adherence.passes import Decode, PassTexts, begins_thinking
 from dynatok_online.data.storage import OnBad, read_rows
 from dynatok_online.prompt import Encoder, Placement
 from dynatok_online.tasks.files import Chat, Segment, TaskRow, make_task, read_row, state_of
@@ -77,7 +77,7 @@ def load_training_data(
             if judge is not None:
                 states = [task.states_at(one.start) for one in made.passes]
                 thinking = begins_thinking(task.prompt)
-                made = with_earlier(made, states, judge, thinking=thinking)
+                made = with_earlier(made, states, PassTexts.of(made, judge, thinking=thinking))
             out.append(made)
         except ValueError as error:
             if on_bad is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dynatok_online.adherence.earlier import judge_earlier
+from dynatok_online.adherence.passes import PassTexts
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Earlier
 
@@ -25,7 +26,8 @@ def judge(
         bounds.append((at, at := at + len(text)))
     text = "".join(text for text, _ in written)
     states = [state for _, state in written]
-    found = judge_earlier([ord(c) for c in text], bounds, states, decode, thinking=thinking)
+    texts = PassTexts([ord(c) for c in text], bounds, decode, thinking=thinking)
+    found = judge_earlier(texts, states)
     assert all(isinstance(piece, Earlier) for one in found for piece in one)
     return [[(text[p.start : p.stop], p.score) for p in one] for one in found]
 

@@ -50,7 +50,8 @@ def test_scores_of_a_cut_character_count_once() -> None:
     # After "É " and the first byte of the second É.
     at = next(i for i in range(3, 9) if tokenizer.decode(tokens[:i]).endswith("\ufffd"))
     bounds = [(0, at), (at, len(tokens))]
-    first, second = score_passes(tokens, bounds, [{"s": UPPER}, {"s": LOWER}], tokenizer.decode)
+    texts = PassTexts(tokens, bounds, tokenizer.decode)
+    first, second = score_passes(texts, [{"s": UPPER}, {"s": LOWER}])
     assert first == {"s": 1.0}
     assert second == {"s": 2 / 3}
 
@@ -92,7 +93,7 @@ def test_thoughts_are_not_judged_in_any_place_that_judges() -> None:
     def decode(ids: list[int]) -> str:
         return "".join(map(chr, ids))
 
-    scores = score_passes(response, bounds, states, decode)  # type: ignore[arg-type]
+    scores = score_passes(PassTexts(response, bounds, decode), states)  # type: ignore[arg-type]
     assert scores == [{}, {}, {"s": 1.0, "n": 1.0}, {"s": 0.5, "n": 1.0}]
     shown = TokenTexts(decode)  # type: ignore[arg-type]
     shown.extend(response)
