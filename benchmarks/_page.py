@@ -16,3 +16,10 @@ def write_section(page: Path, heading: str, lines: Sequence[str]) -> None:
         end = text.find("\n## ", begin + 1)
         before, after = text[:begin], "" if end < 0 else text[end:]
     page.write_text(before + "\n".join([heading, "", *lines, ""]) + after)
+
+
+def write_between(page: Path, mark: str, lines: Sequence[str]) -> None:
+    """Put lines between the marks of that name."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text("\n".join([before + begin, "", *lines, "", end]) + rest.partition(end)[2])

@@ -43,7 +43,7 @@ from benchmarks._consumer import Consumer
 from benchmarks._fleet_clients import RUN, Fleet
 from benchmarks._fleet_report import FleetResult, card, write_page
 from benchmarks._fleet_simulation import Setting, check, costs, fleets, read, table
-from benchmarks.memory import write_page as write_between
+from benchmarks._page import write_between
 from protocol.config import ProtocolConfig
 from protocol.delivery.durable import JournaledStore
 from protocol.delivery.learner_channel import LearnerChannel

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from benchmarks._page import write_between
 from launch.memory_sum import GB, Shape, learner_sum
 from learner.config import LearnerConfig
 
@@ -211,13 +212,6 @@ def on_paper() -> list[str]:
     return lines
 
 
-def write_page(path: Path, mark: str, lines: Sequence[str]) -> None:
-    """Put lines between the marks of that name."""
-    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-    before, _, rest = path.read_text().partition(begin)
-    path.write_text("\n".join([before + begin, "", *lines, "", end]) + rest.partition(end)[2])
-
-
 def main(arguments: list[str]) -> int:
     """The command line: a table for people, one line of JSON for machines."""
     parser = argparse.ArgumentParser(prog="dynatok bench memory", description=__doc__)
@@ -263,8 +257,8 @@ def main(arguments: list[str]) -> int:
     if options.page is not None:
         when = f"Measured {datetime.now(UTC).date()} on a CPU, float32."
         not_run = [f"Not run: {'; '.join(left_out)}."] if left_out else []
-        write_page(options.page, "measured", [when, "", *table(rows), "", *not_run])
-        write_page(options.page, "paper", on_paper())
+        write_between(options.page, "measured", [when, "", *table(rows), "", *not_run])
+        write_between(options.page, "paper", on_paper())
     print(json.dumps({"results": msgspec.to_builtins(rows)}), flush=True)
     return 0
 
