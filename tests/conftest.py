@@ -7,9 +7,10 @@ threads of several workers would wait for each other's cores.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -99,21 +100,20 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def vllm(random_model: Path) -> Iterator[SharedEngine]:
-    """The shared engine, at weight label `default`; tests use cache salts of their own."""
+@contextlib.contextmanager
+def small_engine(
+    model: Path, run_id: str, arguments: Mapping[str, Any] | None = None, **more: Any
+) -> Iterator[SharedEngine]:
+    """An engine with room for ten contexts of 512 tokens: where many sessions run, blocks are
+    evicted, and requests preempted. `more`: of `VllmEngine.start`."""
     pytest.importorskip("vllm")
     from actor.engine.engine import VllmEngine
 
     loop = asyncio.new_event_loop()
-    # Room for ten contexts of 512 tokens: where many sessions run, blocks are evicted, and
-    # requests preempted.
-    arguments = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20}
-    # oneDNN keeps a kernel per shape, up to 1024 of them: as much growth as a leak would be.
-    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
-    engine = VllmEngine.start(str(random_model), arguments, environment=environment, run_id=RUN_ID)
+    room = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20}
+    engine = VllmEngine.start(str(model), room | dict(arguments or {}), run_id=run_id, **more)
     try:
-        yield SharedEngine(engine, loop, random_model)
+        yield SharedEngine(engine, loop, model, run_id)
     finally:
         engine.shutdown()
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -121,11 +121,20 @@ def vllm(random_model: Path) -> Iterator[SharedEngine]:
 
 
 @pytest.fixture(scope="session")
-def reference(vllm: SharedEngine) -> PreTrainedModel:
-    """The engine's model in transformers, float32."""
+def vllm(random_model: Path) -> Iterator[SharedEngine]:
+    """The shared engine, at weight label `default`; tests use cache salts of their own."""
+    # oneDNN keeps a kernel per shape, up to 1024 of them: as much growth as a leak would be.
+    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+    with small_engine(random_model, RUN_ID, environment=environment) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def reference(random_model: Path) -> PreTrainedModel:
+    """The engines' model in transformers, float32."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(vllm.model, dtype="float32").eval()
+    return AutoModelForCausalLM.from_pretrained(random_model, dtype="float32").eval()
 
 
 @pytest.fixture

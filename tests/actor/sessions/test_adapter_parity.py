@@ -5,7 +5,6 @@ The engine is one that serves adapters, beside the one that other tests share.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from protocol.weights.shm import ShmReceiver, ShmSender
 from protocol.wire.messages import Canary, WeightsApplied, WeightsRejected
 from tests.actor.models import full_forward
 from tests.actor.sessions.test_parity import Swarm, check
-from tests.conftest import SharedEngine
+from tests.conftest import SharedEngine, small_engine
 
 if TYPE_CHECKING:
     from protocol.wire.messages import WeightManifest
@@ -41,19 +40,10 @@ TEXT = tuple(range(5, 45))
 @pytest.fixture(scope="module")
 def serving_adapters(random_model: Path) -> Iterator[SharedEngine]:
     """An engine with the arguments that `dynatok launch` would give it."""
-    pytest.importorskip("vllm")
-    from actor.engine.engine import VllmEngine
     from learner.lora import engine_arguments
 
-    loop = asyncio.new_event_loop()
-    arguments = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20} | engine_arguments(LORA)
-    engine = VllmEngine.start(str(random_model), arguments, run_id=RUN_ID)
-    try:
-        yield SharedEngine(engine, loop, random_model, RUN_ID)
-    finally:
-        engine.shutdown()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+    with small_engine(random_model, RUN_ID, engine_arguments(LORA)) as shared:
+        yield shared
 
 
 @pytest.fixture(scope="module")

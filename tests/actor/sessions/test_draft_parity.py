@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from actor.config import DraftsConfig, SamplingConfig
 from actor.sessions.live_session import LiveSession
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
-from tests.actor.sessions.test_parity import MODES, encode, swarm_of
-from tests.conftest import SharedEngine
+from tests.actor.sessions.test_parity import MODES, encode, in_full, swarm_of
+from tests.conftest import SharedEngine, small_engine
 
 pytestmark = pytest.mark.engine
 
@@ -26,29 +24,8 @@ COLD = (1.0, 0.0, 0.3)
 @pytest.fixture(scope="module")
 def vllm(random_model: Path) -> Iterator[SharedEngine]:
     """An engine with drafts, and as little room as the shared one."""
-    pytest.importorskip("vllm")
-    from actor.engine.engine import VllmEngine
-
-    loop = asyncio.new_event_loop()
-    engine = VllmEngine.start(
-        str(random_model),
-        {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20},
-        drafts=DRAFTS,
-        run_id=RUN_ID,
-    )
-    try:
-        yield SharedEngine(engine, loop, random_model, RUN_ID)
-    finally:
-        engine.shutdown()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-@pytest.fixture(scope="module")
-def reference(vllm: SharedEngine) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(vllm.model, dtype="float32").eval()
+    with small_engine(random_model, RUN_ID, drafts=DRAFTS) as shared:
+        yield shared
 
 
 def test_parity(vllm, ring, reference) -> None:
@@ -97,13 +74,4 @@ def test_several_tokens_of_a_step_reach_a_session_and_edits_cut_between_them(vll
 @pytest.mark.parametrize(("reuse", "placement"), MODES)
 def test_parity_in_full(vllm, ring, reference, reuse: str, placement: str) -> None:
     """More than 60 trajectories, in a cache that does not hold the sessions that run at once."""
-    shared = {"vllm": vllm, "ring": ring, "reference": reference, "temperatures": COLD}
-    mode = {"reuse": reuse, "placement": placement}
-    crowded = swarm_of(**shared, **mode, count=60, updates=2, on_weights="restart", seed=1)
-    calm = swarm_of(
-        **shared, **mode, count=16, updates=3, on_weights="continue", seed=2, at_once=6, first=10
-    )
-    assert crowded["preemptions"] > 0
-    assert crowded["evicted"] > 0
-    assert crowded["versions"] == 3
-    assert calm["mixed"] > 0
+    in_full(vllm, ring, reference, reuse, placement, temperatures=COLD)

@@ -262,12 +262,9 @@ def test_parity_of_passes_that_go_on_under_new_weights(vllm, ring, reference, re
     assert found["mixed"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("reuse", "placement"), MODES)
-def test_parity_in_full(vllm, ring, reference, reuse: str, placement: str) -> None:
+def in_full(vllm, ring, reference, reuse: str, placement: str, **more: Any) -> None:
     """More than 60 trajectories, in a cache that does not hold the sessions that run at once."""
-    shared = {"vllm": vllm, "ring": ring, "reference": reference}
+    shared = {"vllm": vllm, "ring": ring, "reference": reference, **more}
     mode = {"reuse": reuse, "placement": placement}
     crowded = swarm_of(**shared, **mode, count=60, updates=2, on_weights="restart", seed=1)
     calm = swarm_of(
@@ -277,6 +274,13 @@ def test_parity_in_full(vllm, ring, reference, reuse: str, placement: str) -> No
     assert crowded["evicted"] > 0
     assert crowded["versions"] == 3
     assert calm["mixed"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("reuse", "placement"), MODES)
+def test_parity_in_full(vllm, ring, reference, reuse: str, placement: str) -> None:
+    in_full(vllm, ring, reference, reuse, placement)
 
 
 def test_a_corrupted_record_is_caught(vllm, serving, reference) -> None:
