@@ -48,7 +48,7 @@ def collect(engine: FakeEngine, outlet: FakeOutlet, until: float = 0.2) -> Colle
 
     async def scenario() -> None:
         running = asyncio.create_task(collector.run())
-        await asyncio.sleep(until)
+        await asyncio.wait({running}, timeout=until)
         running.cancel()
         await asyncio.wait({running})
         if not running.cancelled() and running.exception() is not None:
@@ -85,7 +85,7 @@ def test_unfinished_sessions_are_counted_and_their_credits_returned() -> None:
 def test_tasks_that_leave_no_room_are_an_error() -> None:
     outlet = FakeOutlet(credits=3)
     with pytest.raises(BaseExceptionGroup) as error:
-        collect(FakeEngine(max_model_len=5), outlet)
+        collect(FakeEngine(max_model_len=5), outlet, until=30)  # it ends by itself
     assert error.group_contains(ValueError, match="max_model_len")
     assert outlet.sent == []
     assert outlet.taken == outlet.given_back
@@ -110,4 +110,4 @@ def test_a_failing_session_ends_the_collector() -> None:
 
     engine.on_step = step
     with pytest.raises(BaseExceptionGroup):
-        collect(engine, FakeOutlet(credits=10))
+        collect(engine, FakeOutlet(credits=10), until=30)
