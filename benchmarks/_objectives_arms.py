@@ -104,6 +104,22 @@ def arms() -> list[Arm]:
     ]
 
 
+CHAT = (
+    "corrupted/sft",
+    "corrupted/context",
+    "corrupted/context, shuffled",
+    "gold/sft",
+    "gold/context",
+    "gold/context, shuffled",
+    "corrupted/dft",
+    "gold/dft",
+    "gold/asft",
+    "gold/eksft",
+    "gold/halves",
+    "corrupted/asft",
+)
+"""What is run on a chat model unless others are named, in this order; on policy none can be."""
+
 CREDIT = (
     ("gold/context", "gold/sft", "gold/context, shuffled"),
     ("corrupted/context", "corrupted/sft", "corrupted/context, shuffled"),

@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from benchmarks._adherence_measures import measure
-from benchmarks._objectives_arms import Arm, gold_batches, own_batches, shuffled_within
-from benchmarks.adherence import heldout, load
+from benchmarks._objectives_arms import Arm, shuffled_within
 from dynatok_online import attention
-from dynatok_online.adherence.coverage import coverage, ending
-from dynatok_online.adherence.drift import drift
-from dynatok_online.tasks.scripted import scripted_trajectory
-from dynatok_online.tiny import world
-from dynatok_online.tiny.sampling import decode, encode, sample_trajectories
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 
-BATCH = 8
 WARMUP = 10
-LEARNING_RATES = {"gold": 1e-3, "corrupted": 1e-3, "policy": 6e-4}
-"""Those of `dynatok bench adherence` and of the quickstart."""
-STATIC = 48
-"""Gold texts without edits, on which drift is measured."""
-COVERED, TIMES = 8, 8
-"""Tasks that are sampled so many times each, for coverage."""
+
+
+class World(Protocol):
+    """A model, what it trains on and how it is measured: the tiny world, or a chat model."""
+
+    batch: int
+    """Trajectories of an optimizer step."""
+    kernel: str
+    cpu: bool
+
+    def model(self) -> Any:
+        """A fresh copy of the untrained model."""
+        ...
+
+    def learning_rate(self, arm: Arm) -> float:
+        """Constant after the warm-up."""
+        ...
+
+    def batches(self, arm: Arm, seed: int, model: Any) -> Iterator[list[Trajectory]]:
+        """Without end; on gold the same for every arm of a seed."""
+        ...
+
+    def state(self, model: Any, seed: int, covered: bool) -> dict[str, Any]:
+        """What `model` does now, with coverage if asked for; it is left as it was."""
+        ...
 
 
 @dataclass
@@ -44,6 +53,7 @@ class Budgets(TrainerCallback):
     seconds: float
     loss_tokens: int
     measured: Any
+    say: Callable[[str], None]
     found: dict[str, Any] = field(default_factory=dict)
     aside: float = 0.0
     """CPU seconds that do not count."""
@@ -59,6 +69,7 @@ class Budgets(TrainerCallback):
         """Look at both budgets."""
         spent = time.process_time() - self._began - self.aside
         facts = {"seconds": spent, "loss_tokens": self.used, "step": state.global_step}
+        self.say(f"{self.used} of {self.loss_tokens} loss tokens")
         began = time.process_time()
         for name, have, budget in (
             ("at_loss_tokens", self.used, self.loss_tokens),
@@ -103,25 +114,27 @@ class ShuffledTrainer(CountingTrainer):
 
 def _logprobs(model: Any, row: Any) -> np.ndarray:
     with torch.no_grad():
-        logits = model(**attention.inputs(row, "cpu"), use_cache=False).logits[0].float()
-    targets = torch.as_tensor(row.targets, dtype=torch.long)
-    return -torch.nn.functional.cross_entropy(logits, targets, reduction="none").numpy()
+        logits = model(**attention.inputs(row, model.device), use_cache=False).logits[0].float()
+    targets = torch.as_tensor(row.targets, dtype=torch.long, device=logits.device)
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return -nll.cpu().numpy()
 
 
 def run_arm(
-    arm: Arm, seed: int, *, model: str, seconds: float, loss_tokens: int, tasks: int
+    arm: Arm,
+    seed: int,
+    *,
+    world: World,
+    seconds: float,
+    loss_tokens: int,
+    say: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Train one arm until both budgets are spent: its measures at each."""
     torch.manual_seed(seed)
-    trained, base, asked = load(model), load(model), heldout(tasks)
-    attention.prepare(base, "concat")
+    trained = world.model()
     budgets = Budgets(
-        seconds, loss_tokens, lambda covered: state(trained, base, asked, seed, covered)
+        seconds, loss_tokens, lambda covered: world.state(trained, seed, covered), say
     )
-    if arm.data == "policy":
-        made: Iterator[list[Trajectory]] = own_batches(trained, seed, BATCH, arm.group)
-    else:
-        made = gold_batches(arm.data, seed, BATCH)
     with tempfile.TemporaryDirectory() as folder:
         kind = ShuffledTrainer if arm.shuffled else CountingTrainer
         trainer = kind(
@@ -130,9 +143,10 @@ def run_arm(
                 output_dir=folder,
                 objective=arm.objective,
                 max_steps=100_000,
-                per_device_train_batch_size=BATCH,
+                per_device_train_batch_size=world.batch,
                 max_row_tokens=8192,
-                learning_rate=LEARNING_RATES[arm.data],
+                attention=world.kernel,
+                learning_rate=world.learning_rate(arm),
                 lr_scheduler_type="constant_with_warmup",
                 warmup_steps=WARMUP,
                 adam_beta2=0.98,
@@ -145,10 +159,10 @@ def run_arm(
                 logging_strategy="no",
                 gradient_checkpointing=False,
                 disable_tqdm=True,
-                use_cpu=True,
-                bf16=False,
+                use_cpu=world.cpu,
+                bf16=not world.cpu,
             ),
-            train_dataset=_one_by_one(made, budgets),
+            train_dataset=_one_by_one(world.batches(arm, seed, trained), budgets),
         )
         trainer.budgets = budgets
         trainer.add_callback(budgets)
@@ -162,37 +176,3 @@ def _one_by_one(made: Iterator[list[Trajectory]], budgets: Budgets) -> Iterator[
         batch = next(made)
         budgets.aside += time.process_time() - began
         yield from batch
-
-
-def base_state(seed: int, *, model: str, tasks: int) -> dict[str, Any]:
-    """The measures of the untrained model."""
-    trained, base = load(model), load(model)
-    attention.prepare(base, "concat")
-    return {"at_loss_tokens": state(trained, base, heldout(tasks), seed, True)}
-
-
-def state(model: Any, base: Any, tasks: Any, seed: int, covered: bool) -> dict[str, Any]:
-    """What `model` does now; it is left as it was."""
-    implementation, training = model.config._attn_implementation, model.training
-    found = measure(model, base, tasks, reuse="exact", seed=seed)
-    if covered:
-        again = [task for task in tasks[:COVERED] for _ in range(TIMES)]
-        written = sample_trajectories(model, again, seed=seed + 1)
-        endings = [ending(*pair, decode) for pair in zip(again, written, strict=True)]
-        groups = [endings[i : i + TIMES] for i in range(0, len(endings), TIMES)]
-        found |= {name: one["mean"] for name, one in coverage(groups).items()}
-    attention.prepare(model, "concat")
-    model.eval()
-    found["drift"] = fmean(drift(model, base, static_texts()))
-    model.set_attn_implementation(implementation)
-    model.train(training)
-    return found
-
-
-def static_texts() -> list[Trajectory]:
-    """Gold texts on held-out tasks that are never edited; the same for everybody."""
-    tasks = world.tasks("heldout", seed=78, edits=(0, 0))
-    return [
-        scripted_trajectory(task, encode(world.gold_response(task)), encode)
-        for task in islice(tasks, STATIC)
-    ]

@@ -18,6 +18,8 @@ from dynatok_online.adherence.measures import Interval, interval
 GAIN = 0.03
 SEEDS = 10
 """As many as the experiment is to have."""
+CHAT_SEEDS = 3
+"""On a chat model."""
 
 Result = dict[str, Any]
 
@@ -48,8 +50,8 @@ def said(one: Interval | None) -> str:
     return f"{one.mean:+.3f}{'' if one.count == 1 else f' ± {one.half:.3f}'} ({seeds})"
 
 
-def credit(results: Sequence[Result]) -> list[str]:
-    """The verdict on credit, data by data."""
+def credit(results: Sequence[Result], planned: int = SEEDS) -> list[str]:
+    """The verdict on credit, data by data, of so many seeds that are planned."""
     lines = []
     for arm, none, control in CREDIT:
         found = [
@@ -62,9 +64,9 @@ def credit(results: Sequence[Result]) -> list[str]:
         else:
             seeds = min(one.count for one in known)
             verdict = "works" if all(map(gains, found)) else "does not work"
-            if seeds < SEEDS:
+            if seeds < planned:
                 verdict = verdict.replace("does not work", "not shown to work")
-                verdict += f" by {seeds} of {SEEDS} seeds"
+                verdict += f" by {seeds} of {planned} seeds"
         lines.append(
             f"- `{arm}`: **{verdict}**. Against none {said(found[0])}, against the same credit "
             f"at random {said(found[1])}."

@@ -183,20 +183,22 @@ def test_no_results_no_page(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_a_point_at_equal_time() -> None:
+    from benchmarks._objectives_tiny import TinyWorld
     from benchmarks._objectives_train import run_arm
 
     (arm,) = [one for one in arms() if one.key == "gold/dft"]
-    found = run_arm(arm, 0, model="tiny", seconds=0.0, loss_tokens=2000, tasks=4)
+    found = run_arm(arm, 0, world=TinyWorld("tiny", 4), seconds=0.0, loss_tokens=2000)
     assert list(found) == ["at_loss_tokens"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gold/context", "gold/context, shuffled", "policy/contrast"])
 def test_a_short_run(name: str) -> None:
+    from benchmarks._objectives_tiny import TinyWorld
     from benchmarks._objectives_train import run_arm
 
     (arm,) = [one for one in arms() if one.key == name]
-    found = run_arm(arm, 0, model="tiny", seconds=0.5, loss_tokens=2000, tasks=4)
+    found = run_arm(arm, 0, world=TinyWorld("tiny", 4), seconds=0.5, loss_tokens=2000)
     assert found["at_loss_tokens"]["loss_tokens"] >= 2000
     assert found["at_seconds"]["seconds"] >= 0.5
     assert 0 <= found["at_loss_tokens"]["adherence_after_edit"] <= 1
