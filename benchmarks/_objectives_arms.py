@@ -46,6 +46,8 @@ class Arm:
     """Control: each trajectory's differences of log-probabilities are dealt out anew at random."""
     halves: int = 0
     """Half fine-tuning: optimizer steps of a round; 0: none."""
+    select: str = ""
+    """What chooses among the texts beforehand: `qtuning`, `tshirt`, `random`; empty: all."""
     group: int = 1
     """On policy: responses to one task, whose scores are compared."""
 
@@ -79,28 +81,40 @@ def arms() -> list[Arm]:
         for data in ("gold", "corrupted")
         for name in LOSSES
     ]
+    selected = [
+        Arm(data, name, "sft", select=method)
+        for data in ("gold", "corrupted")
+        for name, method in (("qtuning", "qtuning"), ("tshirt", "tshirt"), ("quarter", "random"))
+    ]
     halves = [Arm(data, "halves", "sft", halves=5) for data in ("gold", "corrupted")]
     rewarded = [
         Arm("policy", name, {"name": name, "times": [reward]})
         for name in ("dft", "asft", "eksft", "sstoken")
     ]
-    grouped = [Arm("policy", name, name, group=4) for name in ("grpo", "hapo")]
+    grouped = [Arm("policy", name, name, group=4) for name in ("grpo", "decoupled", "hapo")]
     # Gold obeys the state that it was written under, and so none of those that come after it.
     hindsight = [
         Arm("corrupted", "hindsight", "hindsight"),
         Arm("policy", "hindsight", {"name": "hindsight", "times": [reward]}),
     ]
-    hinge = Arm("policy", "hinge", [reward, {"name": "hinge", "scale": 0.1}])
+    unlearned = [reward, {"name": "hinge", "scale": 0.1}]
+    # On corrupted gold a verifier sees what was overlooked: what credit has to find without one.
+    verified = [
+        Arm("corrupted", "reward", reward),
+        Arm("corrupted", "hinge", unlearned),
+        Arm("policy", "hinge", unlearned),
+    ]
     return [
         *(one for one in plain + credit if one.data == "gold"),
         *(one for one in plain + credit if one.data == "corrupted"),
         *policy,
         *losses,
         *halves,
+        *selected,
         *rewarded,
         *grouped,
         *hindsight,
-        hinge,
+        *verified,
     ]
 
 

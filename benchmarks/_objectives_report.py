@@ -71,6 +71,10 @@ def text(results: Sequence[Result], figure: str | None) -> list[str]:
         *_tables(results, "##"),
         "## What was published, and what came",
         "",
+        "At equal loss tokens. Arms that select (qtuning, tshirt, quarter: by lot) see a part of "
+        "the texts that sft sees once as often as that takes; tokens that Q-Tuning prunes are "
+        "computed, and count 0.",
+        "",
         *headlines(results),
         "",
         *_missing(missing),

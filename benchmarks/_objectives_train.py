@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks._objectives_arms import Arm, shuffled_within
+from benchmarks._objectives_select import again, chosen, pooled
 from dynatok_online import attention
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
@@ -129,9 +130,18 @@ def run_arm(
     loss_tokens: int,
     say: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Train one arm until both budgets are spent: its measures at each."""
+    """Train one arm until both budgets are spent: its measures at each, and what was selected.
+
+    Selecting counts no training time.
+    """
     torch.manual_seed(seed)
     trained = world.model()
+    made = world.batches(arm, seed, trained)
+    selected: dict[str, Any] = {}
+    if arm.select:
+        pool = pooled(made, loss_tokens)
+        kept, facts = chosen(arm.select, world.model(), pool, seed)
+        made, selected = again(kept, world.batch, seed), {"selected": facts}
     budgets = Budgets(
         seconds, loss_tokens, lambda covered: world.state(trained, seed, covered), say
     )
@@ -162,12 +172,12 @@ def run_arm(
                 use_cpu=world.cpu,
                 bf16=not world.cpu,
             ),
-            train_dataset=_one_by_one(world.batches(arm, seed, trained), budgets),
+            train_dataset=_one_by_one(made, budgets),
         )
         trainer.budgets = budgets
         trainer.add_callback(budgets)
         trainer.train()
-    return budgets.found
+    return budgets.found | selected
 
 
 def _one_by_one(made: Iterator[list[Trajectory]], budgets: Budgets) -> Iterator[Trajectory]:

@@ -86,6 +86,15 @@ HEADLINES = (
         0,
     ),
     ("Half fine-tuning drifts less than SFT", "gold/halves", "gold/sft", "drift", -1),
+    *(
+        (claim, f"{data}/{name}", f"{data}/{other}", "adherence_after_edit", sign)
+        for name, method in (("qtuning", "Q-Tuning"), ("tshirt", "T-SHIRT"))
+        for data in ("gold", "corrupted")
+        for claim, other, sign in (
+            (f"{method} follows edits no worse than SFT on all of the {data} texts", "sft", 0),
+            (f"{method} follows edits better than SFT on as many at random", "quarter", 1),
+        )
+    ),
 )
 """Published claims that can be checked here in ratio: text, arm, other, measure, wanted sign (0: no
 worse)."""
@@ -106,5 +115,17 @@ def headlines(results: Sequence[Result]) -> list[str]:
             held = one.mean - one.half > -GAIN
             against = one.mean + one.half < 0
             verdict = "yes" if held else "no" if against else "not seen"
-        lines.append(f"- {claim}: **{verdict}**. `{arm}` less `{other}`: {said(one)}.")
+        lines.append(
+            f"- {claim}: **{verdict}**. `{arm}` less `{other}`: {said(one)}{_part(results, arm)}."
+        )
     return lines
+
+
+def _part(results: Sequence[Result], arm: str) -> str:
+    """How much of the texts an arm trains on, where it selects."""
+    shares = [
+        one["selected"]["share_of_tokens"]
+        for one in results
+        if one["arm"] == arm and "selected" in one
+    ]
+    return f", with {100 * sum(shares) / len(shares):.0f} % of the tokens" if shares else ""

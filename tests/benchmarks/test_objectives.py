@@ -204,3 +204,35 @@ def test_a_short_run(name: str) -> None:
     assert 0 <= found["at_loss_tokens"]["adherence_after_edit"] <= 1
     assert found["at_loss_tokens"]["drift"] >= 0
     assert "distinct_valid" in found["at_loss_tokens"]
+
+
+@pytest.mark.parametrize("method", ["qtuning", "random"])
+def test_an_arm_on_a_part_of_the_texts(method: str) -> None:
+    from benchmarks._objectives_select import again, chosen, pooled
+    from benchmarks._objectives_tiny import TinyWorld
+    from dynatok_online.trajectory import Selected
+
+    pool = pooled(gold_batches("gold", 0, 8), 2000)
+    assert 2000 <= sum(len(one.response) for one in pool) < 2000 + 8 * 200
+    kept, facts = chosen(method, TinyWorld("tiny", 1).model(), pool, 0)
+    assert facts["texts"] == len(pool)
+    assert facts["kept"] == len(kept) == round(len(pool) / 4)
+    assert all(isinstance(one, Selected) == (method == "qtuning") for one in kept)
+    if method == "random":
+        assert 0.2 < facts["share_of_tokens"] < 0.3
+    else:
+        assert 0 < facts["share_of_tokens"] < 0.25
+    rounds = [one.trajectory_id for batch in islice(again(kept, 3, 0), 4) for one in batch]
+    assert set(rounds[: len(kept)]) == {one.trajectory_id for one in kept}
+    known = {one.trajectory_id for one in pool}
+    assert set(rounds) <= known
+
+
+def test_how_much_was_selected_is_said() -> None:
+    found = [result(arm, seed, 0.8) for seed in range(3) for arm in ("gold/sft", "gold/qtuning")]
+    for one in found:
+        if one["arm"] == "gold/qtuning":
+            one["selected"] = {"texts": 152, "kept": 38, "share_of_tokens": 0.125}
+    (line,) = [one for one in headlines(found) if "`gold/qtuning` less `gold/sft`" in one]
+    assert "on all of the gold texts: **yes**" in line
+    assert line.endswith("+0.000 ± 0.000 (3 seeds), with 12 % of the tokens.")
