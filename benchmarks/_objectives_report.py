@@ -108,7 +108,7 @@ def text_of_chat(results: Sequence[Result]) -> list[str]:
         *_tables(results, "###"),
         "### What was published, and what came, on this model",
         "",
-        *headlines(results),
+        *headlines(results, {*CHAT, *(one["arm"] for one in results)}),
         "",
         *_missing(missing),
     ]
