@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from benchmarks._objectives_select import Method
 from dynatok_online.adherence.scoring import judged
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tasks.task import Task
@@ -46,8 +47,8 @@ class Arm:
     """Control: each trajectory's differences of log-probabilities are dealt out anew at random."""
     halves: int = 0
     """Half fine-tuning: optimizer steps of a round; 0: none."""
-    select: str = ""
-    """What chooses among the texts beforehand: `qtuning`, `tshirt`, `random`; empty: all."""
+    select: Method | None = None
+    """What chooses among the texts beforehand; None: all."""
     group: int = 1
     """On policy: responses to one task, whose scores are compared."""
 
@@ -81,10 +82,11 @@ def arms() -> list[Arm]:
         for data in ("gold", "corrupted")
         for name in LOSSES
     ]
+    methods: dict[str, Method] = {"qtuning": "qtuning", "tshirt": "tshirt", "quarter": "random"}
     selected = [
         Arm(data, name, "sft", select=method)
         for data in ("gold", "corrupted")
-        for name, method in (("qtuning", "qtuning"), ("tshirt", "tshirt"), ("quarter", "random"))
+        for name, method in methods.items()
     ]
     halves = [Arm(data, "halves", "sft", halves=5) for data in ("gold", "corrupted")]
     rewarded = [

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from dynatok_online.select.scoring import Scorer
 from dynatok_online.trajectory import Selected, Trajectory
 from learner.offline.config import SelectConfig
 from learner.offline.select import METHODS
 
+Method = Literal["qtuning", "tshirt", "random"]
 KEEP = 0.25
 """Share of the texts, of all methods."""
 TOKENS = 0.5
@@ -22,7 +23,7 @@ NOISES = 10
 
 
 def chosen(
-    method: str, model: Any, pool: list[Trajectory], seed: int
+    method: Method, model: Any, pool: list[Trajectory], seed: int
 ) -> tuple[list[Trajectory], dict[str, Any]]:
     """What is kept of `pool` (`random`: whole texts by lot), and how much that is.
 

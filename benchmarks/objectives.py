@@ -24,6 +24,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,7 @@ def run(args: argparse.Namespace, raw: Path, chat: bool) -> list[str]:
                         world=world,
                         seconds=args.seconds,
                         loss_tokens=args.loss_tokens,
-                        say=lambda what, of=f"{name}, seed {seed}": bar.name(f"{of}: {what}"),
+                        say=partial(_say, bar.name, f"{name}, seed {seed}"),
                     )
                 )
             except ValueError as error:
@@ -197,6 +198,10 @@ def run(args: argparse.Namespace, raw: Path, chat: bool) -> list[str]:
                 file.write(json.dumps(line) + "\n")
             bar.advance()
     return refused
+
+
+def _say(name: Callable[[str], None], of: str, what: str) -> None:
+    name(f"{of}: {what}")
 
 
 def gpu() -> str:

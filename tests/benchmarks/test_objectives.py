@@ -13,6 +13,7 @@ import pytest
 from benchmarks import objectives
 from benchmarks._objectives_arms import CREDIT, arms, gold_batches, shuffled_within
 from benchmarks._objectives_report import write_report
+from benchmarks._objectives_select import Method, again, chosen, pooled
 from benchmarks._objectives_verdicts import credit, headlines, paired
 from dynatok_online.adherence.stretches import edited_scores
 
@@ -207,8 +208,7 @@ def test_a_short_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["qtuning", "random"])
-def test_an_arm_on_a_part_of_the_texts(method: str) -> None:
-    from benchmarks._objectives_select import again, chosen, pooled
+def test_an_arm_on_a_part_of_the_texts(method: Method) -> None:
     from benchmarks._objectives_tiny import TinyWorld
     from dynatok_online.trajectory import Selected
 

@@ -14,6 +14,7 @@ from benchmarks._objectives_arms import CHAT
 from benchmarks._objectives_overlooked import overlooked
 from dynatok_online.requirements import requirement
 from dynatok_online.tasks.files import read_row, state_of
+from dynatok_online.tasks.task import SlotState
 from tests.benchmarks.chat import gold_rows, save_model
 
 
@@ -29,7 +30,7 @@ def test_a_writer_who_overlooks_edits_goes_on_as_before() -> None:
             assert found == row
             continue
         texts = [one.text for one in found.response]
-        live = {}
+        live: dict[str, SlotState] = {}
         failed = 0
         for k, segment in enumerate(found.response):
             live |= {slot: state_of(one) for slot, one in segment.states.items()}
