@@ -100,17 +100,22 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+STEP_TOKENS = 128
+"""Of a step of the shared engine: prompts of more are computed in parts."""
+
+
 @contextlib.contextmanager
 def small_engine(
     model: Path, run_id: str, arguments: Mapping[str, Any] | None = None, **more: Any
 ) -> Iterator[SharedEngine]:
     """An engine with room for ten contexts of 512 tokens: where many sessions run, blocks are
-    evicted, and requests preempted. `more`: of `VllmEngine.start`."""
+    evicted, requests preempted, and prompts computed in parts. `more`: of `VllmEngine.start`."""
     pytest.importorskip("vllm")
     from actor.engine.engine import VllmEngine
 
     loop = asyncio.new_event_loop()
     room = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20}
+    room["max_num_batched_tokens"] = STEP_TOKENS
     engine = VllmEngine.start(str(model), room | dict(arguments or {}), run_id=run_id, **more)
     try:
         yield SharedEngine(engine, loop, model, run_id)

@@ -46,11 +46,6 @@ def engine_arguments(
             f"actor.engine.logprobs_mode is {merged['logprobs_mode']!r}; the learner compares "
             "raw log-probabilities: leave it out"
         )
-    if merged.get("enable_chunked_prefill") and on_cpu:
-        raise ValueError(
-            "actor.engine.enable_chunked_prefill: vLLM's CPU worker dies when it splits the "
-            "prompt of a seeded request; leave it out"
-        )
     if drafts.tokens:
         merged["speculative_config"] = _speculative(drafts)
     return merged
@@ -111,9 +106,6 @@ def _defaults(on_cpu: bool) -> dict[str, Any]:
             # Compiling takes longer than a short run gains from it.
             "enforce_eager": True,
             "distributed_executor_backend": "uni",
-            # vLLM's CPU worker dies when it splits the prompt of a seeded request: it tries to
-            # rewind a CPU random generator, which has no offset.
-            "enable_chunked_prefill": False,
         }
     return arguments
 

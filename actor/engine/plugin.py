@@ -19,7 +19,7 @@ def register() -> None:
     """Add the weight-transfer backend, sticky reuse, and room for urgent requests.
 
     Where an actor started the engine, its processes also serve adapters in `one_adapter`'s way,
-    multiply in `cpu_rows`'s on CPU, and die with the actor.
+    compute on CPU as `cpu_rows`, `cpu_chunks` and `cpu_drafts` say, and die with the actor.
     """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
@@ -39,10 +39,10 @@ def register() -> None:
 
     one_adapter.install()
     if current_platform.is_cpu():
-        from actor.engine import cpu_drafts, cpu_rows
+        from actor.engine import cpu_chunks, cpu_drafts, cpu_rows
 
-        cpu_rows.install()
-        cpu_drafts.install()
+        for one in (cpu_rows, cpu_chunks, cpu_drafts):
+            one.install()
     if multiprocessing.parent_process() is not None:
         _die_with_parent()
 

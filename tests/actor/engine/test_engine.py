@@ -20,6 +20,7 @@ from dynatok_online.trajectory import Trajectory
 from protocol.weights.shm import ShmReceiver
 from protocol.wire.messages import WeightsApplied, WeightsRejected
 from tests.actor.models import full_forward, nudged
+from tests.conftest import STEP_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,6 +109,18 @@ def test_the_same_seed_draws_the_same_tokens_alone_and_in_a_batch(vllm, serving)
 
     alone, together = vllm.run(both())
     assert alone.trajectory.response.tolist() == together.trajectory.response.tolist()
+
+
+def test_a_prompt_that_is_computed_in_parts_draws_the_same_tokens(vllm, serving, reference) -> None:
+    """Each part samples a token that is thrown away."""
+    one = Task("parts", "z" * 400, {}, (), 20)
+    in_parts = vllm.run(session(serving, one).run())
+    found = vllm.run(session(serving, one).run())
+
+    assert in_parts.counts.computed_tokens > 3 * STEP_TOKENS
+    assert found.counts.computed_tokens < STEP_TOKENS
+    assert in_parts.trajectory.response.tolist() == found.trajectory.response.tolist()
+    assert sampling_gap(reference, in_parts.trajectory) < 1e-4
 
 
 def test_prompts_longer_than_a_step_of_many_seeded_requests(vllm, serving) -> None:
@@ -200,7 +213,6 @@ def test_an_unknown_engine_argument_is_named() -> None:
     "argument",
     [
         {"logprobs_mode": "processed_logprobs"},
-        {"enable_chunked_prefill": True},
         {"kv_events_config": {"enable_kv_cache_events": True}},
         {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}},
     ],

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("vllm")
+from actor.engine import urgent
 from dynatok_online import tiny
 
 pytestmark = pytest.mark.engine
@@ -30,14 +32,12 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
-    from actor.engine import urgent
-
     monkeypatch.setattr(Scheduler, "schedule", Scheduler.schedule)  # put back afterwards
     urgent.install()
     init_none_hash(sha256)
     hasher = get_request_block_hasher(32, sha256)
 
-    def make(policy: str = "priority", places: int = 8) -> Any:
+    def make(policy: str = "priority", places: int = 8, chunks: bool = False) -> Any:
         arguments = AsyncEngineArgs(
             model=tiny.resolve("tiny"),
             skip_tokenizer_init=True,
@@ -47,7 +47,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             max_num_seqs=places,
             scheduling_policy=policy,
             enable_prefix_caching=True,
-            enable_chunked_prefill=False,
+            enable_chunked_prefill=chunks,
             enforce_eager=True,
         )
         config = arguments.create_engine_config()
@@ -83,7 +83,12 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
                 ModelRunnerOutput(
                     req_ids=names,
                     req_id_to_index=index,
-                    sampled_token_ids=[[9]] * len(names),
+                    sampled_token_ids=[
+                        [9]
+                        if made.requests[name].num_computed_tokens >= made.requests[name].num_tokens
+                        else []
+                        for name in names
+                    ],
                     logprobs=None,
                     prompt_logprobs_dict={},
                     pooler_output=[],
@@ -117,7 +122,9 @@ def test_blocks_are_taken_from_whoever_came_last(scheduler: Callable[..., Any]) 
         one.step()
     assert len(running(one)) == 4
     person = one.add("person", 300, 5, priority=-1)
-    assert one.step() == ["c0", "c1", "person"], "ten blocks, and c2 and c3 had four each"
+    assert one.step() == ["person"], "the others wait for it"
+    assert running(one) == ["person", "c0", "c1"], "ten blocks, and c2 and c3 had four each"
+    assert one.step() == ["person", "c0", "c1"]
     while "person" in running(one):
         one.step()
     assert person.num_preemptions == 0
@@ -132,7 +139,8 @@ def test_a_place_is_made_where_blocks_are_free(scheduler: Callable[..., Any]) ->
         one.add(f"c{i}", 40, 100)
     one.step()
     one.add("person", 40, 2, priority=-1)
-    assert one.step() == ["c0", "person"]
+    assert one.step() == ["person"]
+    assert running(one) == ["person", "c0"]
     assert [request.request_id for request in one.waiting] == ["c1", "c2"]
     until_all_have_ended(one)
 
@@ -144,7 +152,53 @@ def test_a_head_and_its_pass_are_let_in_together(scheduler: Callable[..., Any]) 
     one.step()
     one.add("person.0", 100, 1, priority=-1)
     one.add("person", 200, 2, priority=-1)
-    assert one.step() == ["c0", "person.0", "person"]
+    assert one.step() == ["person.0", "person"]
+    assert "c0" in running(one)
+    until_all_have_ended(one)
+
+
+def test_nobody_else_is_let_in_beside_a_person(scheduler: Callable[..., Any]) -> None:
+    """Places are free, and others wait."""
+    one = scheduler()
+    one.add("c0", 40, 100)
+    one.add("first", 40, 100, priority=-1)
+    one.step()
+    one.add("person", 40, 2, priority=-1)
+    one.add("c1", 40, 100)
+    assert one.step() == ["first", "person"]
+    assert sorted(one.step()) == ["c0", "c1", "first", "person"]
+    until_all_have_ended(one)
+
+
+def test_nobody_takes_the_blocks_of_a_pass_that_was_edited(
+    scheduler: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = scheduler()
+    one.add("c0", 100, 300)
+    one.add("person", 300, 2, priority=-1)
+    one.add("c1", 200, 20)
+    assert one.step() == ["person"]
+    assert one.step() == ["person", "c0"], "no blocks for c1"
+    assert one.step() == ["c0"], "the person may go on"
+    monkeypatch.setattr(urgent, "GAP", 0.0)
+    assert one.step() == ["c0", "c1"]
+    until_all_have_ended(one)
+
+
+def test_prompts_come_in_parts_beside_a_person(
+    scheduler: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = scheduler(chunks=True)
+    person = one.add("person", 40, 20, priority=-1)
+    one.step()
+    c0 = one.add("c0", 200, 50)
+    one.step()
+    assert (person.num_output_tokens, c0.num_computed_tokens) == (2, urgent.PART["cpu"])
+    one.step()
+    assert (person.num_output_tokens, c0.num_computed_tokens) == (3, 2 * urgent.PART["cpu"] + 1)
+    monkeypatch.setattr(urgent, "THERE", 0.0)
+    one.step()
+    assert (person.num_output_tokens, c0.num_output_tokens) == (4, 1)
     until_all_have_ended(one)
 
 
