@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,19 @@ def join(arguments: TrainingArguments) -> None:
         deepspeed.init_distributed(
             dist_backend=arguments.ddp_backend, auto_mpi_discovery=False, verbose=False
         )
+
+
+def leave() -> None:
+    """Leave the ranks, if they were joined, while the interpreter is whole.
+
+    gloo's threads may still hold tensors; at the interpreter's end they would abort it:
+    https://github.com/pytorch/pytorch/pull/179291
+    """
+    from torch import distributed
+
+    if distributed.is_initialized():
+        with contextlib.suppress(Exception):  # another rank is gone
+            distributed.destroy_process_group()
 
 
 def compile_nothing() -> None:

@@ -104,9 +104,6 @@ def _run_group(config: LearnerConfig) -> int:
     if rest:
         _say(f"learner.ranks is {config.ranks}; write a multiple of its {where.count} nodes")
         return 2
-    if where.index:
-        # Node 0 may end first: what torch says of that on stderr would be the last word.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     set_environment(bool(config.deepspeed), config.threads, processes=1 + ranks)
     run_dir, interface = Path(config.run_dir), config.protocol.interface
     if interface and where.count > 1:  # what ranks tell each other

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import psutil
 
+from learner.environment import leave
 from learner.meeting import PATIENCE, Meeting, Nodes
 from protocol.run.grace import end_with_parent
 
@@ -74,6 +75,9 @@ def run_ranks(
     The ranks get the environment of this process, and end with it. Raises SystemExit for a
     signal that comes before they are there, TimeoutError where the machines do not meet.
     """
+    if where.index:
+        # Node 0 may end first: what torch says of that on stderr would be the last word.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imports torch.
     from torch.distributed import DistStoreError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -170,6 +174,7 @@ def _be_rank(entry: str, config: Path) -> int:
         if rank:
             os.dup2(log.fileno(), sys.stderr.fileno())
     code: int = importlib.import_module(entry).main(config)  # imports torch
+    leave()
     return code
 
 

@@ -28,7 +28,7 @@ from transformers import set_seed
 from dynatok_online.training.groups import task_key
 from dynatok_online.trajectory import Trajectory
 from learner.config import LearnerConfig
-from learner.environment import compile_nothing, local_ranks, report_to_one_run
+from learner.environment import compile_nothing, leave, local_ranks, report_to_one_run
 from learner.log import say
 from learner.online.adapters import check_separable, check_servable
 from learner.online.before_step import BeforeStep
@@ -290,9 +290,7 @@ class Learner:
         with contextlib.suppress(OSError):
             self.report.write(failure)
         self._close_opened()
-        if torch.distributed.is_initialized():
-            with contextlib.suppress(Exception):
-                torch.distributed.destroy_process_group()
+        leave()
 
     def _close_opened(self) -> None:
         for one in reversed(self._opened):

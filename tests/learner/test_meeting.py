@@ -121,7 +121,10 @@ def test_what_an_earlier_start_has_written_is_not_read(
 @pytest.mark.engine
 def test_two_nodes_of_two_ranks_are_one_learner_with_rank_0_on_the_first(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert agents(run, 2, {}) == [(0, ""), (0, "")]
+    ended = agents(run, 2, {})
+    assert ended == [(0, ""), (0, "")], {
+        log.name: log.read_text()[-2000:] for log in (run / "logs").iterdir()
+    }
     found: list[dict[str, Any]] = [read_json(run / f"rank-{rank}.json") for rank in range(4)]
     assert [one["sum"] for one in found] == [10.0] * 4
     assert [one["SLURM_NODEID"] for one in found] == [0, 0, 1, 1]
