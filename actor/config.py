@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,8 +12,8 @@ from protocol.config import ProtocolConfig
 from protocol.wire.envelope import check_name
 
 ReusePolicy = str
-"""What a pass takes from the cache: `exact`, `sticky`, `refresh:M` or `none`
-(`dynatok_online.policy` says what they mean)."""
+"""What a pass takes from the cache: `exact`, `sticky`, `refresh:M`, `turned` or
+`none` (`dynatok_online.policy` says what they mean)."""
 OnWeights = Literal["restart", "continue"]
 """What becomes of passes in flight when weights change. `restart`: they end, and new passes resume
 their responses. `continue`: they go on, on the KV that the old weights computed."""
@@ -81,9 +81,13 @@ class DraftsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def check_drafts(
-    drafts: DraftsConfig, sampling: SamplingConfig, engine: Mapping[str, Any], where: str = ""
+    drafts: DraftsConfig,
+    sampling: SamplingConfig,
+    engine: Mapping[str, Any],
+    where: str = "",
+    policies: Sequence[ReusePolicy] = (),
 ) -> None:
-    """ValueError for what vLLM cannot do beside drafts; `where` begins the names of the fields."""
+    """ValueError for what cannot be beside drafts; `where` begins the names of the fields."""
     if engine.get("speculative_config"):
         raise ValueError(
             f"{where}engine.speculative_config: write {where}drafts: {{tokens: 4}} instead, of "
@@ -96,6 +100,11 @@ def check_drafts(
         raise ValueError(
             f"{where}sampling.min_p is {sampling.min_p}: vLLM cannot sample with it beside "
             f"drafts; {without}"
+        )
+    if "turned" in policies:
+        raise ValueError(
+            f"reuse is 'turned', which was never tried beside drafts; write sticky, or "
+            f"{where}drafts: {{tokens: 0}}"
         )
     for name in NOT_WITH_DRAFTS:
         if engine.get(name):
@@ -156,7 +165,8 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     reuse: ReusePolicy = "exact"
     """What a pass takes from the cache after an edit: `exact` (an unchanged prefix), `sticky` (all
     but the edited slot), `refresh:64` (sticky, but the last 64 tokens are computed anew;
-    `refresh:0-128` draws how many for every pass) or `none`. A sticky edit takes a second place in
+    `refresh:0-128` draws how many for every pass), `turned` (sticky, whose slots may grow and shrink;
+    vLLM's CPU build) or `none`. A sticky edit takes a second place in
     the engine for one step: where `engine.max_num_seqs` is set, let it be above `sessions`."""
     placement: Literal["head", "late"] = "head"
     """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
@@ -196,7 +206,7 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         check_name("actor.name", self.name)
         parse_policy(self.reuse, "actor.reuse")
-        check_drafts(self.drafts, self.sampling, self.engine, "actor.")
+        check_drafts(self.drafts, self.sampling, self.engine, "actor.", (self.reuse,))
         _positive(
             "actor",
             sessions=self.sessions,

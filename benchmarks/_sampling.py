@@ -63,7 +63,7 @@ def sample_trajectories(
     prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]
     columns = max(_room(*one, encode) for one in zip(tasks, each, strict=True)) + length
     loop = _Loop(model, len(tasks), columns)
-    if any(parse_policy(one, turned=True).turns for one in each):
+    if any(parse_policy(one).turns for one in each):
         loop.turning.check()
     device = loop.device
     given = torch.full((len(tasks), length), -1)
@@ -117,7 +117,7 @@ def sample_trajectories(
 
 def _room(task: Task, reuse: str, encode: Callable[[str], list[int]]) -> int:
     """Tokens of the longest prompt that the task can have: every slot in its longest state."""
-    renderer = renderer_of(task, encode, fixed_width=parse_policy(reuse, turned=True).fixed_width)
+    renderer = renderer_of(task, encode, fixed_width=parse_policy(reuse).fixed_width)
     longest: dict[str, str] = {}
     for slot, state in task.all_states():
         if slot not in longest or renderer.length(slot, state.text) > renderer.length(

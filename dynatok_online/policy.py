@@ -67,7 +67,7 @@ class Policy:
 
 
 def parse_policy(
-    text: str, where: str = "reuse", *, none: bool = True, turned: bool = False
+    text: str, where: str = "reuse", *, none: bool = True, turned: bool = True
 ) -> Policy:
     """The policy that `text` writes. ValueError, naming the field `where`, for anything else, and
     for those that are not possible there (`none`, `turned`)."""
@@ -75,9 +75,8 @@ def parse_policy(
         if turned:
             return Policy(text)
         raise ValueError(
-            f"{where} is 'turned', which trains on given responses only: the engine keeps KV where "
-            "it was computed, because its cache has no place for keys that were turned; write "
-            "sticky, with slots of a fixed width"
+            f"{where} is 'turned', but this sampler keeps KV where it was computed; write sticky, "
+            "with slots of a fixed width"
         )
     if text in ("exact", "sticky") or (none and text == "none"):
         return Policy(text)

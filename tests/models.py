@@ -29,6 +29,8 @@ def make(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     settings = {**COMMON, **changes}
     if name == "qwen3":
         model = t.Qwen3ForCausalLM(t.Qwen3Config(**settings))
+    elif name == "qwen2":
+        model = t.Qwen2ForCausalLM(t.Qwen2Config(**settings))
     elif name == "llama":
         model = t.LlamaForCausalLM(t.LlamaConfig(**settings))
     elif name == "mistral":

@@ -47,9 +47,9 @@ def test_a_range_is_drawn_for_every_pass_alike_for_everybody() -> None:
     assert parse_policy("sticky").refresh("anything") == Refresh(0, 0)
 
 
-def test_turned_is_for_given_responses_only() -> None:
-    policy = parse_policy("turned", turned=True)
+def test_turned_keeps_without_a_width() -> None:
+    policy = parse_policy("turned")
     assert (policy.keeps, policy.turns, policy.fixed_width) == (True, True, False)
     assert parse_policy("sticky").fixed_width
     with pytest.raises(ValueError, match=r"actor.reuse is 'turned'.*write sticky"):
-        parse_policy("turned", "actor.reuse")
+        parse_policy("turned", "actor.reuse", turned=False)

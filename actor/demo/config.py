@@ -43,7 +43,8 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     nothing behind it. 0: in sticky lanes as many as may be expected, elsewhere as they come."""
     lanes: tuple[ReusePolicy, ...] = ("exact",)
     """Reuse policies that write side by side: `exact`, `sticky`, `refresh:64` (sticky, but the last
-    64 tokens are computed anew), `none` (start over)."""
+    64 tokens are computed anew), `turned` (sticky, whose slots may grow and shrink), `none` (start
+    over)."""
     placement: Placement = "head"
     """Where the slots stand: where the template says, or `late`, after the response."""
     max_tokens: int = 400
@@ -76,7 +77,7 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if not 1 <= len(set(self.lanes)) == len(self.lanes) <= MOST_LANES:
             raise ValueError(f"lanes is {list(self.lanes)}; name one to four, each once")
-        check_drafts(self.drafts, self.sampling, self.engine)
+        check_drafts(self.drafts, self.sampling, self.engine, policies=self.lanes)
         for lane in self.lanes:
             parse_policy(lane, "lanes")
         for name, offered in self.choices.items():

@@ -75,6 +75,23 @@ def why_not_sticky(config: Any) -> str:
     return ""
 
 
+def why_not_turned(config: Any) -> str:
+    """Why the engine of this `VllmConfig` cannot keep what has moved; "" if it can."""
+    from vllm.platforms import current_platform
+
+    from dynatok_online.attention.turning import why_not_turned as why_not
+
+    if not current_platform.is_cpu():
+        return "what has moved is kept by vLLM's CPU build only so far"
+    if config.parallel_config.world_size > 1:
+        return "it is written for one worker, and actor.engine asks for several"
+    if config.cache_config.cache_dtype != "auto":
+        return f"actor.engine.kv_cache_dtype is {config.cache_config.cache_dtype!r}: leave it out"
+    if config.num_speculative_tokens:
+        return "it was never tried beside drafts: leave them out"
+    return why_not(config.model_config.hf_text_config)
+
+
 def stop_token_ids(model_config: Any) -> tuple[int, ...]:
     """End-of-sequence ids from the model's generation config, else from its config."""
     generation = model_config.try_get_generation_config()

@@ -18,7 +18,7 @@ import msgspec
 
 from actor.config import DraftsConfig, SamplingConfig
 from actor.engine.adapter_file import write_adapter
-from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky
+from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky, why_not_turned
 from actor.engine.environment import check_plugin, prepare_environment, socket_parent
 from actor.engine.kv_events import KvEvents
 from actor.engine.names import STICKY, URGENT
@@ -60,6 +60,7 @@ class VllmEngine:
         self._ended: dict[str, None] = {}
         """Sticky sessions that have ended, and that the engine process may still remember."""
         self._not_sticky = why_not_sticky(config)
+        self._not_turned = why_not_turned(config)
         # One that runs ahead does not report what the very last position filled; one that is given
         # drafts, whose steps end where they begin, not what they filled in the last step.
         self.unreported = max(1, config.num_speculative_tokens)
@@ -145,13 +146,15 @@ class VllmEngine:
 
         if cache.session and self._not_sticky:
             raise ValueError(f"sticky reuse is not possible: {self._not_sticky}")
+        if cache.moves is not None and self._not_turned:
+            raise ValueError(f"reuse is 'turned', but {self._not_turned}; write sticky")
         use: dict[str, Any] = {"name": cache.name}
         ended: tuple[str, ...] = ()
         if cache.session:
             # Told until it is surely heard: a request may be aborted before it is scheduled.
             ended = tuple(self._ended)
             use |= {"session": cache.session, "previous": cache.previous, "held": cache.held}
-            use |= {"head": head, "ended": ended, "anew": cache.anew}
+            use |= {"head": head, "ended": ended, "anew": cache.anew, "moves": cache.moves}
         if cache.name:
             self.cache_log.expect(cache.name)
         params.skip_reading_prefix_cache = not cache.read

@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from actor.sessions.generation import EventsLost, Scheduled
+from actor.sessions.moved import Part
 
 DRAIN_SECONDS = 1.0
 """So long events may wait in the socket while requests come and nobody asks."""
@@ -40,6 +41,9 @@ class BlocksFound(msgspec.Struct, tag=True, gc=False):
     """How many blocks it found in the cache."""
     kept: list[int]
     """Which of them a sticky session kept although something before them had changed."""
+    moved: dict[int, list[tuple[BlockHash, int, int, int]]] = {}
+    """Of those that have moved since they were computed, what they are made of: places of a block,
+    and how far they have moved."""
 
 
 class BlockStored(msgspec.Struct, tag=True, gc=False):
@@ -89,6 +93,10 @@ class _Blocks:
             tuple(self.found.kept),
             tuple(self.names[:cut]),
             tuple(self.names[cut:]),
+            {
+                j: tuple(Part(_name(name), *rest) for name, *rest in parts)
+                for j, parts in self.found.moved.items()
+            },
         )
 
 

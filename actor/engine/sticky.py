@@ -1,11 +1,13 @@
 """Sticky reuse inside vLLM: what a session's requests may take from the prefix cache.
 
 Runs in vLLM's engine process. vLLM finds cached blocks by names: the hash of a block's tokens and
-of the name before it. For a sticky request two things change, and nothing for any other:
+of the name before it. For a sticky request this changes, and nothing for any other:
 
 - Where it is given its blocks, each block that the session's previous request held with the same
   tokens is asked for under the name that it had there, so it is found whatever has changed before
   it. The first block of which neither that nor the ordinary name is cached ends the search.
+- Where a slot has changed its width, it is told which of its tokens stood where, and a block of them
+  is put together in a free block of the cache (`turned`), named by what it is made of.
 - All blocks that follow are named anew: the hash of their tokens and of *everything* before them
   as it now is, changed blocks included (`actor.sessions.block_names` states the rule). A name
   therefore says what is in a block, and no other session can ever find a block whose KV its own
@@ -17,7 +19,7 @@ The cache salt, which carries the weight version, is part of the first name, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +28,10 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.engine import core
 from vllm.v1.request import Request
 
+from actor.engine import turned
 from actor.engine.kv_events import BlocksFound
 from actor.engine.names import STICKY
+from actor.sessions.moved import Part, Run, Source, is_whole, parts_of, places_of, sources_of
 
 Name = Any  # vLLM's BlockHash
 Hasher = Callable[[Request], list[Name]]
@@ -42,10 +46,13 @@ class _Use:
     previous: str = ""
     held: int = 0
     anew: tuple[int, ...] = ()
+    moves: tuple[Run, ...] | None = None
     head: bool = False
     ended: tuple[str, ...] = ()
     chains: list[Name] = field(default_factory=list)
     """What the name of the block after each block is made from."""
+    moved: dict[int, tuple[Part, ...]] = field(default_factory=dict)
+    """What the blocks are made of that have moved."""
     named: bool = False
 
 
@@ -84,7 +91,10 @@ def install() -> None:
         result = get_computed_blocks(self, request)
         if self.enable_kv_cache_events:
             blocks = result[1] // self.block_pool.hash_block_size
-            event = BlocksFound(use.name, request.num_tokens, request.num_preemptions, blocks, kept)
+            moved = {j: turned.said(use.moved[j]) for j in kept if j in use.moved}
+            event = BlocksFound(
+                use.name, request.num_tokens, request.num_preemptions, blocks, kept, moved
+            )
             events.insert(at, event)  # ahead of vLLM's own report of these blocks
         return result
 
@@ -96,6 +106,7 @@ def install() -> None:
     found_blocks.dynatok = True  # type: ignore[attr-defined]
     core.EngineCore.dynatok_blocks_in_use = blocks_in_use
     core.get_request_block_hasher = get_hasher
+    turned.install()
     KVCacheManager.get_computed_blocks = found_blocks
 
 
@@ -115,53 +126,93 @@ def _assign(
 ) -> list[int]:
     """Name the request's full blocks; the indices of those kept on a changed beginning."""
     tokens = request._all_token_ids
-    old, held, anew = _kept_from(request, use)
-    old_names, old_chains, old_tokens = [], [], []
+    old, held, moves = _kept_from(request, use)
+    old_names, old_chains, old_moved = [], [], {}
+    sources: list[tuple[Source, ...]] = []
     if old is not None:
         old_names, old_chains = old.block_hashes, old.dynatok_use.chains
-        old_tokens = old._all_token_ids
-    most = min(held // size, len(old_names))
+        old_moved = old.dynatok_use.moved
+        sources = _sources(old, min(held // size, len(old_names)), request, use, moves, size)
+
+    def of_block(block: int) -> tuple[Part, ...]:
+        return old_moved.get(block) or (Part(old_names[block], 0, size, 0),)
+
     cached = manager.block_pool.get_cached_block
     last = (request.num_tokens - 1) // size  # vLLM always computes the last token
     names: list[Name] = []
     chains: list[Name] = []
     kept: list[int] = []
+    moved: dict[int, tuple[Part, ...]] = {}
     chain = None
     searching = as_before = True
-    for j in range(request.num_tokens // size):
-        start, stop = j * size, (j + 1) * size
-        # Compared token by token: a name is only ever asked for where it is right.
-        same = j < most and j not in anew and old_tokens[start:stop] == tokens[start:stop]
-        as_before = as_before and same
-        if as_before and old_chains[j] == old_names[j]:
-            name = fresh = old_names[j]
-        else:
-            name = fresh = _hash(request, hash_function, chain, start, stop)
-        searching = searching and j < last
-        if searching:
-            if same and cached(old_names[j], [0]):
-                name = old_names[j]
-            elif not cached(fresh, [0]):
-                searching = False
-        if name == fresh:
-            chain = name
-        else:
-            kept.append(j)
-            chain = hash_function((chain, b"kept", name))
-        as_before = as_before and name == old_names[j]
-        names.append(name)
-        chains.append(chain)
+    # Nothing that was found may be evicted for what is put together.
+    with turned.Room(manager, moves is not None) as room:
+        for j in range(request.num_tokens // size):
+            start, stop = j * size, (j + 1) * size
+            source = sources[j] if j < len(sources) else ()
+            as_before = as_before and source == (Source(j, 0, size, 0),)
+            if as_before and old_chains[j] == old_names[j]:
+                name = fresh = old_names[j]
+            else:
+                name = fresh = _hash(request, hash_function, chain, start, stop)
+            searching = searching and j < last
+            if searching:
+                parts = parts_of(source, of_block)
+                before = turned.name_of(parts, size, hash_function) if parts else fresh
+                if cached(before, [0]) or room.put(before, parts, source, old_names, stop):
+                    name = before
+                    if parts and not is_whole(parts, size):
+                        moved[j] = parts
+                elif not cached(fresh, [0]):
+                    searching = False
+            if searching:
+                room.hold(name)
+            if name == fresh:
+                chain = name
+            else:
+                kept.append(j)
+                chain = hash_function((chain, b"kept", name))
+            as_before = as_before and name == old_names[j]
+            names.append(name)
+            chains.append(chain)
     request.block_hashes[:] = names
-    use.chains, use.named = chains, True
+    use.chains, use.moved, use.named = chains, moved, True
     return kept
 
 
-def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int, tuple[int, ...]]:
-    """The request whose blocks this one keeps, how many of its tokens count, and the blocks
-    among them that do not."""
+def _sources(
+    old: Request, held: int, request: Request, use: _Use, moves: Sequence[Run] | None, size: int
+) -> list[tuple[Source, ...]]:
+    """Where each block may be taken from, of the `held` blocks of `old`.
+
+    Compared token by token: a name is only ever asked for where it is right.
+    """
+    mine, theirs = request._all_token_ids, old._all_token_ids
+    if moves is None:
+        anew = () if old is request else use.anew
+        return [
+            (Source(j, 0, size, 0),)
+            if j not in anew
+            and theirs[j * size : (j + 1) * size] == mine[j * size : (j + 1) * size]
+            else ()
+            for j in range(min(held, len(mine) // size))
+        ]
+    out = sources_of(places_of(moves, len(mine), held * size), size)
+    for j, sources in enumerate(out):
+        at = j * size
+        for block, start, stop, _ in sources:
+            low = block * size
+            if theirs[low + start : low + stop] != mine[at : at + stop - start]:
+                out[j] = ()
+            at += stop - start
+    return out
+
+
+def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int, Sequence[Run] | None]:
+    """The request whose blocks this one keeps, how many of its tokens count, and what has moved."""
     if use.named:
         if request.num_preemptions:  # what it held itself
-            return request, request.num_tokens, ()
+            return request, request.num_tokens, None
     else:
         for session in use.ended:
             _sessions.pop(session, None)
@@ -172,8 +223,8 @@ def _kept_from(request: Request, use: _Use) -> tuple[Request | None, int, tuple[
             } | {use.name: request}
     previous = _sessions.get(use.session, {}).get(use.previous)
     if previous is None or previous.cache_salt != request.cache_salt:
-        return None, 0, ()
-    return previous, use.held, use.anew
+        return None, 0, None
+    return previous, use.held, use.moves
 
 
 def _extend(request: Request, use: _Use, size: int, hash_function: Any) -> list[Name]:

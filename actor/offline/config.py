@@ -56,7 +56,8 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
     """Chooses the tasks and the draws."""
     reuse: ReusePolicy = "exact"
     """What a pass takes from the cache after an edit: `exact`, `sticky`, `refresh:64` (sticky, but
-    the last 64 tokens are computed anew; `refresh:0-128` draws how many for every pass), `none`."""
+    the last 64 tokens are computed anew; `refresh:0-128` draws how many for every pass), `turned`
+    (sticky, whose slots may grow and shrink), `none`."""
     shard_size: int = 250
     """Trajectories of one Parquet file."""
     push_to_hub: str = ""
@@ -65,6 +66,7 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_policy(self.reuse)
+        check_drafts(self.drafts, self.sampling, self.engine, policies=(self.reuse,))
         for name in ("trajectories", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
@@ -148,6 +150,7 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("reuse is empty; write exact, sticky, refresh:64 or none")
         for policy in self.reuse:
             parse_policy(policy)
+        check_drafts(self.drafts, self.sampling, self.engine, policies=self.reuse)
         if self.stale and not any(parse_policy(one).keeps for one in self.reuse):
             raise ValueError(
                 f"stale needs sticky or refresh:64 in reuse, which is {list(self.reuse)}"

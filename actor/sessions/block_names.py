@@ -7,6 +7,9 @@ all KV so far:
     computed here    name = H(chain, tokens)    chain' = name
     kept (sticky)    name as it was             chain' = name where that is H(chain, tokens),
                                                          else H(chain, name)
+    moved (turned)   name = H(its parts)        chain' = H(chain, name)
+
+What has moved is put together from parts of other blocks (`moved`).
 
 The engine names its blocks by the same rule (`actor.engine.sticky`), with its own hash;
 `dynatok_online` names single positions by it. So the engine can only take what the name promises,
@@ -22,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from actor.sessions.moved import Part, Source, is_whole, parts_of
 from dynatok_online.policy import NOTHING, Refresh
 from dynatok_online.trajectory import OUTSIDE, Reuse, TokenIds
 
@@ -36,8 +40,9 @@ class PassBlocks:
     """All positions of the pass that have KV."""
     salt: str
     names: tuple[bytes, ...]
-    origins: tuple[int, ...]
-    """The pass that computed each block; its own index where that was itself."""
+    parts: tuple[tuple[Part, ...], ...]
+    """What each block is made of: itself, unless it has moved. Their `origin` is the pass that
+    computed them, this one's own index where that was itself."""
 
 
 @dataclass
@@ -60,37 +65,53 @@ class BlockNames:
         *,
         reused: int,
         previous: PassBlocks | None = None,
-        same: Sequence[bool] = (),
+        sources: Sequence[Sequence[Source]] = (),
         computed_ahead: Container[int] = (),
         kept: Container[int] | None = None,
     ) -> PassBlocks:
         """The blocks of pass `index`, whose first `reused` ones were found in the cache.
 
-        `previous` is the pass that a sticky session keeps blocks of, `same` which of them it may
-        keep (`same_blocks`). Of the reused blocks, `computed_ahead` were computed by the pass
-        itself, in a request of its own, and `kept` (by default all that can be) came from
+        `previous` is the pass that a sticky session keeps blocks of, `sources` what each block may
+        be taken from, if anything. Of the reused blocks, `computed_ahead` were computed by the
+        pass itself, in a request of its own, and `kept` (by default all that can be) came from
         `previous`.
         """
         size = self.block_size
         chain = xxhash.xxh3_128_digest(salt.encode())
-        names, origins = [], []
+        names: list[bytes] = []
+        parts: list[tuple[Part, ...]] = []
         for j in range(len(tokens) // size):
             fresh = xxhash.xxh3_128_digest(chain + tokens[j * size : (j + 1) * size].tobytes())
-            keeps = j < reused and j not in computed_ahead and j < len(same) and bool(same[j])
-            if keeps and previous is not None and (kept is None or j in kept):
-                name, origin = previous.names[j], previous.origins[j]
-                if name != fresh and origin == OUTSIDE:
-                    # It is what `previous` would have computed, and not what this pass would.
-                    origin = previous.index
-            elif j < reused and j not in computed_ahead:
-                name, origin = fresh, self._computed.get(fresh, OUTSIDE)
+            found = j < reused and j not in computed_ahead
+            source = sources[j] if found and j < len(sources) else ()
+            if source and previous is not None and (kept is None or j in kept):
+                mine = parts_of(source, previous.parts.__getitem__)
+                name = _name(mine, size)
+                if name != fresh:
+                    # From outside is what `previous` would have computed, not what this would.
+                    mine = tuple(
+                        part._replace(origin=previous.index) if part.origin == OUTSIDE else part
+                        for part in mine
+                    )
             else:
                 name, origin = fresh, index
-                self._computed[fresh] = index
+                if found:
+                    origin = self._computed.get(fresh, OUTSIDE)
+                else:
+                    self._computed[fresh] = index
+                mine = (Part(name, 0, size, 0, origin),)
             names.append(name)
-            origins.append(origin)
+            parts.append(mine)
             chain = name if name == fresh else xxhash.xxh3_128_digest(chain + b"kept" + name)
-        return PassBlocks(index, tokens, salt, tuple(names), tuple(origins))
+        return PassBlocks(index, tokens, salt, tuple(names), tuple(parts))
+
+
+def _name(parts: Sequence[Part], size: int) -> bytes:
+    """Of a block that is made of `parts`."""
+    if is_whole(parts, size):
+        return parts[0].name
+    said = (part.name + b"%d,%d,%d;" % part[1:4] for part in parts)
+    return xxhash.xxh3_128_digest(b"moved" + b"".join(said))
 
 
 def same_blocks(
@@ -123,15 +144,25 @@ def heads(fed: TokenIds, same: npt.NDArray[np.bool_], size: int) -> list[int]:
     return [int(end) * size + 1 for end in ends]
 
 
-def reuse_runs(origins: Sequence[int], index: int, size: int) -> tuple[Reuse, ...]:
-    """The blocks that pass `index` did not compute, as runs of one origin each."""
+def reuse_runs(
+    parts: Sequence[Sequence[Part]], index: int, size: int
+) -> tuple[tuple[Reuse, ...], tuple[int, ...]]:
+    """What pass `index` did not compute of its blocks, as runs of one origin and shift each, and
+    their shifts."""
     runs: list[Reuse] = []
-    for j, origin in enumerate(origins):
-        if origin == index:
-            continue
-        last = runs[-1] if runs else None
-        if last is not None and last.origin == origin and last.stop == j * size:
-            runs[-1] = Reuse(origin, last.start, last.stop + size)
-        else:
-            runs.append(Reuse(origin, j * size, (j + 1) * size))
-    return tuple(runs)
+    shifts: list[int] = []
+    for j, block in enumerate(parts):
+        at = j * size
+        for part in block:
+            stop = at + part.stop - part.start
+            if part.origin != index:
+                last = runs[-1] if runs else None
+                if last == Reuse(part.origin, 0 if last is None else last.start, at) and (
+                    shifts[-1] == part.shift
+                ):
+                    runs[-1] = Reuse(part.origin, last.start, stop)
+                else:
+                    runs.append(Reuse(part.origin, at, stop))
+                    shifts.append(part.shift)
+            at = stop
+    return tuple(runs), tuple(shifts)

@@ -8,13 +8,14 @@ and every reused block filled by the pass that the record names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actor.sessions.block_names import PassBlocks
 from actor.sessions.generation import Scheduled, cut_labels
+from actor.sessions.moved import Part, Run, is_whole
 from actor.sessions.serving import Served
 from dynatok_online.policy import NOTHING, Refresh
 from dynatok_online.trajectory import OUTSIDE, RESPONSE, TokenIds
@@ -31,6 +32,8 @@ class PassRecord:
     finish_reason: str
     refresh: Refresh = NOTHING
     """What it computed anew of what it could have kept."""
+    moves: tuple[Run, ...] | None = None
+    """Which of its positions stood where in the pass before; None: where they stand now."""
     scheduled: Scheduled | None = None
     """What the engine's cache events say of it; None: they have not been asked."""
 
@@ -96,6 +99,7 @@ def cut_at_preemptions(
                 finish_reason="preempted" if i + 1 < len(cuts) else part.finish_reason,
                 # What it held itself is kept as it was.
                 refresh=NOTHING if start else part.refresh,
+                moves=None if start else part.moves,
                 scheduled=one,
             )
         )
@@ -135,10 +139,19 @@ def contradictions(
             )
             continue
         names = one.reused + one.computed
-        for j, (name, origin) in enumerate(zip(names, held.origins, strict=False)):
-            if origin == OUTSIDE:  # the first here that held it stands for whoever computed it
+        for j, (name, made) in enumerate(zip(names, held.parts, strict=False)):
+            if made[0].origin == OUTSIDE:  # the first that held it stands for whoever computed it
                 filled.setdefault((j, name), set()).add(k)
-        for j, (mine, origin) in enumerate(zip(held.names, held.origins, strict=True)):
+
+        def computed(part: Part, name: bytes, block: int) -> bool:
+            """Whether the pass that the record names filled it, as far as that was said."""
+            return (
+                part.origin == OUTSIDE
+                or part.origin in filled.get((block, name), ())
+                or part.origin in unsaid.get((block, part.name), ())
+            )
+
+        for j, (mine, made) in enumerate(zip(held.names, held.parts, strict=True)):
             wrong = ""
             if j >= len(names):
                 if (j + 1) * size > part.reported(unreported):
@@ -148,14 +161,44 @@ def contradictions(
                 wrong = "is not in the engine's cache events"
             elif theirs_of.setdefault(mine, names[j]) != names[j]:
                 wrong = "holds other KV than recorded"
-            elif origin != OUTSIDE and not (
-                origin in filled.get((j, names[j]), ()) or origin in unsaid.get((j, mine), ())
-            ):
-                wrong = f"is recorded as pass {origin}'s, which did not compute it"
+            elif is_whole(made, size):
+                if not computed(made[0], names[j], j):
+                    wrong = f"is recorded as pass {made[0].origin}'s, which did not compute it"
+            else:
+                wrong = _wrong_parts(
+                    made, one.moved.get(j, ()), j * size, size, theirs_of, computed
+                )
             if wrong:
                 out.append(f"pass {k}: block {j} {wrong}")
                 break
     return out
+
+
+def _wrong_parts(
+    mine: Sequence[Part],
+    theirs: Sequence[Part],
+    at: int,
+    size: int,
+    theirs_of: dict[bytes, bytes],
+    computed: Callable[[Part, bytes, int], bool],
+) -> str:
+    """What is wrong with the parts of a block at position `at` that has moved; "" if nothing."""
+    if [part[1:4] for part in mine] != [part[1:4] for part in theirs]:
+        return f"is recorded as {_said(mine)}, but the engine made it of {_said(theirs)}"
+    for part, their in zip(mine, theirs, strict=True):
+        block = (at - part.shift) // size
+        at += part.stop - part.start
+        if theirs_of.setdefault(part.name, their.name) != their.name:
+            return f"was made of other KV than recorded, at {part.start} .. {part.stop}"
+        if not computed(part, their.name, block):
+            return f"has parts of pass {part.origin}, which did not compute them"
+    return ""
+
+
+def _said(parts: Sequence[Part]) -> str:
+    return (
+        ", ".join(f"{one.start} .. {one.stop} moved by {one.shift}" for one in parts) or "no parts"
+    )
 
 
 def _fill(filled: dict[tuple[int, bytes], set[int]], k: int, scheduled: Scheduled) -> None:

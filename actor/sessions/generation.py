@@ -6,11 +6,12 @@ reason, hands over every token that had arrived; nothing arrives after that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from actor.config import SamplingConfig
+from actor.sessions.moved import Part, Run
 from protocol.wire.messages import PlacedWeights
 
 OnTokens = Callable[[Sequence[int]], None]
@@ -42,6 +43,9 @@ class CacheUse:
     """How many positions of `previous` count as its own."""
     anew: tuple[int, ...] = ()
     """Blocks among them that do not count either."""
+    moves: tuple[Run, ...] | None = None
+    """Which positions of this request stood where in `previous`: it takes those, their keys turned
+    on to where they stand now. None: it takes what stands at the same positions."""
     urgent: bool = False
     """It goes before others, and no block of it is taken for them."""
 
@@ -58,6 +62,8 @@ class Scheduled:
     """Names of the blocks that it found in the cache, from position 0 on."""
     computed: tuple[bytes, ...]
     """Names of the blocks that it filled itself, following them."""
+    moved: Mapping[int, tuple[Part, ...]] = field(default_factory=dict)
+    """Of those kept ones that have moved, what they are made of."""
 
 
 class EventsLost(Exception):

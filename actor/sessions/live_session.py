@@ -8,7 +8,8 @@ How a session treats the cache and its slots is chosen when it is made:
 
 - `reuse`: `exact` takes an unchanged prefix from the cache, so a pass equals a fresh prompt;
   `sticky` recomputes only an edited slot and keeps all that comes after it, `refresh:64` but for
-  its last 64 tokens (`dynatok_online.policy`); `none` starts over.
+  its last 64 tokens, `turned` also where a slot has changed its width (`dynatok_online.policy`);
+  `none` starts over.
 - `placement`: `head` leaves slots where the template puts them; `late` moves their lines behind
   the response so far, just before the next token (`dynatok_online.prompt.late`).
 - `urgent`: somebody waits for it; its passes go before those of other sessions in the engine.
@@ -87,7 +88,7 @@ class LiveSession:
         self._renderer = renderer_of(
             task,
             encode,
-            fixed_width=self._policy.keeps,
+            fixed_width=self._policy.fixed_width,
             placement=placement,
             slot_width=slot_width,
         )
@@ -189,7 +190,7 @@ class LiveSession:
             return "length"
         self._surprises.clear()
         salt = self._serving.cache_salt
-        keep = recorder.keep(fed, salt, self._draw(at))
+        keep = recorder.keep(fed, salt, self._draw(at), layout=layout, table=self._renderer.pieces)
         next_edit = self._editor.next_index(at)
         known_edit = next_edit is not None and next_edit - at < room
         interrupt = self._interrupt = Interrupt()

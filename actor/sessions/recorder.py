@@ -16,6 +16,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import UNSET
 
 from actor.config import ReusePolicy
 from actor.sessions.block_names import (
@@ -27,8 +28,10 @@ from actor.sessions.block_names import (
 )
 from actor.sessions.cache_audit import PassRecord, contradictions, cut_at_preemptions
 from actor.sessions.generation import CacheLog, EventsLost, Generated, Scheduled
+from actor.sessions.moved import Part, Run, Source, places_of, runs_of, sources_of
 from actor.sessions.serving import Keep, Served
-from dynatok_online.policy import NOTHING, Policy, Refresh, parse_policy
+from dynatok_online.moves import former_places
+from dynatok_online.policy import Policy, Refresh, parse_policy
 from dynatok_online.trajectory import (
     OUTSIDE,
     RESPONSE,
@@ -103,16 +106,27 @@ class Recorder:
         """A slot was changed before the next pass."""
         self.edits.append(edit)
 
-    def keep(self, fed: TokenIds, cache_salt: str, draw: str = "") -> Keep | None:
+    def keep(
+        self,
+        fed: TokenIds,
+        cache_salt: str,
+        draw: str = "",
+        *,
+        layout: Sequence[int] = (),
+        table: Sequence[TokenIds] = (),
+    ) -> Keep | None:
         """What a pass that feeds `fed` keeps of the one before it, if the session is sticky.
 
-        `draw` names the pass where the policy draws how much is computed anew.
+        `draw` names the pass where the policy draws how much is computed anew; `layout` lists the
+        pieces of `table` that it feeds, where what is kept may move.
         """
         if not self._policy.keeps:
             return None
         last = self._previous(cache_salt)
         if last is None:
-            return Keep(self.session)
+            return Keep(self.session, moves=() if self._policy.turns else None)
+        if self._policy.turns:
+            return self._keep_moved(fed, last, layout, table)
         size, refresh = self.block_size, self._policy.refresh(draw)
         same = same_blocks(fed, last.tokens, size, refresh)
         blocks = int(np.flatnonzero(same).max(initial=-1)) + 1
@@ -126,6 +140,27 @@ class Recorder:
             heads=tuple(heads(fed, same, size)),
         )
 
+    def _keep_moved(
+        self,
+        fed: TokenIds,
+        last: PassBlocks,
+        layout: Sequence[int],
+        table: Sequence[TokenIds],
+    ) -> Keep:
+        size, part = self.block_size, self._parts[-1]
+        held = len(last.names) * size
+        # Where its response began: a pass that was preempted was fed what it had sampled.
+        begun = len(part.fed) - sum(len(table[i]) for i in part.layout if i != RESPONSE)
+        places = former_places(part.layout, begun, held, layout, len(self.response), table)
+        same = np.array([bool(one) for one in sources_of(places, size)], bool)
+        return Keep(
+            self.session,
+            part.served.name,
+            held=held,
+            heads=tuple(heads(fed, same, size)),
+            moves=runs_of(places),
+        )
+
     def add_pass(
         self,
         served: Served,
@@ -137,8 +172,18 @@ class Recorder:
         keep: Keep | None = None,
     ) -> None:
         """A pass has ended, with at least one token; `keep` is what it was submitted with."""
-        refresh = NOTHING if keep is None else keep.refresh
-        self._add(PassRecord(served, tuple(layout), dict(states), fed, finish_reason, refresh))
+        keep = Keep("") if keep is None else keep
+        self._add(
+            PassRecord(
+                served,
+                tuple(layout),
+                dict(states),
+                fed,
+                finish_reason,
+                refresh=keep.refresh,
+                moves=keep.moves,
+            )
+        )
 
     def empty_pass(self, served: Served, heads: int = 0) -> None:
         """A pass has ended before its first token: it leaves no trace but its count."""
@@ -161,25 +206,28 @@ class Recorder:
         """
         index, size, at = len(self.passes), self.block_size, len(self.response)
         previous = self._previous(cache_salt)
-        same = self._same(fed, previous, NOTHING if keep is None else keep.refresh)
+        keep = Keep("") if keep is None else keep
+        sources = self._sources(fed, previous, keep.refresh, keep.moves)
 
-        def origins(ahead: Container[int]) -> tuple[int, ...]:
+        def parts(ahead: Container[int]) -> tuple[tuple[Part, ...], ...]:
             held = self._names.copy().pass_blocks(
                 index,
                 fed,
                 cache_salt,
                 reused=cached // size,
                 previous=previous,
-                same=same,
+                sources=sources,
                 computed_ahead=ahead,
             )
-            return held.origins
+            return held.parts
 
-        found = origins(())
-        if keep is not None and keep.heads:
+        found = parts(())
+        if keep.heads:
             ends = keep.heads[-1] // size
-            found = origins([j for j in range(ends) if not same[j] and found[j] == OUTSIDE])
-        reuse = reuse_runs(found, index, size)
+            found = parts(
+                [j for j in range(ends) if not sources[j] and found[j][0].origin == OUTSIDE]
+            )
+        reuse, shifts = reuse_runs(found, index, size)
         return Pass(
             layout=tuple(layout),
             states=dict(states),
@@ -187,6 +235,7 @@ class Recorder:
             stop=at,
             num_cached_tokens=sum(run.stop - run.start for run in reuse),
             reuse=reuse,
+            shifts=shifts if any(shifts) else UNSET,
             finish_reason="",
         )
 
@@ -269,11 +318,12 @@ class Recorder:
             served.cache_salt,
             reused=cached // size,
             previous=previous,
-            same=self._same(part.fed, previous, part.refresh),
+            sources=self._sources(part.fed, previous, part.refresh, part.moves),
             computed_ahead=ahead,
             kept=None if part.scheduled is None else part.scheduled.kept,
         )
         reused = cached - len(ahead) * size
+        runs, shifts = reuse_runs(held.parts, index, size)
         start = len(self.response)
         self.response += generated.token_ids
         self._logprobs += generated.logprobs
@@ -284,7 +334,8 @@ class Recorder:
                 start=start,
                 stop=len(self.response),
                 num_cached_tokens=reused,
-                reuse=reuse_runs(held.origins, index, size),
+                reuse=runs,
+                shifts=shifts if any(shifts) else UNSET,
                 weight_versions=self._versions(served),
                 finish_reason=part.finish_reason,
             )
@@ -304,11 +355,22 @@ class Recorder:
             return self._held[-1]
         return None
 
-    def _same(self, fed: TokenIds, previous: PassBlocks | None, refresh: Refresh) -> Sequence[bool]:
-        """Which blocks of `previous` a pass may keep."""
+    def _sources(
+        self,
+        fed: TokenIds,
+        previous: PassBlocks | None,
+        refresh: Refresh,
+        moves: Sequence[Run] | None,
+    ) -> Sequence[tuple[Source, ...]]:
+        """What each block of a pass may be taken from, of `previous`."""
         if previous is None:
             return ()
-        return same_blocks(fed, previous.tokens, self.block_size, refresh).tolist()
+        size = self.block_size
+        if moves is not None:
+            held = len(previous.names) * size
+            return sources_of(places_of(moves, len(fed), held), size)
+        same = same_blocks(fed, previous.tokens, size, refresh).tolist()
+        return [(Source(j, 0, size, 0),) if one else () for j, one in enumerate(same)]
 
     def _start_over(self) -> None:
         """Forget the passes; what was counted of the session as a whole stays."""

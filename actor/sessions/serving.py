@@ -32,6 +32,7 @@ from actor.sessions.generation import (
     Request,
     cut_labels,
 )
+from actor.sessions.moved import Run
 from dynatok_online.policy import NOTHING, Refresh
 
 
@@ -72,6 +73,8 @@ class Keep:
     """What `held` and `anew` follow from."""
     heads: tuple[int, ...] = ()
     """Lengths of the beginnings that are prefilled first (see `block_names.heads`)."""
+    moves: tuple[Run, ...] | None = None
+    """Which of its positions stood where before; None: what is kept stays where it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +274,15 @@ class Serving:
         name = f"{self.run_id}/{self._requests}"
         keep = Keep("") if keep is None else keep
         cache = CacheUse(
-            salt, name, read_cache, keep.session, keep.previous, keep.held, keep.anew, urgent
+            salt,
+            name,
+            read_cache,
+            keep.session,
+            keep.previous,
+            keep.held,
+            keep.anew,
+            keep.moves,
+            urgent,
         )
         stream = None if on_tokens is None else _Stream(on_tokens)
         self._passes[interrupt] = stream

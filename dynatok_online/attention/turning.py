@@ -41,13 +41,18 @@ class Turning:
     def turn(self, key: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         """key [..., V, D] and shifts [V] -> [..., V, D], each key moved by its shift."""
         self.check()
-        # As the model makes its own angles; in float32 at least, as its kernels would.
-        angles = shifts[:, None].float() * self.rotary.inv_freq.to(key.device).float()
-        exact = torch.promote_types(key.dtype, torch.float32)
-        cos, sin = angles.cos().to(exact), angles.sin().to(exact)
-        low, high = key.to(exact).chunk(2, -1)
-        out = torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
-        return out.to(key.dtype)
+        return turn(key, shifts, self.rotary.inv_freq.to(key.device))
+
+
+def turn(key: torch.Tensor, shifts: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """key [..., V, D] and shifts [V] -> [..., V, D], each key moved by its shift."""
+    # As the model makes its own angles; in float32 at least, as its kernels would.
+    angles = shifts[:, None].float() * frequencies.float()
+    exact = torch.promote_types(key.dtype, torch.float32)
+    cos, sin = angles.cos().to(exact), angles.sin().to(exact)
+    low, high = key.to(exact).chunk(2, -1)
+    out = torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+    return out.to(key.dtype)
 
 
 def check_turning(model: torch.nn.Module) -> None:
@@ -62,16 +67,46 @@ def turning_of(model: Any) -> Turning:
     """How the keys of a transformers model are turned."""
     config, name = model.config, type(model).__name__
     if config.model_type not in MODELS:
-        return Turning(why_not=f"{name} ({config.model_type}) is not known to turn whole keys")
+        return Turning(why_not=_why_not(config, name))
     found = [one for one in model.modules() if hasattr(one, "inv_freq")]
     if len(found) != 1:
         return Turning(why_not=f"{name} has {len(found)} rotary embeddings, not one")
     (rotary,) = found
-    kind = rotary.rope_type
+    why_not = _why_not(config, name, 2 * rotary.inv_freq.numel())
+    return Turning(why_not=why_not) if why_not else Turning(rotary)
+
+
+def why_not_turned(config: Any) -> str:
+    """Why the keys of a model of this transformers config cannot be turned; "" if they can."""
+    name = (getattr(config, "architectures", None) or ["the model"])[0]
+    if why_not := _why_not(config, name):
+        return why_not
+    return _why_not(config, name, 2 * frequencies(config).numel())
+
+
+def frequencies(config: Any) -> torch.Tensor:
+    """[D / 2] by which the model of this transformers config turns its keys, a position each."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = config.rope_parameters
+    if rope["rope_type"] != "default":
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0]
+    width = int(_width(config) * (rope.get("partial_rotary_factor") or 1.0))
+    return 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2).float() / width)
+
+
+def _width(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _why_not(config: Any, name: str, turned: int | None = None) -> str:
+    """`turned`: how many dimensions of a head its embedding turns."""
+    if config.model_type not in MODELS:
+        return f"{name} ({config.model_type}) is not known to turn whole keys"
+    kind = config.rope_parameters["rope_type"]
     if kind not in STATIC:
-        return Turning(why_not=f"{name} has rotary embeddings of type {kind!r}")
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if 2 * rotary.inv_freq.numel() != width:
-        turned = 2 * rotary.inv_freq.numel()
-        return Turning(why_not=f"{name} turns {turned} of the {width} dimensions of a head")
-    return Turning(rotary)
+        return f"{name} has rotary embeddings of type {kind!r}"
+    width = _width(config)
+    if turned is not None and turned != width:
+        return f"{name} turns {turned} of the {width} dimensions of a head"
+    return ""

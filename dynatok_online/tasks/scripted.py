@@ -19,6 +19,7 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
+from dynatok_online.moves import former_places
 from dynatok_online.policy import Refresh, parse_policy
 from dynatok_online.prompt import Placement
 from dynatok_online.tasks.rendering import renderer_of
@@ -39,7 +40,7 @@ class Script:
         placement: Placement = "head",
     ) -> None:
         self.task = task
-        self._policy = parse_policy(reuse, none=False, turned=True)
+        self._policy = parse_policy(reuse, none=False)
         self._renderer = renderer_of(
             task, encode, fixed_width=self._policy.fixed_width, placement=placement
         )
@@ -71,7 +72,7 @@ class Script:
             sampled = response[self._passes[-1][0] : -1]
             self._held = np.concatenate([tokens, sampled]), held.gone_on(len(sampled), k - 1)
             if self._policy.turns:
-                self._move(origins, fed, layout)
+                self._move(origins, fed, layout, at)
             elif self._policy.keeps:
                 refresh = self._policy.refresh(f"{self.task.seed}/{self.task.task_id}/{at}")
                 self._stick(origin, fed, layout, at, refresh)
@@ -88,33 +89,19 @@ class Script:
         origins.pass_of[:same] = held.pass_of[:same]
         origins.shift[:same] = held.shift[:same]
 
-    def _move(self, origins: _Origins, fed: TokenIds, layout: tuple[int, ...]) -> None:
+    def _move(self, origins: _Origins, fed: TokenIds, layout: tuple[int, ...], at: int) -> None:
         """Whole blocks of where text stands now, that the pass before held wherever it stood."""
         begun, before, _ = self._passes[-1]
         tokens, held = self._held
-        source = np.full(len(fed), -1)
-        pieces, new_at, old_at = self._renderer.pieces, 0, 0
-        for old, new in zip(before, layout, strict=True):
-            old_width = begun if old == RESPONSE else len(pieces[old])
-            if new == RESPONSE:
-                # Where nothing stands behind it, what was sampled follows what was fed.
-                width = len(fed) - new_at if layout[-1] == RESPONSE else old_width
-            else:
-                width = len(pieces[new])
-            if old == new:
-                count = min(width, len(tokens) - old_at)
-                source[new_at : new_at + count] = old_at + np.arange(count)
-            new_at += width
-            old_at += old_width
-            if new == RESPONSE and layout[-1] != RESPONSE:
-                break  # what stands behind the response so far is read after other tokens now
+        source = former_places(before, begun, len(tokens), layout, at, self._renderer.pieces)
         limit = (len(fed) - 1) // self._block * self._block
         kept = (source[:limit] >= 0).reshape(-1, self._block).all(1).repeat(self._block)
-        (at,) = np.nonzero(kept)
-        origins.pass_of[at] = held.pass_of[source[at]]
-        origins.shift[at] = held.shift[source[at]] + at - source[at]
+        (new,) = np.nonzero(kept)
+        old = source[new]
+        origins.pass_of[new] = held.pass_of[old]
+        origins.shift[new] = held.shift[old] + new - old
         step = np.zeros(len(fed), np.int64)
-        step[at] = at - source[at]
+        step[new] = new - old
         self.moves = [(a, b, int(step[a])) for a, b in _edges(step) if step[a]]
 
     def _stick(

@@ -69,7 +69,7 @@ def sample_trajectories(
     """
     import torch
 
-    parse_policy(reuse, none=False)
+    parse_policy(reuse, none=False, turned=False)
     length = max(task.max_tokens for task in tasks)
     scripts = [Script(task, encode, reuse=reuse, block_size=block_size) for task in tasks]
     prompts = [script.begin(np.zeros(0, np.int32))[0] for script in scripts]

@@ -47,7 +47,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if not self.data:
             raise ValueError("data is missing; name a .jsonl or .parquet file, or a folder of them")
         if self.reuse != "both":
-            parse_policy(self.reuse, none=False, turned=True)
+            parse_policy(self.reuse, none=False)
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; write 1 or more")
         for name in ("seed", "limit"):

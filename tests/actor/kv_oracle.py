@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from dynatok_online.trajectory import OUTSIDE, Trajectory
+from tests.oracle import turned
 
 Entry = list[tuple[torch.Tensor, torch.Tensor]]
 """One position's key and value in each layer."""
@@ -30,6 +31,7 @@ def kv_logprobs(models: Mapping[int, Any], trajectory: Trajectory) -> np.ndarray
         sampled_by = trajectory.versions()[one.start : one.stop]
         version = [int(sampled_by[max(0, p - fed + 1)]) for p in range(length)]
         source = {p: run.origin for run in one.reuse for p in range(run.start, run.stop)}
+        moved = {p: by for run, by in one.moved_reuse() for p in range(run.start, run.stop)}
         began = one.weight_versions[0].version
         for p, origin in source.items():
             if origin == OUTSIDE:  # computed by another request of the same cache salt
@@ -39,7 +41,7 @@ def kv_logprobs(models: Mapping[int, Any], trajectory: Trajectory) -> np.ndarray
         for (origin, used), run in groupby(places, lambda place: place[:2]):
             positions = [p for _, _, p in run]
             if origin != OUTSIDE:
-                mine += [held[origin][p] for p in positions]
+                mine += [_turned(models[began], held[origin], p, moved[p]) for p in positions]
                 continue
             logits = _forward(models[used], tokens, positions, mine)
             for p, row in zip(positions, logits.log_softmax(-1), strict=True):
@@ -47,6 +49,11 @@ def kv_logprobs(models: Mapping[int, Any], trajectory: Trajectory) -> np.ndarray
                     found[one.start + p - fed + 1] = float(row[int(tokens[p + 1])])
         held.append(mine)
     return found
+
+
+def _turned(model: Any, held: list[Entry], position: int, shift: int) -> Entry:
+    """What stands at a position now, and stood `shift` lower where it was computed."""
+    return [(turned(model, key, shift), value) for key, value in held[position - shift]]
 
 
 def _forward(model: Any, tokens: np.ndarray, positions: list[int], mine: list[Entry]) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dynatok_online import attention
-from dynatok_online.attention.turning import turning_of
+from dynatok_online.attention.turning import frequencies, turning_of, why_not_turned
 from dynatok_online.rows.plan import plan_rows
 from dynatok_online.spans.audit import audit
 from dynatok_online.spans.build import build_spans
@@ -40,7 +40,13 @@ def batch(seed: int) -> tuple[list[Trajectory], list[np.ndarray]]:
 @pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("qwen3", "concat"), ("llama", "concat"), ("mistral", "concat"), ("mistral", "dense")],
+    [
+        ("qwen3", "concat"),
+        ("qwen2", "concat"),
+        ("llama", "concat"),
+        ("mistral", "concat"),
+        ("mistral", "dense"),
+    ],
 )
 def test_moved_kv_equals_the_oracle(name: str, kind: str, parts: bool) -> None:
     plain = make(name)
@@ -61,7 +67,7 @@ def test_moved_kv_equals_the_oracle(name: str, kind: str, parts: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama", "mistral"])
 def test_many_moved(name: str) -> None:
     plain = make(name)
     model = copy.deepcopy(plain)
@@ -116,6 +122,7 @@ def test_a_turned_key_is_the_key_of_where_it_stands() -> None:
     settings: list[tuple[str, dict[str, Any]]] = [
         ("llama", {}),
         ("mistral", {}),
+        ("qwen2", {}),
         ("qwen3", {}),
         ("llama", {"rope_parameters": {**yarn, "original_max_position_embeddings": 64}}),
         ("qwen3", {"rope_parameters": scaled}),
@@ -136,6 +143,8 @@ def test_a_turned_key_is_the_key_of_where_it_stands() -> None:
             assert (turned - there).abs().max() <= 1e-5 * there.abs().max()
             back = turning.turn(there, torch.full((3,), -7))
             assert (back - here).abs().max() <= 1e-5 * here.abs().max()
+        assert why_not_turned(model.config) == ""
+        assert torch.equal(frequencies(model.config), turning.rotary.inv_freq.float())
 
 
 @pytest.mark.parametrize(
@@ -157,6 +166,7 @@ def test_models_whose_keys_cannot_be_turned_are_refused(
     model = make(name, **changes)
     with pytest.raises(ValueError, match=says):
         turning_of(model).check()
+    assert says in why_not_turned(model.config)
     attention.prepare(model)
     many, _ = batch(0)
     with pytest.raises(ValueError, match="cannot be kept"):

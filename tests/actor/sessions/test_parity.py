@@ -33,7 +33,8 @@ from tests.actor.models import nudged
 
 pytestmark = pytest.mark.engine
 
-MODES = [(reuse, place) for reuse in ("exact", "sticky", "refresh") for place in ("head", "late")]
+REUSE = ("exact", "sticky", "refresh", "turned")
+MODES = [(reuse, place) for reuse in REUSE for place in ("head", "late")]
 
 
 def encode(text: str) -> list[int]:
@@ -141,7 +142,7 @@ class Swarm:
             ),
             reuse=random_refresh(rng) if self.reuse == "refresh" else self.reuse,
             placement=self.placement,
-            slot_width=40,
+            slot_width=0 if self.reuse == "turned" else 40,
             on_tokens=(lambda token_ids: None) if surprised else None,
         )
         running = asyncio.create_task(live.run())
@@ -188,6 +189,13 @@ def check(swarm: Swarm, done: list[Finished]) -> dict[str, float]:
         "mixed": sum(len(p.weight_versions) > 1 for t in trajectories for p in t.passes),
         "split": sum(p.finish_reason == "preempted" for t in trajectories for p in t.passes),
         "versions": len({int(v) for t in trajectories for v in t.versions()}),
+        "moved": sum(
+            run.stop - run.start
+            for t in trajectories
+            for p in t.passes
+            for run, shift in p.moved_reuse()
+            if shift
+        ),
     }
 
 
@@ -243,6 +251,7 @@ def test_parity(vllm, ring, reference, reuse: str, placement: str) -> None:
     )
     assert found["reused"] > 0
     assert found["versions"] == 2
+    assert (found["moved"] > 0) == (reuse == "turned" and placement == "head")
 
 
 @pytest.mark.parametrize("reuse", ["exact", "sticky"])

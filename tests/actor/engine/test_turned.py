@@ -1,0 +1,241 @@
+"""Slots of any width in the real vLLM: what moves is kept, and nobody else notices it."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actor.config import ReusePolicy, SamplingConfig
+from actor.sessions.cache_audit import contradictions
+from actor.sessions.live_session import Finished, LiveSession
+from actor.sessions.serving import Serving
+from dynatok_online.spans.build import audit
+from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
+from tests.actor.kv_oracle import kv_logprobs
+from tests.actor.sessions.test_parity import encode, largest_gap
+
+pytestmark = pytest.mark.engine
+
+
+def task(*widths: int, length: int = 200) -> Task:
+    """A slot that is so wide in turn, with text before and behind it; each state its own letter."""
+    states = [SlotState(chr(ord("a") + width % 26) * width) for width in widths]
+    step = length // len(widths)
+    edits = tuple(ScheduledEdit(i * step, "s", one) for i, one in enumerate(states) if i)
+    return Task("t", "x" * 40 + "{{s}}" + "yz" * 35, {"s": states[0]}, edits, length)
+
+
+def live(serving: Serving, one: Task, reuse: ReusePolicy, **more: Any) -> LiveSession:
+    sampling = SamplingConfig(ignore_eos=True)
+    return LiveSession(
+        one,
+        serving,
+        encode=encode,
+        decode=lambda token_ids: "",
+        sampling=sampling,
+        reuse=reuse,
+        **more,
+    )
+
+
+def checked(done: Finished, reference: Any) -> Finished:
+    assert done.problems == ()
+    assert audit(done.trajectory) == []
+    oracle = kv_logprobs({0: reference}, done.trajectory)
+    assert np.abs(oracle - done.trajectory.logprobs).max() < 1e-4
+    assert largest_gap(reference, done.trajectory) < 1e-4
+    return done
+
+
+def test_what_stands_behind_a_slot_is_kept_wherever_it_goes(vllm, serving, reference) -> None:
+    done = checked(vllm.run(live(serving, task(5, 9, 38, 3, 5), "turned").run()), reference)
+    passes = done.trajectory.passes
+    for one in passes[1:]:
+        # Of some 110 to 260 positions, the slot and the borders of what moved are computed.
+        fed = done.trajectory.fed_length(passes.index(one))
+        assert fed - one.num_cached_tokens < 38 + 3 * 32
+    assert [set(one.shifts or ()) for one in passes] == [
+        set(),
+        {0, 4},
+        {0, 33},
+        {0, -2, -6, -35},
+        {0, 2, -4, -33} & set(passes[4].shifts or ()),
+    ]
+    exact = vllm.run(live(serving, task(5, 9, 38, 3, 5), "exact").run())
+    assert done.counts.computed_tokens < 0.6 * exact.counts.computed_tokens
+
+
+def test_text_that_moves_back_is_found_where_it_was(vllm, serving, reference) -> None:
+    """Its blocks were never changed, so it is neither copied nor turned a second time."""
+    done = checked(vllm.run(live(serving, task(5, 21, 5), "turned").run()), reference)
+    first, away, back = done.trajectory.passes
+    assert 16 in (away.shifts or ())
+    behind = [run for run, shift in back.moved_reuse() if run.origin == 0 and not shift]
+    assert sum(run.stop - run.start for run in behind) >= 96
+    assert first.reuse == ()
+
+
+def test_nobody_elses_blocks_change(vllm, serving) -> None:
+    """An exact session of the same text, before and after, all of it from the cache."""
+
+    def exact() -> Finished:
+        return vllm.run(live(serving, task(5), "exact").run())
+
+    before = exact()
+    for widths in ((5, 9), (5, 38), (5, 1, 70)):
+        assert vllm.run(live(serving, task(*widths), "turned").run()).problems == ()
+    after = exact()
+    assert after.counts.reused_tokens > before.counts.reused_tokens
+    assert after.trajectory.response.tolist() == before.trajectory.response.tolist()
+    gap = np.abs(after.trajectory.logprobs - before.trajectory.logprobs).max()
+    assert gap < 1e-5
+
+
+def test_a_slot_of_one_width_is_sticky(vllm, serving) -> None:
+    one = task(28, 28, 28, 28)
+    turned, sticky = (
+        vllm.run(live(serving, one, reuse, slot_width=width).run())
+        for reuse, width in (("turned", 0), ("sticky", 28))
+    )
+    assert turned.problems == sticky.problems == ()
+    assert turned.trajectory.response.tolist() == sticky.trajectory.response.tolist()
+    assert [p.num_cached_tokens for p in turned.trajectory.passes[1:]] == [
+        p.num_cached_tokens for p in sticky.trajectory.passes[1:]
+    ]
+
+
+def test_wrong_parts_are_caught(vllm, serving) -> None:
+    """What the engine says of a block that moved is held against the record, part by part."""
+    session = live(serving, task(5, 9, 38), "turned")
+    assert vllm.run(session.run()).problems == ()
+    recorder = session._recorder
+    parts, held, size = recorder._parts, recorder._held, recorder.block_size
+    reports = {
+        name: (one.scheduled,) if name == one.served.name else ()
+        for one in parts
+        for name, _ in one.requests(1)
+        if one.scheduled is not None
+    }
+    moved = parts[1].scheduled.moved
+    assert moved, "nothing has moved"
+    block = min(moved)
+
+    def problems(*changed: Any) -> list[str]:
+        wrong = replace(parts[1].scheduled, moved={**moved, block: changed})
+        tampered = [parts[0], replace(parts[1], scheduled=wrong), *parts[2:]]
+        return [
+            one
+            for one in contradictions(tampered, held, reports, size, 1)
+            if f"block {block} " in one
+        ]
+
+    right = moved[block]
+    assert problems(*right) == []
+    first, *rest = right
+    assert "moved by" in problems(first._replace(shift=first.shift + 1), *rest)[0]
+    assert "the engine made it of" in problems(*rest)[0]
+    other = parts[0].scheduled.computed[0]
+    assert "other KV" in problems(first._replace(name=other), *rest)[0]
+
+
+def layer(dtype: Any, heads: int = 3, width: int = 64, blocks: int = 8) -> Any:
+    """A layer of attention with a cache, as vLLM's worker has it."""
+    import torch
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, _get_attn_isa
+
+    impl = types.SimpleNamespace(attn_type="decoder", kv_cache_dtype="auto")
+    impl.do_kv_cache_update = types.MethodType(CPUAttentionBackendImpl.do_kv_cache_update, impl)
+    return types.SimpleNamespace(
+        kv_cache=torch.randn(blocks, heads, 32, 2 * width).to(dtype),
+        num_kv_heads=heads,
+        head_size=width,
+        impl=impl,
+        isa=_get_attn_isa(dtype, 32, width, "auto"),
+        _k_scale_float=1.0,
+        _v_scale_float=1.0,
+    )
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_what_is_read_is_what_vllm_wrote(vllm, kind: str) -> None:
+    import torch
+
+    from actor.engine.turned import Layout
+
+    one = layer(getattr(torch, kind))
+    layout = Layout.of(one, 32)
+    key, value = torch.randn(2, 32, 3, 64).to(one.kv_cache.dtype)
+    one.impl.do_kv_cache_update(one, key, value, one.kv_cache, torch.arange(32) + 64)
+    at = torch.arange(32)
+    read = layout.read(one.kv_cache, torch.full((32,), 2), at)
+    assert torch.equal(read[0], key)
+    assert torch.equal(read[1], value)
+
+
+def test_blocks_are_made_in_order_and_leave_others_alone(vllm) -> None:
+    """One is made of another that is made in the same step; one is made where its source was."""
+    import torch
+
+    from actor.engine.turned import BlockMaker, Layout
+    from dynatok_online.attention.turning import turn
+
+    one = layer(torch.float32)
+    maker = BlockMaker.__new__(BlockMaker)
+    maker._layers, maker._size, maker._layouts = [one], 32, [Layout.of(one, 32)]
+    maker._frequencies = 1e4 ** -(torch.arange(0, 64, 2) / 64)
+    at = torch.arange(32)
+
+    def read(block: int) -> Any:
+        return maker._layouts[0].read(one.kv_cache, torch.full((32,), block), at)
+
+    before = one.kv_cache.clone()
+    (key1, value1), (key2, value2) = read(1), read(2)
+    maker.make(
+        [
+            (3, [(1, 5, 32, 7), (2, 0, 5, 7)]),
+            (4, [(3, 0, 32, -7)]),
+            (1, [(1, 0, 16, 2), (2, 16, 32, 2)]),
+        ]
+    )
+    key = torch.cat([key1[5:], key2[:5]]).transpose(0, 1)
+    turned = turn(key, torch.full((32,), 7), maker._frequencies).transpose(0, 1)
+    assert torch.allclose(read(3)[0], turned, atol=1e-6)
+    assert torch.equal(read(3)[1], torch.cat([value1[5:], value2[:5]]))
+    assert torch.allclose(read(4)[0], key.transpose(0, 1), atol=1e-5)
+    assert torch.equal(read(1)[1], torch.cat([value1[:16], value2[16:]]))
+    for block in (0, 2, 5, 6, 7):
+        assert torch.equal(one.kv_cache[block], before[block])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, ""),
+        ({"drafts": 4}, "drafts"),
+        ({"cache_dtype": "fp8"}, "kv_cache_dtype"),
+        ({"world_size": 2}, "one worker"),
+        ({"model_type": "gemma3_text"}, "gemma3_text"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(vllm, changes: dict[str, Any], says: str) -> None:
+    from actor.engine.arguments import why_not_turned
+
+    model = types.SimpleNamespace(
+        model_type=changes.get("model_type", "llama"),
+        architectures=["Some"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        head_dim=8,
+    )
+    config = types.SimpleNamespace(
+        parallel_config=types.SimpleNamespace(world_size=changes.get("world_size", 1)),
+        cache_config=types.SimpleNamespace(cache_dtype=changes.get("cache_dtype", "auto")),
+        num_speculative_tokens=changes.get("drafts", 0),
+        model_config=types.SimpleNamespace(hf_text_config=model),
+    )
+    found = why_not_turned(config)
+    assert says in found
+    assert bool(found) == bool(says)
