@@ -165,9 +165,9 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     reuse: ReusePolicy = "exact"
     """What a pass takes from the cache after an edit: `exact` (an unchanged prefix), `sticky` (all
     but the edited slot), `refresh:64` (sticky, but the last 64 tokens are computed anew;
-    `refresh:0-128` draws how many for every pass), `turned` (sticky, whose slots may grow and shrink;
-    vLLM's CPU build) or `none`. A sticky edit takes a second place in
-    the engine for one step: where `engine.max_num_seqs` is set, let it be above `sessions`."""
+    `refresh:0-128` draws how many for every pass), `turned` (sticky, whose slots may grow and
+    shrink) or `none`. A sticky edit takes a second place in the engine for one step: where
+    `engine.max_num_seqs` is set, let it be above `sessions`."""
     placement: Literal["head", "late"] = "head"
     """Where slots stand: `head` (as the template says) or `late` (behind the response so far)."""
     chat_template_kwargs: dict[str, Any] = {}

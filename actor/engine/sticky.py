@@ -6,8 +6,8 @@ of the name before it. For a sticky request this changes, and nothing for any ot
 - Where it is given its blocks, each block that the session's previous request held with the same
   tokens is asked for under the name that it had there, so it is found whatever has changed before
   it. The first block of which neither that nor the ordinary name is cached ends the search.
-- Where a slot has changed its width, it is told which of its tokens stood where, and a block of them
-  is put together in a free block of the cache (`turned`), named by what it is made of.
+- Where a slot has changed its width, it is told which of its tokens stood where, and blocks of
+  them are put together in free blocks of the cache (`turned`), named by what they are made of.
 - All blocks that follow are named anew: the hash of their tokens and of *everything* before them
   as it now is, changed blocks included (`actor.sessions.block_names` states the rule). A name
   therefore says what is in a block, and no other session can ever find a block whose KV its own
@@ -125,7 +125,6 @@ def _assign(
     manager: KVCacheManager, request: Request, use: _Use, size: int, hash_function: Any
 ) -> list[int]:
     """Name the request's full blocks; the indices of those kept on a changed beginning."""
-    tokens = request._all_token_ids
     old, held, moves = _kept_from(request, use)
     old_names, old_chains, old_moved = [], [], {}
     sources: list[tuple[Source, ...]] = []

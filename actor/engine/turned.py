@@ -13,7 +13,6 @@ inverse does not exist, so it is asked where in a block it writes each number (`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,10 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from actor.sessions.moved import Part, Source, is_whole
 from dynatok_online.attention.turning import frequencies, turn
+
+BASE = 64
+UNITS = (1, BASE, BASE**2, BASE**3)
+"""A block of a layer has fewer numbers than `BASE**4`."""
 
 Name = Any  # vLLM's BlockHash
 Copy = tuple[int, list[tuple[int, int, int, int]]]
@@ -58,7 +61,8 @@ class Room:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.free_blocks(reversed(self._held))
+        if self._held:
+            self._pool.free_blocks(reversed(self._held))
 
     def hold(self, name: Name) -> None:
         """This block was found: it is not taken for another."""
@@ -215,21 +219,20 @@ class Layout:
         nothing = torch.zeros(number.shape, dtype=cache.dtype)
         found = []
         for is_key in (True, False):
-            place = torch.zeros(cache[0].numel(), dtype=torch.long)
-            # In digits, which are exact in every type; counted from one, since nothing is zero.
-            for digit in range(math.ceil(math.log(count, 64)) or 1):
-                digits = (number // 64**digit % 64 + 1).to(cache.dtype)
+            # In digits, which every type holds exactly; one is added, since what is not written is
+            # zero.
+            written = torch.zeros(cache[0].numel(), dtype=torch.long)
+            for unit in UNITS:
+                digits = (number // unit % BASE + 1).to(cache.dtype)
                 block = torch.zeros((1, *cache.shape[1:]), dtype=cache.dtype)
                 given = (digits, nothing) if is_key else (nothing, digits)
                 layer.impl.do_kv_cache_update(layer, *given, block, torch.arange(size))
-                place += 64**digit * block.flatten().long()
-            base = sum(64**digit for digit in range(math.ceil(math.log(count, 64)) or 1))
-            (at,) = torch.nonzero(place, as_tuple=True)
-            where = torch.full((count,), -1)
-            where[place[at] - base] = at
-            if len(at) != count or (where < 0).any():
+                written += unit * block.flatten().long()
+            (at,) = torch.nonzero(written, as_tuple=True)
+            read = written[at] - sum(UNITS)
+            if not torch.equal(read.sort().values, torch.arange(count)):
                 raise RuntimeError("vLLM does not keep keys and values as they are; see `Layout`")
-            found.append(where.view(size, heads * width))
+            found.append(at[read.argsort()].view(size, heads * width))
         return cls(*found, heads)
 
     def read(

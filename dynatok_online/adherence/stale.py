@@ -59,7 +59,8 @@ def ratio(sums: np.ndarray) -> dict[str, Any]:
 def recomputed(one: Trajectory) -> Trajectory:
     """The same response as if every edit had computed its whole prompt anew."""
     passes = tuple(
-        msgspec.structs.replace(each, reuse=(), num_cached_tokens=0) for each in one.passes
+        msgspec.structs.replace(each, reuse=(), shifts=msgspec.UNSET, num_cached_tokens=0)
+        for each in one.passes
     )
     return msgspec.structs.replace(one, passes=passes, policy="exact")
 

@@ -13,7 +13,7 @@ from dynatok_online.spans.ghosts import edited_stretches
 from dynatok_online.trajectory import Edit
 from tests.models import make
 from tests.oracle import exact_logits
-from tests.simulate import World, simulate
+from tests.simulate import World, simulate, simulate_moved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,3 +63,11 @@ def test_a_fresh_prompt_swallows_nothing_and_the_effect_is_that_of_plain_forward
                     total += float(now[k][i - one.passes[k].start].log_softmax(-1)[y])
                     total -= float(then[i - one.passes[before].start][y])
         assert effect(model, one) == pytest.approx(total, abs=1e-5)
+
+
+def test_what_has_moved_is_computed_anew_as_well() -> None:
+    rng = np.random.default_rng(1)
+    many = [simulate_moved(rng, world=World(slots=(1, 2), slot=(0, 6))) for _ in range(8)]
+    assert any(each.shifts is not msgspec.UNSET for one in many for each in one.passes)
+    for one in many:
+        assert not any(each.reuse or each.shifts for each in recomputed(one).passes)

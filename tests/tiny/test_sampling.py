@@ -54,3 +54,9 @@ def test_gold_responses_follow_every_edit() -> None:
         assert len(text) == task.max_tokens
         for word in text.replace(".", " ").lower().split()[:-1]:
             assert word.isdecimal() or word in world.words()
+
+
+def test_a_sampler_that_turns_no_keys_says_so() -> None:
+    tasks = list(islice(world.tasks("heldout", seed=3, max_tokens=128, edits=(1, 1)), 1))
+    with pytest.raises(ValueError, match=r"reuse is 'turned'.*write sticky"):
+        sample_trajectories(torch.nn.Module(), tasks, reuse="turned")

@@ -12,6 +12,7 @@ import pytest
 from actor.config import ReusePolicy, SamplingConfig
 from actor.sessions.cache_audit import contradictions
 from actor.sessions.live_session import Finished, LiveSession
+from actor.sessions.moved import Part, Source
 from actor.sessions.serving import Serving
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
@@ -239,3 +240,82 @@ def test_what_cannot_be_is_refused_by_name(vllm, changes: dict[str, Any], says: 
     found = why_not_turned(config)
     assert says in found
     assert bool(found) == bool(says)
+
+
+def room_of(free: int, **cached: str) -> tuple[Any, Any, dict[str, int]]:
+    """A pool of blocks in vLLM, with blocks of these names cached, and `free` ones besides."""
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+
+    pool = BlockPool(1 + free + len(cached), enable_caching=True, hash_block_size=32)
+    blocks = pool.get_new_blocks(len(cached))
+    for name, block in zip(cached, blocks, strict=True):
+        key = make_block_hash_with_group_id(name.encode(), 0)
+        pool._insert_block_hash(key, block, num_tokens=32)
+    pool.free_blocks(blocks)
+    manager = types.SimpleNamespace(block_pool=pool, dynatok_filling=set(), dynatok_copies=[])
+    return manager, pool, {name: one.block_id for name, one in zip(cached, blocks, strict=True)}
+
+
+SOURCES = (Source(0, 16, 32, 3), Source(1, 0, 16, 3))
+PARTS = (Part(b"a", 16, 32, 3), Part(b"b", 0, 16, 3))
+
+
+def test_a_block_that_is_put_together_waits_to_be_found() -> None:
+    from actor.engine.turned import Room
+
+    manager, pool, blocks = room_of(1, a="", b="")
+    with Room(manager, True) as room:
+        assert room.put(b"m", PARTS, SOURCES, [b"a", b"b"], 64)
+    ((block, copies),) = manager.dynatok_copies
+    assert copies == [(blocks["a"], 16, 32, 3), (blocks["b"], 0, 16, 3)]
+    assert [one.block_id for one in pool.get_cached_block(b"m", [0])] == [block]
+    assert block not in blocks.values()
+    assert pool.get_num_free_blocks() == 3
+
+
+def test_what_this_step_computes_cannot_be_copied_before_it() -> None:
+    from actor.engine.turned import Room
+
+    manager, pool, blocks = room_of(1, a="", b="")
+    manager.dynatok_filling.add(blocks["b"])
+    with Room(manager, True) as room:
+        assert not room.put(b"m", PARTS, SOURCES, [b"a", b"b"], 64)
+    assert manager.dynatok_copies == []
+    assert pool.get_num_free_blocks() == 3
+
+
+def test_what_was_found_is_not_evicted_for_what_is_put_together() -> None:
+    from actor.engine.turned import Room
+
+    manager, pool, _ = room_of(1, a="", b="")
+    with Room(manager, True) as room:
+        room.hold(b"a")
+        room.hold(b"b")
+        assert room.put(b"m", PARTS, SOURCES, [b"a", b"b"], 64)
+        room.hold(b"m")
+        assert not room.put(b"n", PARTS, SOURCES, [b"a", b"b"], 64), "there was no block"
+        assert pool.get_num_free_blocks() == 0
+    assert pool.get_num_free_blocks() == 3
+    assert all(pool.get_cached_block(name, [0]) for name in (b"a", b"b", b"m"))
+
+
+def test_what_was_held_serves_where_what_was_computed_is_gone() -> None:
+    from actor.engine.turned import Room
+
+    gone = (Part(b"x", 16, 32, 7), Part(b"y", 0, 16, 7))
+    manager, _, blocks = room_of(1, a="", b="")
+    with Room(manager, True) as room:
+        assert room.put(b"m", gone, SOURCES, [b"a", b"b"], 64)
+        assert not room.put(b"n", gone, SOURCES, [b"a", b"z"], 64)
+    ((_, copies),) = manager.dynatok_copies
+    assert copies == [(blocks["a"], 16, 32, 3), (blocks["b"], 0, 16, 3)]
+
+
+def test_what_moves_back_is_never_put_together_under_its_own_name() -> None:
+    """Turned forth and back, it is not what an exact request would have computed to the bit."""
+    from actor.engine.turned import Room
+
+    manager, _, _ = room_of(1, a="", b="")
+    with Room(manager, True) as room:
+        assert not room.put(b"x", (Part(b"x", 0, 32, 0),), SOURCES, [b"a", b"b"], 32)
