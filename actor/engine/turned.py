@@ -233,7 +233,8 @@ class Layout:
             if not torch.equal(read.sort().values, torch.arange(count)):
                 raise RuntimeError("vLLM does not keep keys and values as they are; see `Layout`")
             found.append(at[read.argsort()].view(size, heads * width))
-        return cls(*found, heads)
+        key, value = found
+        return cls(key, value, heads)
 
     def read(
         self, cache: torch.Tensor, blocks: torch.Tensor, at: torch.Tensor

@@ -168,9 +168,8 @@ class Log:
 
 
 def said(tokens: int, reused: str, computed: str, *kept: int) -> Scheduled:
-    return Scheduled(
-        tokens, kept, *(tuple(c.encode() for c in part) for part in (reused, computed))
-    )
+    found, filled = (tuple(c.encode() for c in part) for part in (reused, computed))
+    return Scheduled(tokens, kept, found, filled)
 
 
 def two_passes(**more: Any) -> Recorder:
