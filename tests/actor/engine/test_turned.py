@@ -67,7 +67,9 @@ def test_what_stands_behind_a_slot_is_kept_wherever_it_goes(vllm, serving, refer
         {0, 2, -4, -33},
     ]
     exact = vllm.run(live(serving, task(5, 9, 38, 3, 5), "exact").run())
-    assert done.counts.computed_tokens < 0.6 * exact.counts.computed_tokens
+    written = done.trajectory.fed_length(0) + len(done.trajectory.response)  # in any case
+    again, all_again = (one.counts.computed_tokens - written for one in (done, exact))
+    assert again < 0.75 * all_again
 
 
 def test_text_that_moves_back_is_found_where_it_was(vllm, serving, reference) -> None:
