@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -81,13 +81,9 @@ class DraftsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def check_drafts(
-    drafts: DraftsConfig,
-    sampling: SamplingConfig,
-    engine: Mapping[str, Any],
-    where: str = "",
-    policies: Sequence[ReusePolicy] = (),
+    drafts: DraftsConfig, sampling: SamplingConfig, engine: Mapping[str, Any], where: str = ""
 ) -> None:
-    """ValueError for what cannot be beside drafts; `where` begins the names of the fields."""
+    """ValueError for what vLLM cannot do beside drafts; `where` begins the names of the fields."""
     if engine.get("speculative_config"):
         raise ValueError(
             f"{where}engine.speculative_config: write {where}drafts: {{tokens: 4}} instead, of "
@@ -100,11 +96,6 @@ def check_drafts(
         raise ValueError(
             f"{where}sampling.min_p is {sampling.min_p}: vLLM cannot sample with it beside "
             f"drafts; {without}"
-        )
-    if "turned" in policies:
-        raise ValueError(
-            f"reuse is 'turned', which was never tried beside drafts; write sticky, or "
-            f"{where}drafts: {{tokens: 0}}"
         )
     for name in NOT_WITH_DRAFTS:
         if engine.get(name):
@@ -206,7 +197,7 @@ class ActorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         check_name("actor.name", self.name)
         parse_policy(self.reuse, "actor.reuse")
-        check_drafts(self.drafts, self.sampling, self.engine, "actor.", (self.reuse,))
+        check_drafts(self.drafts, self.sampling, self.engine, "actor.")
         _positive(
             "actor",
             sessions=self.sessions,

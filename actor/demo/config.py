@@ -77,7 +77,7 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if not 1 <= len(set(self.lanes)) == len(self.lanes) <= MOST_LANES:
             raise ValueError(f"lanes is {list(self.lanes)}; name one to four, each once")
-        check_drafts(self.drafts, self.sampling, self.engine, policies=self.lanes)
+        check_drafts(self.drafts, self.sampling, self.engine)
         for lane in self.lanes:
             parse_policy(lane, "lanes")
         for name, offered in self.choices.items():

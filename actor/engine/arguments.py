@@ -87,8 +87,6 @@ def why_not_turned(config: Any) -> str:
         return "it is written for one worker, and actor.engine asks for several"
     if config.cache_config.cache_dtype != "auto":
         return f"actor.engine.kv_cache_dtype is {config.cache_config.cache_dtype!r}: leave it out"
-    if config.num_speculative_tokens:
-        return "it was never tried beside drafts: leave them out"
     return why_not(config.model_config.hf_text_config)
 
 

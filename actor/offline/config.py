@@ -66,7 +66,6 @@ class CollectConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_policy(self.reuse)
-        check_drafts(self.drafts, self.sampling, self.engine, policies=(self.reuse,))
         for name in ("trajectories", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; write 1 or more")
@@ -150,7 +149,6 @@ class EvalConfig(AloneConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("reuse is empty; write exact, sticky, refresh:64 or none")
         for policy in self.reuse:
             parse_policy(policy)
-        check_drafts(self.drafts, self.sampling, self.engine, policies=self.reuse)
         if self.stale and not any(parse_policy(one).keeps for one in self.reuse):
             raise ValueError(
                 f"stale needs sticky or refresh:64 in reuse, which is {list(self.reuse)}"

@@ -47,7 +47,6 @@ DRAFTS = DraftsConfig(tokens=4)
         ({"sampling": SamplingConfig(min_p=0.1)}, r"sampling.min_p is 0.1.*drafts: \{tokens: 0"),
         ({"engine": {"logits_processors": ["a:B"]}}, r"logits_processors.*drafts: \{tokens: 0"),
         ({"engine": {"async_scheduling": True}}, r"async_scheduling.*drafts: \{tokens: 0"),
-        ({"reuse": "turned"}, r"reuse is 'turned'.*beside drafts.*drafts: \{tokens: 0"),
     ],
 )
 def test_what_vllm_has_not_beside_drafts_is_refused(config, given, word: str) -> None:

@@ -222,7 +222,6 @@ def test_blocks_are_made_in_order_and_leave_others_alone(vllm) -> None:
     ("changes", "says"),
     [
         ({}, ""),
-        ({"drafts": 4}, "drafts"),
         ({"cache_dtype": "fp8"}, "kv_cache_dtype"),
         ({"world_size": 2}, "one worker"),
         ({"model_type": "gemma3_text"}, "gemma3_text"),
@@ -240,7 +239,6 @@ def test_what_cannot_be_is_refused_by_name(vllm, changes: dict[str, Any], says: 
     config = types.SimpleNamespace(
         parallel_config=types.SimpleNamespace(world_size=changes.get("world_size", 1)),
         cache_config=types.SimpleNamespace(cache_dtype=changes.get("cache_dtype", "auto")),
-        num_speculative_tokens=changes.get("drafts", 0),
         model_config=types.SimpleNamespace(hf_text_config=model),
     )
     found = why_not_turned(config)

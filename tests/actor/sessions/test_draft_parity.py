@@ -28,12 +28,13 @@ def vllm(random_model: Path) -> Iterator[SharedEngine]:
         yield shared
 
 
-def test_parity(vllm, ring, reference) -> None:
+@pytest.mark.parametrize("reuse", ["sticky", "turned"])
+def test_parity(vllm, ring, reference, reuse: str) -> None:
     found = swarm_of(
         vllm,
         ring,
         reference,
-        reuse="sticky",
+        reuse=reuse,
         placement="head",
         count=16,
         updates=1,
@@ -71,7 +72,7 @@ def test_several_tokens_of_a_step_reach_a_session_and_edits_cut_between_them(vll
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("reuse", "placement"), [mode for mode in MODES if mode[0] != "turned"])
+@pytest.mark.parametrize(("reuse", "placement"), MODES)
 def test_parity_in_full(vllm, ring, reference, reuse: str, placement: str) -> None:
     """More than 60 trajectories, in a cache that does not hold the sessions that run at once."""
     in_full(vllm, ring, reference, reuse, placement, temperatures=COLD)
