@@ -10,6 +10,7 @@ from typing import Protocol
 from actor.demo.pace import Pausable
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
+from dynatok_online.adherence.stale import Swallowed
 from dynatok_online.trajectory import Trajectory
 
 
@@ -18,6 +19,9 @@ class Backend(Protocol):
 
     sends: bool
     """Whether there is a learner to send trajectories to."""
+
+    measures: bool
+    """Whether it can be said what old KV swallowed of an edit: there is one model, which stays."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -49,4 +53,8 @@ class Backend(Protocol):
 
     async def send(self, trajectory: Trajectory) -> None:
         """Hand a trajectory to the learner of a training run; it may take a while to have room."""
+        ...
+
+    async def swallowed(self, trajectory: Trajectory) -> list[Swallowed]:
+        """What old KV swallowed of each edit of a response; it may take seconds."""
         ...

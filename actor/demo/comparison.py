@@ -51,6 +51,8 @@ class Comparison:
         self.running = True
         self.sent: set[int] = set()
         """Lanes whose response the learner has, or will get."""
+        self.measured: set[int] = set()
+        """Lanes of which it is said, or will be, what old KV swallowed."""
         self._edits = 0
         self._begun = time.monotonic()
         self._changed = changed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -15,12 +16,15 @@ from actor.config import SamplingConfig
 from actor.demo.backend import Backend
 from actor.demo.comparison import Comparison
 from actor.demo.config import DemoConfig
-from actor.demo.messages import Edit, Hello, Pause, Request, Send, Speed, Start, Stop
+from actor.demo.messages import Edit, Hello, Measure, Pause, Request, Send, Speed, Start, Stop
 from actor.demo.pace import Pace
 from actor.tokenizer import chat_of
+from dynatok_online.policy import parse_policy
 from dynatok_online.prompt import Placement
 from dynatok_online.requirements import REQUIREMENTS
 from dynatok_online.tasks.files import Chat
+from dynatok_online.trajectory import Trajectory
+from dynatok_online.view.events import stale_event
 
 
 class Refused(ValueError):
@@ -40,7 +44,8 @@ class Control:
         self._news = asyncio.Event()
         self._starting = asyncio.Lock()
         self._chats: dict[Placement, Chat] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._behind: set[asyncio.Task[None]] = set()
+        """What goes on behind an answer: sending, measuring."""
 
     def status(self) -> dict[str, Any]:
         """What every page shows besides the session."""
@@ -52,6 +57,7 @@ class Control:
             "speed": self._pace.tokens_per_second,
             "paced": self.backend.pausable is not None,
             "sends": self.backend.sends,
+            "measures": self.backend.measures,
         }
 
     def welcome(self) -> dict[str, Any]:
@@ -112,6 +118,8 @@ class Control:
                 self.wake()
             case Send() if session is not None:
                 self._send(session, request.lane)
+            case Measure() if session is not None:
+                self._measure(session)
             case _:
                 raise Refused("nothing is being written; press Start first")
 
@@ -137,7 +145,7 @@ class Control:
         """End the session."""
         if self.session is not None:
             await self.session.cancel()
-        for task in (*self._sending, *([] if self._pacing is None else [self._pacing])):
+        for task in (*self._behind, *([] if self._pacing is None else [self._pacing])):
             task.cancel()
 
     async def _start(self, request: Start) -> None:
@@ -196,9 +204,45 @@ class Control:
             else:
                 session.emit({"type": "sent", "lane": lane})
 
-        task = asyncio.create_task(send())
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._go_on(send())
+
+    def _measure(self, session: Comparison) -> None:
+        if not self.backend.measures:
+            raise Refused(
+                "beside a training run the weights change; dynatok eval with stale: true measures "
+                "what it has published"
+            )
+        if session.running:
+            raise Refused("only finished responses can be measured; press Stop first")
+        found = {
+            number: trajectory
+            for number, lane in enumerate(session.lanes)
+            if parse_policy(lane.reuse).keeps and (trajectory := session.trajectory(lane))
+        }
+        if not any(one.edits for one in found.values()):
+            raise Refused("only sticky and refresh lanes keep old KV, and only behind an edit")
+        if found.keys() <= session.measured:
+            raise Refused("these responses have been measured already")
+
+        async def measure(number: int, trajectory: Trajectory) -> None:
+            try:
+                stretches = await self.backend.swallowed(trajectory)
+            except Exception as error:
+                session.measured.discard(number)
+                message = f"not measured: {type(error).__name__}: {error}"
+                session.emit({"type": "unmeasured", "lane": number, "message": message})
+            else:
+                session.emit(stale_event(number, stretches))
+
+        for number in found.keys() - session.measured:
+            session.measured.add(number)
+            session.emit({"type": "measuring", "lane": number})
+            self._go_on(measure(number, found[number]))
+
+    def _go_on(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
 
     def _sampling(self, request: Start) -> SamplingConfig:
         return msgspec.structs.replace(

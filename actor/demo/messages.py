@@ -72,7 +72,11 @@ class Send(msgspec.Struct, tag="send", forbid_unknown_fields=True):
     lane: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
 
 
-Request = Hello | Start | Edit | Pause | Stop | Speed | Send
+class Measure(msgspec.Struct, tag="measure", forbid_unknown_fields=True):
+    """Say what old KV swallowed of each edit, in the lanes that keep any."""
+
+
+Request = Hello | Start | Edit | Pause | Stop | Speed | Send | Measure
 
 _decoder = msgspec.json.Decoder(Request)
 

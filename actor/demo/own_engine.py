@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 
 from actor.demo.config import MOST_LANES, DemoConfig
+from actor.demo.stale_shares import StaleShares
 from actor.engine.engine import VllmEngine
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
+from dynatok_online.adherence.stale import Swallowed
 from dynatok_online.trajectory import Trajectory
 
 PROBE = 2.0
@@ -28,6 +30,7 @@ class OwnEngine:
     def __init__(self, config: DemoConfig, model: str, run_id: str, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.sends = False
+        self.measures = True
         self.say: Callable[[str, str], None] = lambda state, line: None
         """Told the engine's state and a line about it."""
         self.busy: Callable[[], bool] = lambda: False
@@ -39,6 +42,7 @@ class OwnEngine:
         self._probing = asyncio.Lock()
         self.engine: VllmEngine | None = None
         self._servings: list[Serving] = []
+        self._stale = StaleShares(model)
 
     async def run(self) -> None:
         """Start the engine, and again whenever it has died. Raises what the first start raises."""
@@ -94,6 +98,10 @@ class OwnEngine:
     async def send(self, trajectory: Trajectory) -> None:
         """There is no learner."""
         raise NotImplementedError
+
+    async def swallowed(self, trajectory: Trajectory) -> list[Swallowed]:
+        """By the same model beside the engine, which keeps its logits to itself."""
+        return await self._stale.of(trajectory)
 
     async def close(self) -> None:
         """Stop the engine."""

@@ -27,6 +27,7 @@ from actor.demo.config import DemoConfig
 from actor.log import say
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
+from dynatok_online.adherence.stale import Swallowed
 from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class RunBackend:
     """What the page needs of an actor that collects for a learner."""
 
     sends = True
+    measures = False
     pausable = None
     """The engine belongs to the training sessions: it cannot be slowed down."""
 
@@ -91,6 +93,10 @@ class RunBackend:
     async def send(self, trajectory: Trajectory) -> None:
         """Hand a trajectory to the learner."""
         await self._send(trajectory)
+
+    async def swallowed(self, trajectory: Trajectory) -> list[Swallowed]:
+        """The weights that wrote it are not here any more."""
+        raise NotImplementedError
 
 
 @contextlib.asynccontextmanager

@@ -13,16 +13,37 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from dynatok_online.adherence.measures import interval
+from dynatok_online.arrays import Floats
+from dynatok_online.spans.ghosts import edited_stretches
 from dynatok_online.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LEAST = 1.0
+"""Nats: of an edit with less effect than this on a whole stretch no share is taken."""
+
+
+class Swallowed(NamedTuple):
+    """What came of one edit in response tokens `start .. stop`, written until the next one."""
+
+    start: int
+    stop: int
+    kept: float
+    """Sum of delta with the KV that was kept, in nats."""
+    fresh: float
+    """The same with a fresh prompt."""
+
+    @property
+    def share(self) -> float | None:
+        """The stale share; None where the edit has too little effect on these tokens (`LEAST`)."""
+        return 1 - self.kept / self.fresh if self.fresh >= LEAST else None
 
 
 def stale_share(
@@ -65,8 +86,28 @@ def recomputed(one: Trajectory) -> Trajectory:
     return msgspec.structs.replace(one, passes=passes, policy="exact")
 
 
+def swallowed(model: Any, one: Trajectory) -> list[Swallowed]:
+    """Of every stretch after an edit. `model` must be prepared for rows. Two forwards with ghosts.
+
+    By hand: deltas 2 and 1 with kept KV, 3 and 1 with a fresh prompt: share 1 - 3 / 4 = .25.
+    """
+    kept, fresh = deltas(model, one), deltas(model, recomputed(one))
+    return [
+        Swallowed(start, stop, float(kept[start:stop].sum()), float(fresh[start:stop].sum()))
+        for start, stop in (
+            (one.passes[after[0]].start, one.passes[after[-1]].stop)
+            for _, after in edited_stretches(one)
+        )
+    ]
+
+
 def effect(model: Any, one: Trajectory, max_tokens: int = 4096) -> float:
     """The sum of delta over the tokens after edits, in nats."""
+    return float(deltas(model, one, max_tokens).sum())
+
+
+def deltas(model: Any, one: Trajectory, max_tokens: int = 4096) -> Floats:
+    """[R] delta of each response token, in nats; 0 before the first edit."""
     import torch
 
     from dynatok_online import attention
@@ -74,12 +115,13 @@ def effect(model: Any, one: Trajectory, max_tokens: int = 4096) -> float:
     from dynatok_online.training.ghosts import Shared
     from dynatok_online.training.head import ChunkedHead
 
-    head, total = ChunkedHead(model), 0.0
+    head, out = ChunkedHead(model), np.zeros(len(one.response))
     budget = max(max_tokens, needed_tokens(one))
     for row in plan_rows([one], max_tokens=budget, ghosts=True):
         ids = attention.to_device(row.targets, model.device, torch.long)
         with torch.no_grad(), Shared(model, head, row) as ghosts:
             given = attention.inputs(row, model.device, ghosts.layout)
             now = head.log_probs(partial(model, **given, use_cache=False), ids)
-        total += float((now - ghosts.found).nan_to_num(0.0).sum())
-    return total
+        delta = (now - ghosts.found).nan_to_num(0.0)
+        out[row.response_index] = delta.double().cpu().numpy()
+    return out

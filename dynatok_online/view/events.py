@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from dynatok_online.adherence.scoring import Decode
+from dynatok_online.adherence.stale import Swallowed
 from dynatok_online.spans.blocks import blocks, recomputed_tokens
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import RESPONSE, Pass, Trajectory
@@ -187,6 +188,16 @@ def edit_event(number: int, before: Mapping[str, str], after: Mapping[str, SlotS
             for name, state in after.items()
         },
     }
+
+
+def stale_event(lane: int, stretches: Sequence[Swallowed]) -> Event:
+    """What old KV swallowed of each edit of a lane: (start, stop, share, nats with the KV that was
+    kept, nats with a fresh prompt) of the tokens that follow it; the share may be unknown."""
+    told = [
+        [one.start, one.stop, *(None if x is None else round(x, 4) for x in (one.share, *one[2:]))]
+        for one in stretches
+    ]
+    return {"type": "stale", "lane": lane, "stretches": told}
 
 
 def plain_slot(state: SlotState) -> dict[str, Any]:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from dynatok_online import attention
-from dynatok_online.adherence.stale import effect, ratio, recomputed, stale_share
+from dynatok_online.adherence.stale import (
+    Swallowed,
+    effect,
+    ratio,
+    recomputed,
+    stale_share,
+    swallowed,
+)
 from dynatok_online.spans.ghosts import edited_stretches
 from dynatok_online.trajectory import Edit
 from tests.models import make
@@ -25,6 +32,9 @@ def test_by_hand() -> None:
     assert found["half"] == pytest.approx(12.706 * 0.25, rel=1e-3)
     assert found["count"] == 2
     assert ratio(np.array([[1.0, 2.0]])) == {"mean": 0.5, "half": None, "count": 1}
+    assert Swallowed(4, 6, 2.0 + 1.0, 3.0 + 1.0).share == pytest.approx(0.25)
+    assert Swallowed(4, 6, 0.1, 0.9).share is None
+    assert Swallowed(4, 6, 5.0, -2.0).share is None
     assert ratio(np.zeros((0, 2))) == {"mean": None, "half": None, "count": 0}
 
 
@@ -63,6 +73,17 @@ def test_a_fresh_prompt_swallows_nothing_and_the_effect_is_that_of_plain_forward
                     total += float(now[k][i - one.passes[k].start].log_softmax(-1)[y])
                     total -= float(then[i - one.passes[before].start][y])
         assert effect(model, one) == pytest.approx(total, abs=1e-5)
+        for part in swallowed(model, one):
+            assert part.kept == pytest.approx(part.fresh, abs=1e-6)
+    for one in many:
+        parts = swallowed(model, one)
+        assert [(part.start, part.stop) for part in parts] == [
+            (one.passes[after[0]].start, one.passes[after[-1]].stop)
+            for _, after in edited_stretches(one)
+        ]
+        kept, new = (sum(part[at] for part in parts) for at in (2, 3))
+        assert kept == pytest.approx(effect(model, one), abs=1e-6)
+        assert new == pytest.approx(effect(model, recomputed(one)), abs=1e-6)
 
 
 def test_what_has_moved_is_computed_anew_as_well() -> None:

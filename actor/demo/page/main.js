@@ -135,6 +135,11 @@ function drawAll() {
   $("stop").disabled = !running || !connected;
   $("speed").disabled = !status.paced;
   showSpeed();
+  const keep = store.lanes.filter((lane) => !["exact", "none"].includes(lane.reuse));
+  const measuring = store.lanes.some((lane) => lane.measuring);
+  $("measure").hidden = !status.measures;
+  $("measure").disabled = running || !store.edits.length || !keep.length || measuring || keep.every((lane) => lane.stale);
+  write($("measure"), measuring ? "Measuring…" : "Stale share");
   $("send").hidden = !status.sends;
   const sending = store.lanes[0]?.sending ?? "";
   write($("send"), { sending: "Sending…", sent: "Sent" }[sending] ?? "Send to learner");
@@ -185,6 +190,7 @@ $("start").addEventListener("click", start);
 $("pause").addEventListener("click", () => connection.send({ type: "pause", paused: !store.paused }));
 $("stop").addEventListener("click", () => connection.send({ type: "stop" }));
 $("undo").addEventListener("click", () => store.undo.length && edit(store.undo.at(-1), "undo"));
+$("measure").addEventListener("click", () => connection.send({ type: "measure" }));
 $("send").addEventListener("click", () => connection.send({ type: "send", lane: 0 }));
 $("speed").addEventListener("change", () =>
   connection.send({ type: "speed", tokens_per_second: Number($("speed").value) }),

@@ -2,7 +2,7 @@
 
 import { el, write } from "dynatok/dom.js";
 import { policyOf } from "dynatok/policies.js";
-import { COLOURS, Response } from "dynatok/response.js";
+import { COLOURS, Response, staleLevel } from "dynatok/response.js";
 import { KINDS, Strip } from "dynatok/strip.js";
 import { quoted, share, visible } from "dynatok/text.js";
 
@@ -24,6 +24,8 @@ export class LaneView {
     this.hint = "Point at a token or a block to see where it came from.";
     this.legend = el("ul", { class: "legend" });
     this.states = el("tbody");
+    this.stale = el("ul", { class: "swallowed", "aria-label": "What old KV swallowed of each edit" });
+    this.stale.hidden = true;
     this.node = el(
       "section",
       { class: "lane", "aria-label": `Lane ${title}`, "data-reuse": this.lane.reuse },
@@ -39,6 +41,7 @@ export class LaneView {
         ...this.figure("adherence", "adherence"),
       ),
       this.response.node,
+      this.stale,
       this.detail,
       el("h3", {}, "KV blocks ", el("small", {}, `${this.lane.blockSize} tokens each, a row per pass`)),
       this.strip.node,
@@ -97,6 +100,7 @@ export class LaneView {
     this.strip.draw();
     this.drawFigures();
     this.drawStates();
+    this.drawStale();
     const paused = store.paused && lane.status === "writing";
     write(this.status, paused ? "paused" : STATUS[lane.status] ?? lane.status);
     this.status.className = `status ${paused ? "paused" : lane.status}`;
@@ -151,6 +155,30 @@ export class LaneView {
     const { percent, of, interval } = share(all.held, all.units);
     write(this.figures.adherence, percent);
     write(this.notes.adherence, all.counted && all.units ? `${of} · ${interval}` : "");
+  }
+
+  drawStale() {
+    const { stale } = this.lane;
+    if (stale === null || stale === this.staleDrawn) return;
+    this.staleDrawn = stale;
+    this.stale.hidden = false;
+    const what =
+      "Line under the text: how much of the edit before it the KV kept from before it swallowed, of its effect " +
+      "on these tokens' log-probabilities with a fresh prompt. 0 %: nothing; 100 %: all; below 0: the edit has more effect.";
+    this.stale.replaceChildren(
+      el("li", { class: "what" }, what),
+      ...stale.map(([start, stop, share, kept, fresh]) => {
+        const said = share === null ? "too little effect to take a share of" : `${(100 * share).toFixed(0)} %`;
+        return el(
+          "li",
+          { "data-share": share ?? "" },
+          el("i", { class: staleLevel(share) }),
+          `tokens ${start} to ${stop - 1}: `,
+          el("b", {}, said),
+          ` (${kept.toFixed(1)} of ${fresh.toFixed(1)} nats left)`,
+        );
+      }),
+    );
   }
 
   showToken(index) {

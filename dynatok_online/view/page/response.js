@@ -7,12 +7,19 @@ import { visible } from "dynatok/text.js";
 // ends behind a blank, where a line may end anyway.
 const CHUNK = 512;
 export const COLOURS = 8;
+const LEVELS = 5;
+
+// The colour of a stale share: of five, from nothing swallowed (0) to all of it (4).
+export function staleLevel(share) {
+  return share === null ? "unknown" : `w${Math.max(0, Math.min(LEVELS - 1, Math.round(share * (LEVELS - 1))))}`;
+}
 
 export class Response {
   constructor(lane, onPoint) {
     this.lane = lane;
     this.tokens = [];
     this.judged = []; // pass -> the units that have been drawn
+    this.stale = null; // what is marked of it
     this.violated = []; // token -> whether it is marked
     this.tied = [];
     this.at = -1;
@@ -49,6 +56,7 @@ export class Response {
     this.judged.length = Math.min(this.judged.length, lane.passes.length);
     if (tokens.length < lane.ids.length) this.append();
     this.mark();
+    this.markStale();
   }
 
   append() {
@@ -91,6 +99,16 @@ export class Response {
         }
       }
     });
+  }
+
+  // A line under what follows an edit says how much of the edit old KV swallowed.
+  markStale() {
+    const { lane, tokens } = this;
+    if (lane.stale === this.stale) return;
+    this.stale = lane.stale;
+    for (const [start, stop, share] of lane.stale) {
+      for (const token of tokens.slice(start, stop)) token.classList.add("stale", staleLevel(share));
+    }
   }
 
   // Shows which tokens a block holds.

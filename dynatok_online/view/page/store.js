@@ -106,6 +106,19 @@ const HANDLERS = {
     lane.message = event.message;
     lane.version++;
   },
+  measuring(event, lane) {
+    lane.measuring = true;
+  },
+  stale(event, lane) {
+    lane.measuring = false;
+    lane.stale = event.stretches; // [start, stop, share or null, nats kept, nats fresh]
+    lane.version++;
+  },
+  unmeasured(event, lane) {
+    lane.measuring = false;
+    lane.message = event.message;
+    lane.version++;
+  },
   sending(event, lane) {
     lane.sending = "sending"; // to the learner
   },
@@ -138,6 +151,8 @@ export class Lane {
     this.status = "writing";
     this.message = "";
     this.sending = "";
+    this.measuring = false;
+    this.stale = null;
     this.cutAt = Infinity; // the lowest cut that has not been drawn yet
     this.version = 0; // grows with every change
   }

@@ -15,6 +15,7 @@ from actor.demo.server import PageServer
 from actor.sessions.generation import Generated, OnStart, OnTokens
 from actor.sessions.serving import Serving
 from actor.tokenizer import Tokenizer
+from dynatok_online.adherence.stale import Swallowed
 from dynatok_online.prompt import Encoder
 from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import Trajectory
@@ -121,6 +122,7 @@ class FakeBackend:
         )
         self.pausable: Pausable | None = engine
         self.sends = True
+        self.measures = True
         self.sent: list[Trajectory] = []
 
     @property
@@ -138,6 +140,16 @@ class FakeBackend:
 
     async def send(self, trajectory: Trajectory) -> None:
         self.sent.append(trajectory)
+
+    async def swallowed(self, trajectory: Trajectory) -> list[Swallowed]:
+        """A quarter of the first edit, and of the others too little to say."""
+        return [
+            Swallowed(one.start, one.stop, 3.0, 4.0)
+            if k == 1
+            else Swallowed(one.start, one.stop, 0.1, 0.2)
+            for k, one in enumerate(trajectory.passes)
+            if k
+        ]
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from actor.demo.control import Control, Refused
-from actor.demo.messages import Edit, Pause, Send, Start, Stop
+from actor.demo.messages import Edit, Measure, Pause, Send, Start, Stop
 from actor.tokenizer import load_tokenizer
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import SlotState
@@ -246,6 +246,50 @@ def test_what_cannot_be_done_is_said():
     assert [one.trajectory_id for one in backend.sent] == [
         control.session.trajectories[0].trajectory_id
     ]
+
+
+def test_what_old_kv_swallowed_is_said_of_lanes_that_keep_any():
+    async def steps(control: Any) -> None:
+        with pytest.raises(Refused, match="only finished responses can be measured"):
+            await control.handle(Measure())
+        await until(lambda: control.session.written >= 5)
+        await control.handle(Edit({"case": SlotState("UPPER CASE", "upper")}))
+
+    control, backend = scenario(steps, lanes=("exact", "sticky"))
+    session = control.session
+
+    def said(kind: str) -> list[Any]:
+        return [event for event in session.log if event["type"] == kind]
+
+    async def ask() -> None:
+        working = backend.swallowed
+
+        async def failing(trajectory: Any) -> Any:
+            raise ValueError("no room")
+
+        backend.swallowed = failing
+        await control.handle(Measure())
+        await until(lambda: said("unmeasured"))
+        assert said("unmeasured")[0]["message"] == "not measured: ValueError: no room"
+        backend.swallowed = working
+        await control.handle(Measure())
+        with pytest.raises(Refused, match="measured already"):
+            await control.handle(Measure())
+        await until(lambda: said("stale"))
+        backend.measures = False
+        with pytest.raises(Refused, match="beside a training run the weights change"):
+            await control.handle(Measure())
+
+    asyncio.run(ask())
+    (found,) = said("stale")
+    one = session.trajectories[1].passes[1]
+    assert found["lane"] == 1
+    assert found["stretches"] == [[one.start, one.stop, 0.25, 3.0, 4.0]]
+    assert [event["lane"] for event in said("measuring")] == [1, 1]
+
+    exact, _ = scenario(nothing, max_tokens=5)
+    with pytest.raises(Refused, match="only sticky and refresh lanes keep old KV"):
+        asyncio.run(exact.handle(Measure()))
 
 
 def test_a_text_too_long_for_a_sticky_slot_changes_no_lane():

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from transformers import AutoModelForCausalLM
 
 from actor.tokenizer import load_tokenizer
-from dynatok_online import tiny
+from dynatok_online import attention, tiny
+from dynatok_online.adherence.stale import swallowed
 from dynatok_online.requirements import REQUIREMENTS
 from dynatok_online.spans.blocks import KINDS, blocks, recomputed_tokens
 from dynatok_online.spans.build import audit
@@ -21,7 +23,7 @@ from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import RESPONSE, Trajectory
 from dynatok_online.view.texts import TokenTexts
 from dynatok_online.view.verdicts import verdict
-from tests.actor.demo.conftest import Demo, OpenPage
+from tests.actor.demo.conftest import Demo, OpenPage, wait_until
 from tests.actor.demo.driving import (
     announced,
     chip,
@@ -36,7 +38,7 @@ from tests.actor.demo.driving import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -82,6 +84,28 @@ def check_lane(lane: dict[str, Any], recorded: Trajectory, states: list[dict[str
         assert int(count) == sum(under)
 
 
+def check_stale(page: Page, recorded: list[Trajectory]) -> None:
+    """What the page says that old KV swallowed, in the lanes that keep any."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.resolve("tiny")).eval()
+    attention.prepare(model)
+    page.click("#measure")
+    for number in (1, 2):
+        lane = page.locator(".lane").nth(number)
+        wait_until(lambda lane=lane: lane.locator(".swallowed li").count() > 1)
+        told = lane.locator(".swallowed li").evaluate_all(
+            "all => all.map(one => one.dataset.share)"
+        )
+        found = swallowed(model, recorded[number])
+        assert len(told) == 1 + len(found) == 7
+        for share, part in zip(told[1:], found, strict=True):
+            if share:
+                assert float(share) == pytest.approx(part.share, abs=2e-3)
+            else:
+                assert part.share is None or part.fresh < 1.01
+        assert any(told[1:]), "every edit has too little effect"
+    assert page.locator(".lane").nth(0).locator(".swallowed").is_hidden()
+
+
 def test_the_whole_story_is_what_the_engine_recorded(
     demo: Demo, open_page: OpenPage, tmp_path: Path, shots: Path
 ) -> None:
@@ -125,6 +149,7 @@ def test_the_whole_story_is_what_the_engine_recorded(
     recorded = saved_trajectories(page, tmp_path)
     assert [one.info["reuse"] for one in recorded] == ["exact", "sticky", "refresh:32", "none"]
     live = [shown(page, lane) for lane in range(4)]
+    check_stale(page, recorded)
     for lane, one in zip(live, recorded, strict=True):
         check_lane(lane, one, states)
         order = [states.index({n: t.strip() for n, t in p.states.items()}) for p in one.passes]

@@ -264,6 +264,41 @@ def test_a_send_says_how_far_it_is(fake_demo: FakeDemo, open_page: OpenPage) -> 
     wait_until(lambda: button.inner_text() == "Sent")
 
 
+def test_a_line_says_what_old_kv_swallowed(
+    fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page = open_page(fake_demo.address)
+    start(page, "exact", "sticky", max_tokens="300")
+    wait_for_tokens(page, 20)
+    assert page.locator("#measure").is_disabled()
+    chip(page, "upper")
+    wait_for_tokens(page, 60)
+    chip(page, "lower")
+    wait_for_tokens(page, 90)
+    finish(page)
+    page.click("#measure")
+    sticky = page.locator(".lane").nth(1)
+    wait_until(lambda: sticky.locator(".swallowed li").count() == 3)
+    assert page.locator(".lane").nth(0).locator(".swallowed").is_hidden()
+    assert page.locator("#measure").is_disabled()
+    recorded = saved_trajectories(page, tmp_path)[1]
+    stops = [one.stop for one in recorded.passes]
+    levels = sticky.evaluate(
+        "lane => [...lane.querySelectorAll('.token')].map(one =>"
+        " [...one.classList].find(name => /^(w\\d|unknown)$/.test(name)) ?? '')"
+    )
+    assert levels == [
+        "w1" if i >= stops[0] and i < stops[1] else "unknown" if i >= stops[1] else ""
+        for i in range(len(recorded.response))
+    ]
+    texts = sticky.locator(".swallowed li").all_inner_texts()
+    assert "25 % (3.0 of 4.0 nats left)" in texts[1]
+    assert "too little effect" in texts[2]
+    # An exported page shows it, too.
+    other = open_page(save(page, "html", tmp_path / "session.html").as_uri())
+    assert other.locator(".swallowed li").all_inner_texts()[1:] == texts[1:]
+
+
 TAUGHT = (SlotState("capitals", "upper"), SlotState("as you like"))
 
 
