@@ -163,8 +163,8 @@ export class LaneView {
     this.staleDrawn = stale;
     this.stale.hidden = false;
     const what =
-      "Line under the text: how much of the edit before it the KV kept from before it swallowed, of its effect " +
-      "on these tokens' log-probabilities with a fresh prompt. 0 %: nothing; 100 %: all; below 0: the edit has more effect.";
+      "The line under the text: how much of an edit's effect on it old KV swallowed. Effect: how much likelier the " +
+      "edit makes these tokens, summed; what is left of it with the KV that was kept, of what it is with a fresh prompt.";
     this.stale.replaceChildren(
       el("li", { class: "what" }, what),
       ...stale.map(([start, stop, share, kept, fresh]) => {

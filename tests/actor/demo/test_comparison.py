@@ -267,11 +267,11 @@ def test_what_old_kv_swallowed_is_said_of_lanes_that_keep_any():
         async def failing(trajectory: Any) -> Any:
             raise ValueError("no room")
 
-        backend.swallowed = failing
+        backend.swallowed = failing  # type: ignore[method-assign]
         await control.handle(Measure())
         await until(lambda: said("unmeasured"))
         assert said("unmeasured")[0]["message"] == "not measured: ValueError: no room"
-        backend.swallowed = working
+        backend.swallowed = working  # type: ignore[method-assign]
         await control.handle(Measure())
         with pytest.raises(Refused, match="measured already"):
             await control.handle(Measure())

@@ -23,7 +23,7 @@ from dynatok_online.tasks.task import SlotState
 from dynatok_online.trajectory import RESPONSE, Trajectory
 from dynatok_online.view.texts import TokenTexts
 from dynatok_online.view.verdicts import verdict
-from tests.actor.demo.conftest import Demo, OpenPage, wait_until
+from tests.actor.demo.conftest import Demo, OpenPage
 from tests.actor.demo.driving import (
     announced,
     chip,
@@ -90,11 +90,9 @@ def check_stale(page: Page, recorded: list[Trajectory]) -> None:
     attention.prepare(model)
     page.click("#measure")
     for number in (1, 2):
-        lane = page.locator(".lane").nth(number)
-        wait_until(lambda lane=lane: lane.locator(".swallowed li").count() > 1)
-        told = lane.locator(".swallowed li").evaluate_all(
-            "all => all.map(one => one.dataset.share)"
-        )
+        lines = page.locator(".lane").nth(number).locator(".swallowed li")
+        lines.nth(1).wait_for()
+        told = lines.evaluate_all("all => all.map(one => one.dataset.share)")
         found = swallowed(model, recorded[number])
         assert len(told) == 1 + len(found) == 7
         for share, part in zip(told[1:], found, strict=True):

@@ -265,7 +265,7 @@ def test_a_send_says_how_far_it_is(fake_demo: FakeDemo, open_page: OpenPage) -> 
 
 
 def test_a_line_says_what_old_kv_swallowed(
-    fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path
+    fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path, shots: Path
 ) -> None:
     page = open_page(fake_demo.address)
     start(page, "exact", "sticky", max_tokens="300")
@@ -291,6 +291,7 @@ def test_a_line_says_what_old_kv_swallowed(
         "w1" if i >= stops[0] and i < stops[1] else "unknown" if i >= stops[1] else ""
         for i in range(len(recorded.response))
     ]
+    page.screenshot(path=shots / "stale.png", full_page=True)
     texts = sticky.locator(".swallowed li").all_inner_texts()
     assert "25 % (3.0 of 4.0 nats left)" in texts[1]
     assert "too little effect" in texts[2]
