@@ -42,8 +42,12 @@ class Swallowed(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """The stale share; None where the edit has too little effect on these tokens (`LEAST`)."""
-        return 1 - self.kept / self.fresh if self.fresh >= LEAST else None
+        """The stale share; None where the edit has too little effect on these tokens (`LEAST`).
+
+        An effect below 0 is one, too: text that goes on as if no edit had come, because old KV
+        swallowed it, is less likely with a fresh prompt.
+        """
+        return 1 - self.kept / self.fresh if abs(self.fresh) >= LEAST else None
 
 
 def stale_share(

@@ -34,7 +34,7 @@ def test_by_hand() -> None:
     assert ratio(np.array([[1.0, 2.0]])) == {"mean": 0.5, "half": None, "count": 1}
     assert Swallowed(4, 6, 2.0 + 1.0, 3.0 + 1.0).share == pytest.approx(0.25)
     assert Swallowed(4, 6, 0.1, 0.9).share is None
-    assert Swallowed(4, 6, 5.0, -2.0).share is None
+    assert Swallowed(4, 6, -1.0, -4.0).share == pytest.approx(0.75)
     assert ratio(np.zeros((0, 2))) == {"mean": None, "half": None, "count": 0}
 
 

@@ -163,8 +163,8 @@ export class LaneView {
     this.staleDrawn = stale;
     this.stale.hidden = false;
     const what =
-      "The line under the text: how much of an edit's effect on it old KV swallowed. Effect: how much likelier the " +
-      "edit makes these tokens, summed; what is left of it with the KV that was kept, of what it is with a fresh prompt.";
+      "The line under the text: how much of an edit's effect on it old KV swallowed. Effect: how much likelier (below 0: " +
+      "less likely) the edit makes these tokens, summed; what is left with the KV that was kept, of that of a fresh prompt.";
     this.stale.replaceChildren(
       el("li", { class: "what" }, what),
       ...stale.map(([start, stop, share, kept, fresh]) => {

@@ -89,6 +89,7 @@ def check_stale(page: Page, recorded: list[Trajectory]) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny.resolve("tiny")).eval()
     attention.prepare(model)
     page.click("#measure")
+    known = 0
     for number in (1, 2):
         lines = page.locator(".lane").nth(number).locator(".swallowed li")
         lines.nth(1).wait_for()
@@ -97,10 +98,11 @@ def check_stale(page: Page, recorded: list[Trajectory]) -> None:
         assert len(told) == 1 + len(found) == 7
         for share, part in zip(told[1:], found, strict=True):
             if share:
-                assert float(share) == pytest.approx(part.share, abs=2e-3)
+                assert float(share) == pytest.approx(part.share, rel=0.01, abs=0.01)
+                known += 1
             else:
-                assert part.share is None or part.fresh < 1.01
-        assert any(told[1:]), "every edit has too little effect"
+                assert abs(part.fresh) < 1.01
+    assert known, "every edit has too little effect"
     assert page.locator(".lane").nth(0).locator(".swallowed").is_hidden()
 
 
@@ -147,7 +149,6 @@ def test_the_whole_story_is_what_the_engine_recorded(
     recorded = saved_trajectories(page, tmp_path)
     assert [one.info["reuse"] for one in recorded] == ["exact", "sticky", "refresh:32", "none"]
     live = [shown(page, lane) for lane in range(4)]
-    check_stale(page, recorded)
     for lane, one in zip(live, recorded, strict=True):
         check_lane(lane, one, states)
         order = [states.index({n: t.strip() for n, t in p.states.items()}) for p in one.passes]
@@ -166,6 +167,7 @@ def test_the_whole_story_is_what_the_engine_recorded(
     # Exact equals a fresh prompt, so equal seeds wrote the same text until edits met other tokens.
     common = min(one.passes[0].stop for one in recorded)
     assert len({tuple(one.response[:common].tolist()) for one in recorded}) == 1
+    check_stale(page, recorded)
     edits = page.locator(".edits li")
     assert edits.count() == 6
     assert "“Title Case” → “UPPER CASE”" in edits.first.inner_text()
