@@ -268,7 +268,7 @@ def test_a_line_says_what_old_kv_swallowed(
     fake_demo: FakeDemo, open_page: OpenPage, tmp_path: Path, shots: Path
 ) -> None:
     page = open_page(fake_demo.address)
-    start(page, "exact", "sticky", max_tokens="300")
+    start(page, "exact", "sticky", max_tokens="5000")
     wait_for_tokens(page, 20)
     assert page.locator("#measure").is_disabled()
     chip(page, "upper")
