@@ -288,7 +288,7 @@ def test_what_old_kv_swallowed_is_said_of_lanes_that_keep_any():
     assert [event["lane"] for event in said("measuring")] == [1, 1]
 
     exact, _ = scenario(nothing, max_tokens=5)
-    with pytest.raises(Refused, match="only sticky and refresh lanes keep old KV"):
+    with pytest.raises(Refused, match="only lanes that keep KV"):
         asyncio.run(exact.handle(Measure()))
 
 
