@@ -220,7 +220,9 @@ class Control:
             if parse_policy(lane.reuse).keeps and (trajectory := session.trajectory(lane))
         }
         if not any(one.edits for one in found.values()):
-            raise Refused("only lanes that keep KV (sticky, refresh) have old KV, and only behind an edit")
+            raise Refused(
+                "only lanes that keep KV (sticky, refresh) have old KV, and only behind an edit"
+            )
         if found.keys() <= session.measured:
             raise Refused("these responses have been measured already")
 
