@@ -1,8 +1,9 @@
 """Random trajectories of the real engine: the learner rebuilds every log-probability.
 
 Slots, toggles, edits at the first and the last token, two at once, surprises, eviction,
-preemption, and new weights in the middle. What the engine sampled from must be what the records
-say, by two ways of rebuilding it: the learner's packed spans, and an oracle with a real KV cache.
+preemption, sessions that go before others, and new weights in the middle. What the engine sampled
+from must be what the records say, by two ways of rebuilding it: the learner's packed spans, and an
+oracle with a real KV cache.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from tests.actor.models import nudged
 pytestmark = pytest.mark.engine
 
 REUSE = ("exact", "sticky", "refresh", "turned")
+PEOPLE = 0.2
+"""Share of the sessions for which somebody waits: they go before the others."""
 MODES = [(reuse, place) for reuse in REUSE for place in ("head", "late")]
 
 
@@ -143,6 +146,7 @@ class Swarm:
             reuse=random_refresh(rng) if self.reuse == "refresh" else self.reuse,
             placement=self.placement,
             slot_width=0 if self.reuse == "turned" else 40,
+            urgent=rng.random() < PEOPLE,
             on_tokens=(lambda token_ids: None) if surprised else None,
         )
         running = asyncio.create_task(live.run())
