@@ -108,13 +108,13 @@ STEP_TOKENS = 128
 def small_engine(
     model: Path, run_id: str, arguments: Mapping[str, Any] | None = None, **more: Any
 ) -> Iterator[SharedEngine]:
-    """An engine with room for ten contexts of 512 tokens: where many sessions run, blocks are
+    """An engine with room for six contexts of 512 tokens: where many sessions run, blocks are
     evicted, requests preempted, and prompts computed in parts. `more`: of `VllmEngine.start`."""
     pytest.importorskip("vllm")
     from actor.engine.engine import VllmEngine
 
     loop = asyncio.new_event_loop()
-    room = {"max_num_seqs": 32, "kv_cache_memory_bytes": 5 << 20}
+    room = {"max_num_seqs": 32, "kv_cache_memory_bytes": 3 << 20}
     room["max_num_batched_tokens"] = STEP_TOKENS
     engine = VllmEngine.start(str(model), room | dict(arguments or {}), run_id=run_id, **more)
     try:
