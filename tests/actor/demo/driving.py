@@ -47,6 +47,13 @@ def wait_for_tokens(page: Page, count: int) -> None:
     wait_until(lambda: tokens(page) >= count, 60)
 
 
+def write_on(page: Page, count: int) -> None:
+    """Wait until every lane has written so many more tokens than it has now."""
+    lanes = range(page.locator(".lane").count())
+    goals = [tokens(page, lane) + count for lane in lanes]
+    wait_until(lambda: all(tokens(page, lane) >= goals[lane] for lane in lanes), 60)
+
+
 def announced(page: Page, what: str) -> None:
     """Wait until a screen reader has been told so."""
     wait_until(lambda: page.locator("#announce").text_content() == what, 60)

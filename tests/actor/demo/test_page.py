@@ -35,6 +35,7 @@ from tests.actor.demo.driving import (
     start,
     tokens,
     wait_for_tokens,
+    write_on,
 )
 
 if TYPE_CHECKING:
@@ -113,14 +114,14 @@ def test_the_whole_story_is_what_the_engine_recorded(
     start(page, "exact", "sticky", "refresh:32", "none")
     wait_for_tokens(page, 45)
     chip(page, "upper")
-    wait_for_tokens(page, 90)
+    write_on(page, 25)
     page.fill("#slot-words", "the forest")
     page.press("#slot-words", "Enter")
-    wait_for_tokens(page, 130)
+    write_on(page, 25)
     chip(page, "lower")
-    wait_for_tokens(page, 160)
+    write_on(page, 25)
     chip(page, "upper")  # back to the state before
-    wait_for_tokens(page, 190)
+    write_on(page, 25)
     page.click("#pause")
     announced(page, "Paused")
     page.wait_for_timeout(300)
@@ -129,10 +130,10 @@ def test_the_whole_story_is_what_the_engine_recorded(
     assert [tokens(page, lane) for lane in range(4)] == held
     chip(page, "title")
     page.click("#pause")
-    wait_for_tokens(page, held[0] + 25)
+    write_on(page, 25)
     page.screenshot(path=shots / "writing.png")
     page.click("#undo")
-    wait_for_tokens(page, held[0] + 50)
+    write_on(page, 25)
     finish(page)
     page.screenshot(path=shots / "lanes.png", full_page=True)
 
