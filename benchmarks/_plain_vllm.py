@@ -69,10 +69,13 @@ def _start(model: str, arguments: dict[str, Any]) -> None:
 
     prepare_environment({}, eager=True)
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     merged = engine_arguments(model, 0, arguments)
     merged = {name: value for name, value in merged.items() if name not in OURS}
+    if current_platform.is_cpu():  # without our plugin the worker dies of a seeded prompt in parts
+        merged["enable_chunked_prefill"] = False
     loop = _process["loop"] = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     _process["llm"] = AsyncLLM.from_engine_args(AsyncEngineArgs(**merged))
