@@ -16,13 +16,13 @@ import torch
 
 from benchmarks._objectives_arms import CORRUPTED, Arm
 from benchmarks._objectives_overlooked import overlooked
+from benchmarks._objectives_train import mean_coverage
 from benchmarks._real_arms import BLOCK_SIZE
 from benchmarks._real_data import TEMPERATURE, Gold
 from benchmarks._real_measures import measure
 from benchmarks._sampling import sample_trajectories
 from benchmarks.real import DOCS, Bench
 from dynatok_online import attention
-from dynatok_online.adherence.coverage import coverage, ending
 from dynatok_online.adherence.drift import drift
 from dynatok_online.adherence.scoring import judged
 from dynatok_online.tasks import writing
@@ -125,9 +125,7 @@ class ChatWorld:
                 temperature=TEMPERATURE,
                 seed=seed + 1,
             )
-            endings = [ending(*pair, speech.decode) for pair in zip(again, written, strict=True)]
-            groups = [endings[i : i + TIMES] for i in range(0, len(endings), TIMES)]
-            out |= {name: one["mean"] for name, one in coverage(groups).items()}
+            out |= mean_coverage(again, written, TIMES, speech.decode)
         for one in (model, bench.base):
             attention.prepare(one, self.kernel)
             one.eval()

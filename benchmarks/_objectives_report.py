@@ -103,7 +103,7 @@ def text_of_chat(results: Sequence[Result]) -> list[str]:
         f"Counterfactual credit, by the rule above ({CHAT_SEEDS} seeds are planned here, so "
         "intervals are wide):",
         "",
-        *(one for one in credit(results, CHAT_SEEDS) if "`policy" not in one),
+        *credit(results, CHAT_SEEDS, CHAT),
         "",
         *_tables(results, "###"),
         "### What was published, and what came, on this model",

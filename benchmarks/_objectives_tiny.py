@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks._adherence_measures import measure
 from benchmarks._objectives_arms import Arm, gold_batches, own_batches
+from benchmarks._objectives_train import mean_coverage
 from benchmarks.adherence import heldout, load
 from dynatok_online import attention
-from dynatok_online.adherence.coverage import coverage, ending
 from dynatok_online.adherence.drift import drift
 from dynatok_online.tasks.scripted import scripted_trajectory
 from dynatok_online.tiny import world
@@ -60,9 +60,7 @@ class TinyWorld:
         if covered:
             again = [task for task in self._tasks[:COVERED] for _ in range(TIMES)]
             written = sample_trajectories(model, again, seed=seed + 1)
-            endings = [ending(*pair, decode) for pair in zip(again, written, strict=True)]
-            groups = [endings[i : i + TIMES] for i in range(0, len(endings), TIMES)]
-            found |= {name: one["mean"] for name, one in coverage(groups).items()}
+            found |= mean_coverage(again, written, TIMES, decode)
         attention.prepare(model, self.kernel)
         model.eval()
         found["drift"] = fmean(drift(model, self._base, static_texts()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,9 @@ from transformers import TrainerCallback
 from benchmarks._objectives_arms import Arm, shuffled_within
 from benchmarks._objectives_select import again, chosen, pooled
 from dynatok_online import attention
+from dynatok_online.adherence.coverage import coverage, ending
+from dynatok_online.adherence.scoring import Decode
+from dynatok_online.tasks.task import Task
 from dynatok_online.training.trainer import DynamicSFTConfig, DynamicSFTTrainer
 from dynatok_online.trajectory import Trajectory
 
@@ -44,6 +47,15 @@ class World(Protocol):
     def state(self, model: Any, seed: int, covered: bool) -> dict[str, Any]:
         """What `model` does now, with coverage if asked for; it is left as it was."""
         ...
+
+
+def mean_coverage(
+    tasks: Sequence[Task], written: Sequence[Trajectory], times: int, decode: Decode
+) -> dict[str, float]:
+    """Coverage, in the mean, of responses of which `times` in a row are to one task."""
+    endings = [ending(*pair, decode) for pair in zip(tasks, written, strict=True)]
+    groups = [endings[i : i + times] for i in range(0, len(endings), times)]
+    return {name: one["mean"] for name, one in coverage(groups).items()}
 
 
 @dataclass

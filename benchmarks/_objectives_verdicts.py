@@ -50,10 +50,15 @@ def said(one: Interval | None) -> str:
     return f"{one.mean:+.3f}{'' if one.count == 1 else f' ± {one.half:.3f}'} ({seeds})"
 
 
-def credit(results: Sequence[Result], planned: int = SEEDS) -> list[str]:
-    """The verdict on credit, data by data, of so many seeds that are planned."""
+def credit(
+    results: Sequence[Result], planned: int = SEEDS, among: Collection[str] | None = None
+) -> list[str]:
+    """The verdict on credit, data by data, of so many seeds that are planned. `among`: as in
+    `headlines`."""
     lines = []
     for arm, none, control in CREDIT:
+        if among is not None and arm not in among:
+            continue
         found = [
             paired(results, arm, other, "at_loss_tokens", "adherence_after_edit")
             for other in (none, control)

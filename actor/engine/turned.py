@@ -99,14 +99,14 @@ class Room:
         key = make_block_hash_with_group_id(name, 0)
         self._pool._insert_block_hash(key, block, num_tokens=stop)
         self._pool.free_blocks([block])  # until it is held
-        self._manager.dynatok_filling.discard(block.block_id)
+        self._pool.dynatok_filling.discard(block.block_id)
         self._manager.dynatok_copies.append((block.block_id, copies))
         return True
 
     def _written(self, name: Name) -> int | None:
         """A block of this name whose KV is there before the step computes; None: there is none."""
         found = self._pool.get_cached_block(name, [0])
-        if found is None or found[0].block_id in self._manager.dynatok_filling:
+        if found is None or found[0].block_id in self._pool.dynatok_filling:
             return None
         return int(found[0].block_id)
 
@@ -118,7 +118,7 @@ def install() -> None:
 
     def begin(self: KVCacheManager) -> None:
         # Named in this step, and so not computed before the copies are made.
-        self.dynatok_filling = self.block_pool.dynatok_filling = set()
+        self.block_pool.dynatok_filling = set()
         self.dynatok_copies = []
         new_step_starts(self)
 

@@ -157,9 +157,8 @@ def reuse_runs(
             stop = at + part.stop - part.start
             if part.origin != index:
                 last = runs[-1] if runs else None
-                if last == Reuse(part.origin, 0 if last is None else last.start, at) and (
-                    shifts[-1] == part.shift
-                ):
+                found = part.origin, at, part.shift
+                if last is not None and (last.origin, last.stop, shifts[-1]) == found:
                     runs[-1] = Reuse(part.origin, last.start, stop)
                 else:
                     runs.append(Reuse(part.origin, at, stop))

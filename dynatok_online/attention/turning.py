@@ -66,22 +66,20 @@ def check_turning(model: torch.nn.Module) -> None:
 def turning_of(model: Any) -> Turning:
     """How the keys of a transformers model are turned."""
     config, name = model.config, type(model).__name__
-    if config.model_type not in MODELS:
-        return Turning(why_not=_why_not(config, name))
+    if why_not := _why_not(config, name):
+        return Turning(why_not=why_not)
     found = [one for one in model.modules() if hasattr(one, "inv_freq")]
     if len(found) != 1:
         return Turning(why_not=f"{name} has {len(found)} rotary embeddings, not one")
     (rotary,) = found
-    why_not = _why_not(config, name, 2 * rotary.inv_freq.numel())
+    why_not = _not_whole(config, name, rotary.inv_freq)
     return Turning(why_not=why_not) if why_not else Turning(rotary)
 
 
 def why_not_turned(config: Any) -> str:
     """Why the keys of a model of this transformers config cannot be turned; "" if they can."""
     name = (getattr(config, "architectures", None) or ["the model"])[0]
-    if why_not := _why_not(config, name):
-        return why_not
-    return _why_not(config, name, 2 * frequencies(config).numel())
+    return _why_not(config, name) or _not_whole(config, name, frequencies(config))
 
 
 def frequencies(config: Any) -> torch.Tensor:
@@ -99,14 +97,14 @@ def _width(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _why_not(config: Any, name: str, turned: int | None = None) -> str:
-    """`turned`: how many dimensions of a head its embedding turns."""
+def _why_not(config: Any, name: str) -> str:
     if config.model_type not in MODELS:
         return f"{name} ({config.model_type}) is not known to turn whole keys"
     kind = config.rope_parameters["rope_type"]
-    if kind not in STATIC:
-        return f"{name} has rotary embeddings of type {kind!r}"
-    width = _width(config)
-    if turned is not None and turned != width:
-        return f"{name} turns {turned} of the {width} dimensions of a head"
-    return ""
+    return "" if kind in STATIC else f"{name} has rotary embeddings of type {kind!r}"
+
+
+def _not_whole(config: Any, name: str, frequencies: torch.Tensor) -> str:
+    """Whether dimensions of a head are not turned."""
+    width, turned = _width(config), 2 * frequencies.numel()
+    return "" if turned == width else f"{name} turns {turned} of the {width} dimensions of a head"

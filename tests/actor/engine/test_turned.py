@@ -257,7 +257,8 @@ def room_of(free: int, **cached: str) -> tuple[Any, Any, dict[str, int]]:
         key = make_block_hash_with_group_id(name.encode(), 0)
         pool._insert_block_hash(key, block, num_tokens=32)
     pool.free_blocks(blocks)
-    manager = types.SimpleNamespace(block_pool=pool, dynatok_filling=set(), dynatok_copies=[])
+    pool.dynatok_filling = set()
+    manager = types.SimpleNamespace(block_pool=pool, dynatok_copies=[])
     return manager, pool, {name: one.block_id for name, one in zip(cached, blocks, strict=True)}
 
 
@@ -282,7 +283,7 @@ def test_what_this_step_computes_cannot_be_copied_before_it() -> None:
     from actor.engine.turned import Room
 
     manager, pool, blocks = room_of(1, a="", b="")
-    manager.dynatok_filling.add(blocks["b"])
+    pool.dynatok_filling.add(blocks["b"])
     with Room(manager, True) as room:
         assert not room.put(b"m", PARTS, SOURCES, [b"a", b"b"], 64)
     assert manager.dynatok_copies == []
