@@ -106,8 +106,10 @@ class Learner:
             per_version=config.trajectories_per_step * config.publish_every,
             first_version=before + 1,
             group=task_key if "groups" in arguments.make_objective().needs else None,
+            per_step=config.trajectories_per_step,
         )
         self.channel = self._open_channel(config)
+        self.stream.flying = lambda: self.channel.flying
         self.batches = Batches(
             self.stream,
             config.trajectories_per_step,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 from dynatok_online.trajectory import Trajectory
+from learner.online.pace import Pace
 from learner.online.staleness import StalenessBuffer
 
 
@@ -35,14 +36,21 @@ class Stream:
         per_version: int = 1,
         first_version: int = 0,
         group: Callable[[Trajectory], Hashable] | None = None,
+        per_step: int = 1,
     ) -> None:
-        """`group`: what trajectories that are to be taken together have in common."""
+        """`group`: what trajectories that are to be taken together have in common. `per_version`,
+        `per_step`: trajectories of a weight version, and of an optimizer step."""
         self._buffer = StalenessBuffer[_Waiting](
             max_policy_lag,
             per_version,
             first_version,
             group and (lambda waiting: group(waiting.trajectory)),
         )
+        # What is to be taken together must have had the time to meet.
+        self._pace = Pace(per_step) if group is None else None
+        self._took_at: float | None = None
+        self.flying: Callable[[], int] = lambda: 0
+        """How many trajectories actors have leave for and have not sent."""
         self._changed = threading.Condition()
         self._stopped: str | None = None
         self._failure: str | None = None
@@ -69,9 +77,10 @@ class Stream:
         return taken_in
 
     def room(self, serving: int) -> int:
-        """How many trajectories may be in flight or waiting; see `StalenessBuffer`."""
+        """How many trajectories may be in flight or waiting; see `StalenessBuffer` and `Pace`."""
         with self._changed:
-            return self._buffer.room(serving)
+            most = self._buffer.room(serving)
+            return most if self._pace is None else self._pace.room(most)
 
     def advance(self, version: int) -> list[Trajectory]:
         """Weights of `version` were published. Returns what waited and is too old for it."""
@@ -109,7 +118,10 @@ class Stream:
                     return None
                 batch = self._buffer.take(count)
                 if batch is not None:
+                    self._note_pace(called)
                     break
+                if self._pace is not None and self._took_at is not None:
+                    self._pace.waits(time.monotonic() - called)
                 waits, begun, field = deadline, called, "batch_deadline"
                 if self._first_came is not None:
                     begun = max(called, self._first_came)
@@ -128,6 +140,13 @@ class Stream:
         for one in batch:
             one.release()
         return [one.trajectory for one in batch]
+
+    def _note_pace(self, called: float) -> None:
+        now = time.monotonic()
+        if self._pace is not None and self._took_at is not None:
+            left, busy = len(self._buffer), called - self._took_at
+            self._pace.took(left, self.flying(), now - called, busy)
+        self._took_at = now
 
     def stop(self, reason: str) -> None:
         """No more batches; who waits returns. The first reason stays."""

@@ -35,6 +35,11 @@ class Grants:
         """Trajectories of this actor that are stored and not yet accepted."""
         return self._waiting.get(actor, 0)
 
+    @property
+    def flying(self) -> int:
+        """All that is granted and not stored."""
+        return self._flying
+
     def stored(self, actor: str) -> None:
         """One of its trajectories is stored."""
         self._waiting[actor] = self.waiting(actor) + 1

@@ -212,6 +212,11 @@ class LearnerChannel:
             for p in self._peers.current()
         ]
 
+    @property
+    def flying(self) -> int:
+        """Trajectories that actors have leave for, and have not sent."""
+        return self._grants.flying
+
     def close(self, timeout: float = 5.0) -> None:
         """Send what is still to be sent, then stop. Waits at most `timeout` seconds."""
         if self._thread.ident is None:

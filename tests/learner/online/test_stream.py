@@ -3,9 +3,11 @@
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+import learner.online.stream as stream_module
 from learner.online.stream import Batches, LearnerFailed, Stream
 
 
@@ -102,3 +104,19 @@ def test_batches_are_looked_at_before_they_are_given_out(make):
     stream.stop("done")
     assert batches.take() is None
     assert looked == [2, 2]
+
+
+def test_room_follows_how_fast_batches_are_taken(make, monkeypatch) -> None:
+    """What was never needed is not begun again; where trajectories are to meet, all may wait."""
+    now = 0.0
+    monkeypatch.setattr(stream_module, "time", SimpleNamespace(monotonic=lambda: now))
+    for group, paced in ((None, True), (lambda one: one.trajectory_id, False)):
+        stream = Stream(max_policy_lag=9, per_version=8, group=group, per_step=2)
+        stream.flying = lambda: 3
+        for number in range(28):
+            stream.offer(make(str(number)))
+        for _ in range(9):
+            assert stream.take(2, deadline=5) is not None
+            now += 1.0
+        # At the ninth batch 10 were left, of which half were never needed.
+        assert stream.room(0) == (2 + 10 + 3 - 5 if paced else (9 + 1) * 8 - 18)
