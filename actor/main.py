@@ -48,6 +48,7 @@ def run(config: ActorConfig) -> int:
         engine = VllmEngine.start(
             model,
             config.engine,
+            reuse=[config.reuse],
             drafts=config.drafts,
             environment=config.environment,
             run_id=config.run_id,

@@ -113,6 +113,7 @@ class OwnEngine:
             VllmEngine.start,
             self._model,
             self._config.engine,
+            reuse=self._config.lanes,
             drafts=self._config.drafts,
             environment=self._config.environment,
             run_id=self._run_id,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actor.config import DraftsConfig, SamplingConfig, check_drafts
 from actor.engine.names import PROPOSER, WEIGHT_BACKEND
+from dynatok_online.policy import parse_policy
 
 MIB = 1 << 20
 REFUSED = {
@@ -64,6 +65,15 @@ def _speculative(drafts: DraftsConfig) -> dict[str, Any]:
         "prompt_lookup_min": 2,
         "prompt_lookup_max": 5,
     }
+
+
+def check_reuse(config: Any, policies: Iterable[str]) -> None:
+    """ValueError for a reuse policy that the engine of this `VllmConfig` cannot follow."""
+    for policy in map(parse_policy, policies):
+        if policy.keeps and (why := why_not_sticky(config)):
+            raise ValueError(f"reuse is {policy.text!r}, but {why}; write exact")
+        if policy.turns and (why := why_not_turned(config)):
+            raise ValueError(f"reuse is {policy.text!r}, but {why}; write sticky")
 
 
 def why_not_sticky(config: Any) -> str:

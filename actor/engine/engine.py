@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,13 @@ import msgspec
 
 from actor.config import DraftsConfig, SamplingConfig
 from actor.engine.adapter_file import write_adapter
-from actor.engine.arguments import engine_arguments, stop_token_ids, why_not_sticky, why_not_turned
+from actor.engine.arguments import (
+    check_reuse,
+    engine_arguments,
+    stop_token_ids,
+    why_not_sticky,
+    why_not_turned,
+)
 from actor.engine.environment import check_plugin, prepare_environment, socket_parent
 from actor.engine.kv_events import KvEvents
 from actor.engine.names import STICKY, URGENT
@@ -54,13 +60,14 @@ class VllmEngine:
         self._adapters = 0
         self._scored = 0
         config = llm.vllm_config
+        # Asked again for every request: sessions may come with policies that nobody named before.
+        self._not_sticky = why_not_sticky(config)
+        self._not_turned = why_not_turned(config)
         self.block_size = int(config.cache_config.block_size)
         self.max_model_len = int(config.model_config.max_model_len)
         self.stop_token_ids = stop_token_ids(config.model_config)
         self._ended: dict[str, None] = {}
         """Sticky sessions that have ended, and that the engine process may still remember."""
-        self._not_sticky = why_not_sticky(config)
-        self._not_turned = why_not_turned(config)
         # One that runs ahead does not report what the very last position filled; one that is given
         # drafts, whose steps end where they begin, not what they filled in the last step.
         self.unreported = max(1, config.num_speculative_tokens)
@@ -72,6 +79,7 @@ class VllmEngine:
         model: str,
         arguments: Mapping[str, Any] | None = None,
         *,
+        reuse: Iterable[str] = (),
         drafts: DraftsConfig = DraftsConfig(),  # noqa: B008 (frozen)
         environment: Mapping[str, str] | None = None,
         run_id: str = "run",
@@ -79,12 +87,14 @@ class VllmEngine:
     ) -> VllmEngine:
         """Start vLLM (about 20 s). `arguments` are its engine arguments.
 
-        Raises ValueError for an argument that vLLM does not know or that we cannot work with.
+        Raises ValueError, before anything is loaded, for an argument that vLLM does not know or
+        that we cannot work with, and for a policy in `reuse` that it cannot follow with these.
         """
         check_plugin()
         given = dict(arguments or {})
         prepare_environment(environment or {}, eager=bool(given.get("enforce_eager", True)))
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         merged = engine_arguments(model, seed, given, drafts)
@@ -98,7 +108,14 @@ class VllmEngine:
             "buffer_steps": 1000,  # for repeating; every batch lists the tokens of its blocks
         }
         try:
-            return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**merged)), run_id, sockets)
+            config = AsyncEngineArgs(**merged).create_engine_config(UsageContext.ENGINE_CONTEXT)
+            check_reuse(config, reuse)
+            llm = AsyncLLM.from_vllm_config(
+                config,
+                enable_log_requests=bool(merged.get("enable_log_requests")),
+                disable_log_stats=bool(merged["disable_log_stats"]),
+            )
+            return cls(llm, run_id, sockets)
         except BaseException:
             shutil.rmtree(sockets, ignore_errors=True)
             raise

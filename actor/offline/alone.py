@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from actor.config import ReusePolicy
@@ -102,9 +102,13 @@ def load_tasks(
 
 
 def with_engine(
-    config: AloneConfig, seed: int, work: Callable[[Alone], Coroutine[Any, Any, None]]
+    config: AloneConfig,
+    seed: int,
+    work: Callable[[Alone], Coroutine[Any, Any, None]],
+    reuse: Iterable[ReusePolicy] = (),
 ) -> None:
-    """Start the engine, do the work, stop the engine. SIGTERM is taken as Ctrl-C."""
+    """Start the engine, do the work, stop the engine. SIGTERM is taken as Ctrl-C. `reuse`: the
+    policies of the work's sessions, refused before the start where the engine cannot follow one."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore", FutureWarning)
@@ -117,6 +121,7 @@ def with_engine(
     engine = VllmEngine.start(
         model,
         config.engine,
+        reuse=reuse,
         drafts=config.drafts,
         environment=config.environment,
         run_id="alone",

@@ -97,7 +97,7 @@ def _into(
                     lambda held, tally: bar.move(held, f"{tally.counts.edits} edits"),
                 )
 
-            with_engine(config, config.seed, work)
+            with_engine(config, config.seed, work, [config.reuse])
     shards.close()
     card(folder, config)
     if config.push_to_hub:

@@ -119,7 +119,7 @@ def _sampled(
                         alone, tasks[seed], reuse, config.sessions, bar
                     )
 
-    with_engine(config, config.seeds[0], work)
+    with_engine(config, config.seeds[0], work, config.reuse)
     return samples
 
 

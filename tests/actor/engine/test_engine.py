@@ -13,6 +13,7 @@ from actor.config import SamplingConfig
 from actor.online.weight_updater import WeightUpdater
 from actor.sessions.live_session import Finished, LiveSession
 from actor.sessions.serving import Serving
+from dynatok_online import tiny
 from dynatok_online.spans.build import audit
 from dynatok_online.tasks.task import ScheduledEdit, SlotState, Task
 from dynatok_online.tiny import tokenizer, world
@@ -222,6 +223,28 @@ def test_an_argument_that_we_cannot_work_with_is_refused(argument: dict[str, Any
 
     with pytest.raises(ValueError, match=f"{next(iter(argument))}.*leave it out"):
         VllmEngine.start("nothing", argument)
+
+
+@pytest.mark.parametrize(
+    ("policy", "arguments", "says"),
+    [
+        ("sticky", {"enable_prefix_caching": False}, "enable_prefix_caching is off; write exact"),
+        ("turned", {"kv_cache_dtype": "fp8"}, "kv_cache_dtype is 'fp8'.*write sticky"),
+    ],
+)
+def test_a_policy_that_it_cannot_follow_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, policy: str, arguments: dict[str, Any], says: str
+) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from actor.engine.engine import VllmEngine
+
+    def begins(*config: Any, **settings: Any) -> None:
+        raise AssertionError("the engine starts")
+
+    monkeypatch.setattr(AsyncLLM, "from_vllm_config", begins)
+    with pytest.raises(ValueError, match=f"reuse is '{policy}', but .*{says}"):
+        VllmEngine.start(tiny.resolve("tiny"), arguments, reuse=["exact", policy])
 
 
 # Weights.
