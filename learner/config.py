@@ -129,7 +129,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Optimizer steps between two versions of the weights."""
     max_policy_lag: int = 4
     """A trajectory is dropped when the weights that sampled its oldest token are more than this
-    many versions behind the newest published ones."""
+    many versions behind the newest published ones. Actors run ahead so far at most; a learner that
+    never waits for its batches lets fewer begin, so that they are fresher."""
     weight_dtype: str = "float32"
     """What weights are published as: the engine's dtype (`float32`, `bfloat16`, `float16`)."""
     weight_sync: str = "merged"
