@@ -35,7 +35,8 @@ class Pace:
         return min(most, int(self.limit + self._added))
 
     def waits(self, seconds: float) -> None:
-        """The learner has waited so long for its batch, and still does."""
+        """The learner has waited so long for its batch, and still does. Before its first step there
+        is nothing to hold that against."""
         if self._busy:
             self._added = self._per_step * seconds / self._busy
 

@@ -120,7 +120,7 @@ class Stream:
                 if batch is not None:
                     self._note_pace(called)
                     break
-                if self._pace is not None and self._took_at is not None:
+                if self._pace is not None:
                     self._pace.waits(time.monotonic() - called)
                 waits, begun, field = deadline, called, "batch_deadline"
                 if self._first_came is not None:

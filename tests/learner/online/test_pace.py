@@ -54,19 +54,20 @@ def test_who_waits_lets_more_begin() -> None:
     assert pace.room(500) == before + PER_STEP // 2 + 2 * PER_STEP
 
 
-def simulate(pace: Pace | None, sessions: int, most: int = 320, steps: int = 300) -> list[float]:
+def simulate(
+    pace: Pace | None, sessions: int, most: int = 320, steps: int = 300
+) -> tuple[float, float]:
     """The learner's idle share, and the mean age of what it takes, in steps, of the second half.
 
     A step takes one second, a response two to six; a step may take new ones from what waits.
     """
     draw = random.Random(1)
-    now = idle = 0.0
+    now = since = waited = 0.0
     begun: list[tuple[float, float]] = []
     """(when it comes, when it began)."""
     waiting: deque[float] = deque()
     ages: list[float] = []
     busy_until, took, called = 0.0, 0, 0.0
-    waits: list[float] = []
     while took < steps:
         # What has come, what may begin, and whether a batch is there.
         while begun and begun[0][0] <= now:
@@ -77,16 +78,15 @@ def simulate(pace: Pace | None, sessions: int, most: int = 320, steps: int = 300
         if now >= busy_until and len(waiting) >= PER_STEP:
             ages += [now - waiting.popleft() for _ in range(PER_STEP)]
             if pace is not None and took:
-                flying = min(sessions, room - len(waiting))
-                pace.took(len(waiting), min(flying, len(begun)), now - called, 1.0)
-            waits.append(now - called)
+                flying = min(room - len(waiting), len(begun))
+                pace.took(len(waiting), flying, now - called, 1.0)
+            waited += now - called
             busy_until, took = now + draw.uniform(0.8, 1.2), took + 1
             called = busy_until
             if took == steps // 2:
-                idle, ages = now, []
-                waits = []
+                since, waited, ages = now, 0.0, []
         now += 0.02
-    return [sum(waits) / (now - idle), mean(ages)]
+    return waited / (now - since), mean(ages)
 
 
 @pytest.mark.parametrize("sessions", [128, 256])
@@ -94,7 +94,6 @@ def test_fresher_for_nearly_no_waiting(sessions: int) -> None:
     """Actors that could write twice, or four times, what is trained on."""
     idle, age = simulate(None, sessions)
     paced_idle, paced_age = simulate(Pace(PER_STEP), sessions)
-    print(f"idle {idle:.3f} -> {paced_idle:.3f}, age {age:.1f} -> {paced_age:.1f} steps")
     assert idle < 0.01
     assert paced_idle < 0.05
     assert paced_age < 0.5 * age
