@@ -152,6 +152,47 @@ def against_oracle(report: Report, device: str, kinds: Sequence[str], seconds: f
     return well
 
 
+REUSED = ("sticky", "refresh:16", "turned")
+"""Ways to reuse KV after an edit that no single forward can stand for."""
+
+
+def of_every_reuse(report: Report, device: str, kinds: Sequence[str], seconds: float) -> bool:
+    """Rows that see KV of other states; whether every attention was as near as `dense` is."""
+    report.table(
+        f"Rows that see KV of other states: {', '.join(kinds)}",
+        "Gradients of packed rows against the same rows through `dense` in float64, which the "
+        "tests hold to a decode with a real cache.",
+        ("reuse", "attention", "dtype", "relative error", "of dense at this precision", "s"),
+    )
+    vocabulary, ends = 512, time.monotonic() + seconds
+    shape = (150, 16, 120, 4) if device == "cuda" else (40, 4, 60, 3)
+    plain = qwen3(256, 2, vocabulary)
+    well = True
+    for policy in REUSED:
+        one = edited_response(policy, *shape, vocabulary)
+        wanted = run(in_float64(plain, device), "dense", one, "packed")[1]
+        for dtype in (torch.float32, torch.bfloat16):
+            given = copy.deepcopy(plain).to(device=device, dtype=dtype)
+            baseline = apart(run(given, "dense", one, "packed")[1], wanted)
+            for kind in kinds:
+                began = time.monotonic()
+                if began > ends:
+                    shown, well = "left out: no time", False
+                else:
+                    # Anything that a kernel or a compiler raises is a line of the report.
+                    try:
+                        error = apart(run(given, kind, one, "packed")[1], wanted)
+                        shown = f"{error:.1e}"
+                        well &= error <= SLACK * baseline + FLOAT32
+                    except Exception as problem:
+                        shown = f"failed: {short(problem)}"
+                        well &= (device, kind) == ("cpu", "flex")
+                precision = str(dtype).removeprefix("torch.")
+                took = f"{time.monotonic() - began:.1f}"
+                report.row(policy, kind, precision, shown, f"{baseline:.1e}", took)
+    return well
+
+
 _SERVING = ("_flash_attention_", "_scaled_dot_product_", "_efficient_attention_", "_cudnn_")
 
 

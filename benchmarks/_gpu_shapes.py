@@ -29,8 +29,16 @@ QWEN3_8B = Shape("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, False)
 SMALL = Shape("a small Qwen3 (no GPU: a trial)", 2, 64, 4, 2, 16, 128, True, 512)
 
 
-def make(shape: Shape, device: str, dtype: torch.dtype, layers: int | None = None) -> Any:
-    """The model in train mode, with gradient checkpointing; weights are drawn on `device`."""
+def make(
+    shape: Shape,
+    device: str,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    *,
+    checkpointing: bool = True,
+) -> Any:
+    """The model in train mode, its activations computed again (`checkpointing`) or kept; weights
+    are drawn on `device`."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -51,5 +59,6 @@ def make(shape: Shape, device: str, dtype: torch.dtype, layers: int | None = Non
             )
     finally:
         torch.set_default_dtype(before)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()

@@ -168,6 +168,7 @@ def learner_step(
     lora: dict[str, Any] | None = None,
     size: tuple[int, int, int, int] = BATCH,
     bf16: bool = True,
+    checkpointing: bool = True,
 ) -> bool:
     """Trains by `schedule` until `seconds` are over, and reports; whether every method ran.
 
@@ -184,9 +185,9 @@ def learner_step(
     report.table(
         f"Learner step: {shape.name}, {what}",
         f"{TRAJECTORIES} trajectories of {static} static tokens, a slot of {slot}, {response} "
-        f"response tokens, {states} states; rows of at most {ROW_TOKENS} tokens, gradient "
-        "checkpointing, AdamW. FLOP/s count what the model needs, not what checkpointing computes "
-        "again. In brackets the bound by FLOPs.",
+        f"response tokens, {states} states; rows of at most {ROW_TOKENS} tokens, AdamW, "
+        f"{'' if checkpointing else 'no '}gradient checkpointing. FLOP/s count what the model "
+        "needs, not what checkpointing computes again. In brackets the bound by FLOPs.",
         (
             *("method", "s per step", "of (n)", "planning s", "tokens", "loss tokens", "tokens/s"),
             *("loss tokens/s", "TFLOP/s", "of 989", "of matmul here", "peak GB"),
@@ -198,7 +199,8 @@ def learner_step(
         compile_nothing()
     # Without DeepSpeed the weights are the master copy, and autocast rounds them.
     half = bf16 and (bool(deepspeed) or bool(lora))
-    model = make(shape, device, torch.bfloat16 if half else torch.float32)
+    dtype = torch.bfloat16 if half else torch.float32
+    model = make(shape, device, dtype, checkpointing=checkpointing)
     batches = Batches(schedule, shape.vocabulary, size)
     measured = [method for method in dict.fromkeys(schedule) if method != PROFILED]
     rows = {
@@ -217,7 +219,7 @@ def learner_step(
                     "max_steps": len(schedule),
                     "learning_rate": 1e-5,
                     "bf16": bf16,
-                    "gradient_checkpointing": True,
+                    "gradient_checkpointing": checkpointing,
                     "save_strategy": "no",
                     "max_row_tokens": ROW_TOKENS,
                     **({} if device == "cuda" else {"use_cpu": True, "ddp_backend": "gloo"}),

@@ -163,7 +163,7 @@ def samples(
         out.append(
             [
                 [
-                    "".join(state.text for state in task.states_at(a).values()).strip(),
+                    ", ".join(state.text.strip() for state in task.states_at(a).values()),
                     speech.decode(tokens[a:b]),
                 ]
                 for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)

@@ -116,7 +116,7 @@ def _dots(below: Any, results: Results, far: int) -> None:
     left.set_xlabel(f"stale share, {far} tokens and more between (median, 95 %)", fontsize=8.5)
     right.set_xlim(-0.03, 1.03)
     right.set_xlabel("decisions lost, of those right when recomputed (95 %)", fontsize=8.5)
-    right.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower right")
+    right.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, loc="center right")
     for one in (left, right):
         one.grid(axis="x", alpha=0.3, linewidth=0.6)
         one.tick_params(labelsize=8)

@@ -30,7 +30,8 @@ PARTS = {
     "large": (75, "a learner step at the shape of Qwen3-8B with LoRA"),
     "pack": (60, "what each way to lay out an edited response costs"),
     "full": (60, "a learner step at the shape of Qwen3-8B, all weights, where the GPU holds them"),
-    "flex": (45, "FlexAttention against plain forwards"),
+    "flex": (90, "FlexAttention against plain forwards, and over KV of other states"),
+    "stored": (60, "a learner step at the shape of Qwen3-0.6B, without gradient checkpointing"),
 }
 """Name -> seconds at most, and what it is; the most important first."""
 
@@ -51,17 +52,36 @@ LEAST_SECONDS = 10
 
 def exactness(report: Report, device: str, seconds: float) -> bool:
     """Dense and concat."""
-    from benchmarks._gpu_exactness import against_oracle, against_truncated
+    from benchmarks._gpu_exactness import against_oracle, against_truncated, of_every_reuse
 
     well = against_oracle(report, device, ("dense", "concat"), seconds)
+    well = of_every_reuse(report, device, ("concat",), seconds / 4) and well
     return against_truncated(report, device) and well
 
 
 def flex(report: Report, device: str, seconds: float) -> bool:
     """The attention that has to be compiled."""
-    from benchmarks._gpu_exactness import against_oracle
+    from benchmarks._gpu_exactness import against_oracle, of_every_reuse
 
-    return against_oracle(report, device, ("flex",), seconds - 15)
+    ends = time.monotonic() + seconds - 15
+    well = against_oracle(report, device, ("flex",), seconds - 15)
+    return of_every_reuse(report, device, ("flex",), ends - time.monotonic()) and well
+
+
+def stored(report: Report, device: str, seconds: float) -> bool:
+    """Every activation is kept, none computed again."""
+    from benchmarks._gpu_shapes import QWEN3_06B, SMALL
+    from benchmarks._gpu_step import BATCH, METHODS, learner_step
+
+    return learner_step(
+        report,
+        QWEN3_06B if device == "cuda" else SMALL,
+        [*METHODS] * (6 if device == "cuda" else 2),
+        seconds - 12,
+        deepspeed=ZERO,
+        size=BATCH if device == "cuda" else (40, 4, 24, 3),
+        checkpointing=False,
+    )
 
 
 def step(report: Report, device: str, seconds: float) -> bool:
@@ -192,7 +212,7 @@ def run_part(name: str, report: Report, seconds: float) -> int:
 
 
 RUN: dict[str, Callable[[Report, str, float], bool]] = {
-    one.__name__: one for one in (exactness, step, large, pack, full, flex)
+    one.__name__: one for one in (exactness, step, large, pack, full, flex, stored)
 }
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu
-from benchmarks._gpu_exactness import against_truncated
+from benchmarks._edited_response import edited_response
+from benchmarks._gpu_exactness import REUSED, against_truncated
 from benchmarks._gpu_report import Report, short
+from benchmarks._gpu_shapes import SMALL, make
+from dynatok_online.spans.audit import audit
 from launch.cli import main as dynatok
 
 
@@ -20,6 +24,8 @@ def test_a_part_writes_its_lines(tmp_path: Path) -> None:
         assert line in text
     assert "flash_attention" in text
     assert text.count("| yes |") == 2
+    for reuse in REUSED:
+        assert f"| {reuse} | concat | float32 |" in text
 
 
 @pytest.mark.engine
@@ -64,6 +70,23 @@ def test_a_part_that_hangs_or_dies_loses_nothing_else(
     assert "STOPPED after 1 s" in text
     assert "| well, " in text
     assert "written:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("policy", ["exact", *REUSED])
+def test_edited_responses_are_what_an_engine_could_have_done(policy: str) -> None:
+    one = edited_response(policy, 20, 4, 60, 3, 100)
+    assert audit(one) == []
+    moved = [shift for done in one.passes for _, shift in done.moved_reuse()]
+    assert (set(moved) == {0}) == (policy != "turned")
+    last = one.passes[-1]
+    kept = {"exact": 20, "sticky": 20 + 39, "refresh:16": 20 + 24, "turned": 20 + 39}
+    assert last.num_cached_tokens == kept[policy]
+
+
+def test_a_step_keeps_its_activations_where_it_is_told_to() -> None:
+    for checkpointing in (True, False):
+        model = make(SMALL, "cpu", torch.float32, checkpointing=checkpointing)
+        assert model.is_gradient_checkpointing == checkpointing
 
 
 def test_what_went_wrong_fits_a_cell() -> None:

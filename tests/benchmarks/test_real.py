@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _real_data, real
+from benchmarks import _real_data, _real_report, real
 from tests.benchmarks.chat import gold_rows, save_model
 
 
@@ -42,6 +42,7 @@ def test_it_trains_measures_resumes_and_reports(
     assert "| packed spans, sticky; generated stickily | 1 |" in text
     assert "**Not run yet**: packed spans, exact (seeds 0); one truncated pass" in text
     assert text.count("On two cores.") == 1
+    assert "| trained; generated | seeds | difference | told apart |" in text
     capsys.readouterr()
     assert real.main([*asked, "--arms", *arms]) == 0  # everything is there: nothing runs again
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == 3
@@ -58,3 +59,18 @@ def test_the_most_important_run_first() -> None:
     assert found[:3] == [("packed_exact", 0), ("packed_sticky", 0), ("base", 0)]
     assert set(found[3:5]) == {("packed_exact", 1), ("packed_sticky", 1)}
     assert len(found) == len(set(found)) == 14
+
+
+def test_differences_are_paired_by_seed() -> None:
+    def line(arm: str, seed: int, score: float) -> dict[str, object]:
+        return {"arm": arm, "seed": seed, "modes": {"exact": {"after": {"upper": [score]}}}}
+
+    by_arm = {
+        "packed_exact": [line("packed_exact", seed, 0.5 + 0.1 * seed) for seed in range(3)],
+        "truncated": [line("truncated", seed, 0.4 + 0.1 * seed) for seed in (2, 1)],
+        "snapshot_one": [line("snapshot_one", 0, 0.9)],
+    }
+    assert _real_report._differences(by_arm)[2:] == [
+        "| one truncated pass per state; generated exactly | 2 | -0.100 ± 0.000 | yes |",
+        "| snapshot masking, one state; generated exactly | 1 | +0.400 | no |",
+    ]
