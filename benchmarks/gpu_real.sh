@@ -10,12 +10,13 @@
 #   REAL="--steps 4 --tasks 4" bash benchmarks/gpu_real.sh OUT       more arguments of bench real
 #
 # STALE_MINUTES: how many of the minutes are for bench stale (default: half, where it exists).
+# JOBS: processes that share the GPU (default: what its memory and the cores have room for).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "${1:-}" in
   "" | -*)
-    sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit $(($# == 0 ? 2 : 0))
     ;;
 esac
@@ -54,6 +55,14 @@ if [ -n "${PARTS:-}" ]; then
   "$python" -m benchmarks._model_parts join "$PARTS" "$model"
 fi
 
+jobs=${JOBS:-$("$python" - << 'EOF'
+import os, torch
+gpu = torch.cuda.is_available()
+room = torch.cuda.get_device_properties(0).total_memory // 9_000_000_000 if gpu else 1
+print(max(1, min(room, os.cpu_count() - 1)))
+EOF
+)}
+if [ "$jobs" != 1 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
 stale=0
 if [ -f benchmarks/stale.py ]; then
   stale=${STALE_MINUTES:-$(awk "BEGIN { print $minutes / 2 }")}
@@ -61,10 +70,10 @@ fi
 real=$(awk "BEGIN { print $minutes - $stale }")
 # shellcheck disable=SC2086  # several arguments in one variable
 "$python" -m benchmarks.real --model "$model" --raw "$out/real.jsonl" --report "$out/real.md" \
-  --minutes "$real" ${REAL:-} || echo "gpu_real: bench real ended with $?" >&2
+  --minutes "$real" --jobs "$jobs" ${REAL:-} || echo "gpu_real: bench real ended with $?" >&2
 if [ "$stale" != 0 ]; then
   # shellcheck disable=SC2086
   "$python" -m benchmarks.stale --model "$model" --raw "$out/stale.jsonl" \
-    --report "$out/stale.md" --minutes "$stale" ${STALE:-} ||
+    --report "$out/stale.md" --minutes "$stale" --jobs "$jobs" ${STALE:-} ||
     echo "gpu_real: bench stale ended with $?" >&2
 fi

@@ -2,6 +2,7 @@
 
     dynatok bench real                            run what is missing, then write the report
     dynatok bench real --minutes 10               the most important first, as far as time allows
+    dynatok bench real --jobs 12                  so many at once, which a large GPU has room for
     dynatok bench real --report-only              write the report from the raw lines
 
 A chat model, held-out topics, nine requirements of style, one or two slots. Gold texts are the
@@ -23,9 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks._jobs import Emit, Line, Measure, Todo, answer, in_processes
 from dynatok_online.models import resolve
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
+SETTINGS = ("model", "steps", "batch", "learning_rate", "tasks", "texts", "max_tokens")
+"""Arguments that a raw result depends on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--texts", type=int, default=1200, help="gold texts to train on")
     add("--note", default="", help="what is to be known of these runs; the report says it")
     add("--max-tokens", type=int, default=160, help="tokens of a measured response, at most")
+    add("--jobs", type=int, default=1, help="processes that share the device")
+    add("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    if args.work:
+        return answer(partial(_measuring, args))
     if args.gold is None:
         args.gold = args.raw.with_name("real-gold.jsonl")
     try:
@@ -96,13 +104,13 @@ def planned(arms: Sequence[str] | None, seeds: Sequence[int]) -> list[tuple[str,
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """Every (arm, seed) that the raw results lack; returns those that time did not allow."""
+    """Every (arm, seed) that the raw results lack; returns those that time did not allow, and
+    those that failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    began = time.monotonic()
     done = {(one["arm"], one["seed"]) for one in read_results(args.raw)}
-    todo = [one for one in planned(args.arms, args.seeds) if one not in done]
-    if not todo:
+    units = [one for one in planned(args.arms, args.seeds) if one not in done]
+    if not units:
         return []
     args.raw.parent.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -111,36 +119,43 @@ def run(args: argparse.Namespace) -> list[str]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    took: dict[bool, float] = {}
-    left = []
-    with Progress(*columns, refresh_per_second=2) as progress:
-        bar = progress.add_task("the model", total=None)
-        bench = Bench(
-            args,
-            lambda what, at, of: progress.update(bar, description=what, completed=at, total=of),
-        )
-        everything = progress.add_task("arms and seeds", total=len(todo))
-        for name, seed in todo:
-            spent = time.monotonic() - began
-            if args.minutes and spent + took.get(name != "base", 0.0) > 60 * args.minutes:
-                left.append(f"{name}/{seed}")
-                continue
-            at = time.monotonic()
-            try:
-                line = {"arm": name, "seed": seed, **bench.result(name, seed), **bench.facts()}
-            except RuntimeError:  # an arm that does not fit this device costs no other arm
-                progress.console.print(f"{name}, seed {seed} failed:\n{traceback.format_exc()}")
-                left.append(f"{name}/{seed} (failed)")
-                continue
-            took[name != "base"] = time.monotonic() - at
-            line["wall_seconds"] = round(took[name != "base"], 1)
-            if args.note:
-                line["note"] = args.note
-            with args.raw.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    todo = Todo(units, args.minutes, kind=lambda arm: arm != "base")
+    failed: list[str] = []
+    with Progress(*columns, refresh_per_second=2) as progress, args.raw.open("a") as file:
+        everything = progress.add_task("arms and seeds", total=len(units))
+
+        def emit(line: Line) -> None:
+            name = f"{line['arm']}, seed {line['seed']}"
             progress.advance(everything)
-            progress.console.print(f"{name}, seed {seed}: {summary(line)}")
-    return left
+            if "failed" in line:
+                failed.append(f"{line['arm']}/{line['seed']} (failed)")
+                progress.console.print(f"{name} failed:\n{line['failed']}", markup=False)
+                return
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            progress.console.print(f"{name}: {summary(line)}")
+
+        def say(what: str, at: int, of: int | None) -> None:
+            progress.update(bar, description=what, completed=at, total=of)
+
+        bar = progress.add_task("the model", total=None)
+        if args.jobs <= 1 or not args.gold.exists():  # which is made once, for all
+            bench = Bench(args, say)
+        if args.jobs > 1:
+            progress.remove_task(bar)
+            command = [sys.executable, "-m", "benchmarks.real", "--work"]
+            for name in (*SETTINGS, "gold", "note"):
+                command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+            in_processes(command, todo, min(args.jobs, len(units)), emit)
+        else:
+            for arm, seed in todo:
+                emit(bench.line(arm, seed))
+    return [*(f"{arm}/{seed}" for arm, seed in todo.left), *failed]
+
+
+def _measuring(args: argparse.Namespace, emit: Emit) -> Measure:
+    bench = Bench(args, lambda what, at, of: None)
+    return lambda arm, seed, deadline: emit(bench.line(arm, seed))
 
 
 def summary(line: dict[str, Any]) -> str:
@@ -214,6 +229,17 @@ class Bench:
         fresh.set_attn_implementation("sdpa")
         return fresh
 
+    def line(self, name: str, seed: int) -> Line:
+        """The raw result of one arm and seed; `failed` where it does not fit this device, which
+        costs no other arm."""
+        began = time.monotonic()
+        try:
+            line: Line = {"arm": name, "seed": seed, **self.result(name, seed), **self.facts()}
+        except RuntimeError:
+            return {"arm": name, "seed": seed, "failed": traceback.format_exc()}
+        line["wall_seconds"] = round(time.monotonic() - began, 1)
+        return line | ({"note": self.args.note} if self.args.note else {})
+
     def result(self, name: str, seed: int) -> dict[str, Any]:
         """What came of one arm and seed."""
         from benchmarks._real_arms import ARMS, train
@@ -259,10 +285,10 @@ class Bench:
             if self.device == "cuda"
             else platform.processor() or platform.machine()
         )
-        names = ("model", "steps", "batch", "learning_rate", "tasks", "max_tokens")
         return {
             "settings": {
-                **{key: getattr(self.args, key) for key in names},
+                **{key: getattr(self.args, key) for key in SETTINGS},
+                "model": Path(self.args.model).name,
                 "texts": len(self.golds),
                 "attention": self.kernel,
                 "dtype": str(self.dtype).removeprefix("torch."),

@@ -17,27 +17,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import queue
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from benchmarks._jobs import Emit, Line, Measure, Todo, Unit, answer, in_processes
+
 if TYPE_CHECKING:
     from benchmarks._stale_items import Group
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
-
-Line = dict[str, Any]
-Emit = Callable[[Line], None]
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -99,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     size = QUICK if args.quick else FULL
     if args.work:
-        return work(args.model, size)
+        return answer(partial(_measuring, args.model, size))
     name = "stale-quick" if args.quick else "stale"
     raw: Path = args.raw or DOCS / f"{name}.jsonl"
     report: Path = args.report or DOCS / f"{name}.md"
@@ -125,9 +121,6 @@ def read_lines(path: Path) -> list[Line]:
         except json.JSONDecodeError:
             print(f"{path}: a broken line is left out: {text[:60]}", file=sys.stderr)
     return out
-
-
-Unit = tuple[str, int]
 
 
 def units(
@@ -157,120 +150,44 @@ def units(
     return [one for group in order for one in group if one not in finished]
 
 
-def run(args: argparse.Namespace, todo: Sequence[Unit], raw: Path) -> None:
+def run(args: argparse.Namespace, units: Sequence[Unit], raw: Path) -> None:
     """Measure the units, in this process or in several that share the device."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     raw.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    waiting: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-    for one in todo:
-        waiting.put(one)
-    lock = threading.Lock()
-    problems: list[BaseException] = []
+    todo = Todo(units, args.minutes, kind=lambda arm: "@" in arm)
     with Progress(*columns) as progress, raw.open("a") as file:
-        bar = progress.add_task("stale map", total=len(todo))
+        bar = progress.add_task("stale map", total=len(units))
 
         def emit(line: Line) -> None:
-            with lock:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                if line["kind"] == "finished":
-                    progress.advance(bar)
-                    spent = f"{line['seconds']:.0f} s"
-                    progress.console.print(f"{line['arm']}, seed {line['seed']}: {spent}")
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            if line["kind"] == "finished":
+                progress.advance(bar)
+                spent = f"{line['seconds']:.0f} s"
+                progress.console.print(f"{line['arm']}, seed {line['seed']}: {spent}")
 
-        def serve(worker: Iterator[Unit | None]) -> None:
-            try:
-                for _ in worker:
-                    pass
-            except BaseException as problem:
-                problems.append(problem)
-
-        def taken() -> Iterator[Unit]:
-            longest: dict[bool, float] = {}
-            while True:
-                try:
-                    unit = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                long = "@" not in unit[0]
-                began = time.monotonic()
-                if began + longest.get(long, 0.0) > deadline:
-                    progress.console.print(f"{unit[0]}, seed {unit[1]}: no time left")
-                    continue
-                yield unit
-                longest[long] = max(longest.get(long, 0.0), time.monotonic() - began)
-
-        command = [sys.executable, "-m", "benchmarks.stale", "--work", "--model", args.model]
-        command += ["--quick"] * args.quick
-        if args.jobs <= 1:
+        if args.jobs > 1:
+            command = [sys.executable, "-m", "benchmarks.stale", "--work", "--model", args.model]
+            command += ["--quick"] * args.quick
+            in_processes(command, todo, min(args.jobs, len(units)), emit)
+        else:
             bench = Bench(args.model, QUICK if args.quick else FULL, emit)
-            for unit in taken():
-                bench.measure(*unit, deadline=deadline)
-            return
-        threads = [
-            threading.Thread(target=serve, args=(_remote(command, taken(), emit, deadline),))
-            for _ in range(min(args.jobs, len(todo)))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if problems:
-        raise problems[0]
+            for unit in todo:
+                bench.measure(*unit, deadline=todo.deadline)
+        for arm, seed in todo.left:
+            progress.console.print(f"{arm}, seed {seed}: no time left")
 
 
-def _remote(
-    command: Sequence[str], taken: Iterator[Unit], emit: Emit, deadline: float
-) -> Iterator[Unit]:
-    """A process of its own: a unit a line goes in, raw results come out."""
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        for unit in taken:
-            left = deadline - time.monotonic()
-            child.stdin.write(json.dumps([*unit, None if left == float("inf") else left]) + "\n")
-            child.stdin.flush()
-            for text in child.stdout:
-                line = json.loads(text)
-                if line["kind"] == "idle":
-                    break
-                emit(line)
-            else:
-                raise SystemExit(f"the process that measured {unit} ended: see its message above")
-            yield unit
-    finally:
-        child.stdin.close()
-        if child.wait(timeout=30):
-            raise SystemExit(f"a process ended with exit code {child.returncode}")
-
-
-def work(model: str, size: Size) -> int:
-    """The other end of `_remote`."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no result
-
-    def emit(line: Line) -> None:
-        out.write(json.dumps(line) + "\n")
-        out.flush()
-
+def _measuring(model: str, size: Size, emit: Emit) -> Measure:
     bench = Bench(model, size, emit)
-    for text in sys.stdin:
-        arm, seed, left = json.loads(text)
-        deadline = float("inf") if left is None else time.monotonic() + left
-        bench.measure(arm, seed, deadline=deadline)
-        emit({"kind": "idle"})
-    return 0
+    return lambda arm, seed, deadline: bench.measure(arm, seed, deadline=deadline)
 
 
 class Bench:

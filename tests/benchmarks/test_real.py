@@ -49,6 +49,28 @@ def test_it_trains_measures_resumes_and_reports(
     assert len(real.read_results(tmp_path / "real.jsonl")) == 3
 
 
+@pytest.mark.slow
+def test_side_by_side_as_one_after_the_other(folder: Path, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    _real_data.write_gold(gold, [*gold_rows("train", 6), *gold_rows("heldout", 2)])
+    found = []
+    for jobs in ("1", "2"):
+        raw = tmp_path / f"real-{jobs}.jsonl"
+        asked = [
+            *("--model", str(folder), "--gold", str(gold), "--raw", str(raw), "--jobs", jobs),
+            *("--report", str(tmp_path / "real.md"), "--seeds", "0", "1", "--steps", "1"),
+            *("--batch", "2", "--tasks", "2", "--max-tokens", "32", "--arms", "truncated"),
+        ]
+        assert real.main(asked) == 0
+        found.append({one["seed"]: one for one in real.read_results(raw)})
+    one, two = found
+    assert one.keys() == two.keys() == {0, 1}
+    for seed in one:
+        assert one[seed]["training"]["nll"] == pytest.approx(two[seed]["training"]["nll"])
+        assert one[seed]["settings"] == two[seed]["settings"]
+        assert one[seed]["modes"]["exact"]["samples"] == two[seed]["modes"]["exact"]["samples"]
+
+
 def test_an_unknown_arm_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(SystemExit, match="no arm 'packd'; use packed_exact"):
         real.planned(["packd"], [0])
