@@ -40,6 +40,8 @@ SHOWN = (
 """(arm, how it generates), in the order of the tables."""
 REFERENCE = ("packed_exact", "exact")
 """What the others are held against, seed by seed."""
+LEVEL = 2.15
+"""A mean loss, in nats per token, that training comes to on its way."""
 RESAMPLES = 1000
 
 
@@ -176,7 +178,9 @@ def _page(
         "",
         *_training(by_arm),
         "",
-        "A spike is a step whose mean loss is above 1.5 times the median of the ten before it.",
+        "A spike is a step whose mean loss is above 1.5 times the median of the ten before it. "
+        f"Steps to {LEVEL}: until the mean loss of twenty steps is that low; the loss of an arm "
+        "that trains a text under one of its states is one of other tokens, and no comparison.",
         "",
         "## What it reads like",
         "",
@@ -326,8 +330,9 @@ def _silent(found: Found) -> list[str]:
 def _training(by_arm: dict[str, list[Result]]) -> list[str]:
     lines = [
         "| arm | seeds | steps | loss tokens | tokens run per loss token | seconds | loss, last 20 "
-        "steps | gradient norm, highest over median | spikes per 100 steps |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"steps | steps to {LEVEL} | thousand tokens run until then | gradient norm, highest over "
+        "median | spikes per 100 steps |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, label in LABELS.items():
         runs = [one["training"] for one in by_arm.get(arm, []) if "training" in one]
@@ -340,11 +345,23 @@ def _training(by_arm: dict[str, list[Result]]) -> list[str]:
             over_seeds([one["tokens"] / one["loss_tokens"] for one in runs]),
             over_seeds([one["seconds"] for one in runs]),
             over_seeds([fmean(one["nll"][-20:]) for one in runs]),
+            over_seeds([steps_to_level(one["nll"]) for one in runs]) or "not in every run",
+            over_seeds(
+                [steps_to_level(one["nll"]) * one["tokens"] / one["steps"] / 1e3 for one in runs]
+            ),
             over_seeds([max(one["grad_norm"]) / median(one["grad_norm"]) for one in runs]),
             over_seeds([100 * spikes(one["nll"]) / len(one["nll"]) for one in runs]),
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
+
+
+def steps_to_level(losses: Sequence[float], over: int = 20) -> float:
+    """Steps until the mean loss of the last ones is at `LEVEL`; NaN where it never is."""
+    for step in range(over, len(losses) + 1):
+        if fmean(losses[step - over : step]) <= LEVEL:
+            return step
+    return math.nan
 
 
 def _gaps(found: Found) -> list[str]:

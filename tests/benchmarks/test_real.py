@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,10 @@ def test_differences_are_paired_by_seed() -> None:
         "| one truncated pass per state; generated exactly | 2 | -0.100 ± 0.000 | yes |",
         "| snapshot masking, one state; generated exactly | 1 | +0.400 | no |",
     ]
+
+
+def test_steps_to_a_level() -> None:
+    falling = [4.0 - 0.1 * step for step in range(40)]
+    # The mean of the last three is at 2.15 or below for the first time where they are 2.2 to 2.0.
+    assert _real_report.steps_to_level(falling, over=3) == 21
+    assert math.isnan(_real_report.steps_to_level([3.0] * 30))
