@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks._adherence_tables import spikes
+from benchmarks._share import wilson
 from dynatok_online.adherence.measures import interval
 
 Result = dict[str, Any]
@@ -65,14 +66,6 @@ def over_passes(scores: Sequence[float]) -> tuple[float, float, float]:
     rng = random.Random(0)
     means = sorted(fmean(rng.choices(scores, k=len(scores))) for _ in range(RESAMPLES))
     return fmean(scores), means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
-
-
-def wilson(held: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson)."""
-    z, share = 1.96, held / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return middle - half, middle + half
 
 
 def write_report(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks._share import wilson
 from benchmarks._stale_families import FAMILIES
 from benchmarks._stale_numbers import Figure, Results, over_seeds
 
@@ -121,13 +122,3 @@ def _dots(below: Any, results: Results, far: int) -> None:
         one.grid(axis="x", alpha=0.3, linewidth=0.6)
         one.tick_params(labelsize=8)
         one.spines[["top", "right"]].set_visible(False)
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z = 1.96
-    share = hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    half /= 1 + z * z / count
-    return max(0.0, middle - half), min(1.0, middle + half)
