@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._objectives_arms import CHAT, CREDIT, DATA, arms
-from benchmarks._objectives_verdicts import CHAT_SEEDS, GAIN, Result, credit, headlines, paired
+from benchmarks._objectives_verdicts import (
+    CHAT_SEEDS,
+    GAIN,
+    Result,
+    credit,
+    headlines,
+    paired,
+    too_early,
+)
 from dynatok_online.adherence.measures import interval
 
 COLUMNS = {
@@ -105,6 +113,7 @@ def text_of_chat(results: Sequence[Result]) -> list[str]:
         "",
         *credit(results, CHAT_SEEDS, CHAT),
         "",
+        *too_early(results),
         *_tables(results, "###"),
         "### What was published, and what came, on this model",
         "",

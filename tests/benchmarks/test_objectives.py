@@ -14,7 +14,7 @@ from benchmarks import objectives
 from benchmarks._objectives_arms import CREDIT, arms, gold_batches, shuffled_within
 from benchmarks._objectives_report import write_report
 from benchmarks._objectives_select import Method, again, chosen, pooled
-from benchmarks._objectives_verdicts import credit, headlines, paired
+from benchmarks._objectives_verdicts import credit, headlines, paired, too_early
 from dynatok_online.adherence.stretches import edited_scores
 
 
@@ -78,6 +78,17 @@ def test_a_large_gain_in_one_seed_alone_is_none() -> None:
         if one["arm"] == "gold/context" and one["seed"] == 0:
             one["at_loss_tokens"]["adherence_after_edit"] += 0.3
     assert "does not work" in credit(found)[0]
+
+
+@pytest.mark.parametrize(("gain", "early"), [(0.0, True), (0.3, False)])
+def test_it_is_said_where_plain_fine_tuning_has_learned_nothing(gain: float, early: bool) -> None:
+    results = [
+        result(arm, seed, 0.5 + 0.01 * seed + more)
+        for seed in range(3)
+        for arm, more in (("base", 0.0), ("gold/sft", gain + 0.02 * (seed % 2)))
+    ]
+    assert bool(too_early(results)) == early
+    assert too_early(results[:1]) == []
 
 
 def test_published_claims() -> None:
