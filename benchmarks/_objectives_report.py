@@ -12,6 +12,7 @@ from benchmarks._objectives_arms import CHAT, CREDIT, DATA, arms
 from benchmarks._objectives_verdicts import (
     CHAT_SEEDS,
     GAIN,
+    SEEDS,
     Result,
     credit,
     headlines,
@@ -45,10 +46,43 @@ def write_report(results: Sequence[Result], path: Path, chat: Sequence[Result] =
         "",
     ]
     if results:
-        lines += text(results, draw(results, path))
+        most, *others = by_loss_tokens(results)
+        lines += text(most, draw(most, path))
+        for one in others:
+            lines += text_of_others(one, SEEDS)
     if chat:
-        lines += text_of_chat(chat)
+        most, *others = by_loss_tokens(chat)
+        lines += text_of_chat(most)
+        for one in others:
+            lines += text_of_others(one, CHAT_SEEDS)
     path.write_text("\n".join(lines[:-1]) + "\n")
+
+
+def by_loss_tokens(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of equally many loss tokens, the largest group first; the untrained model, which has
+    seen none, is in each."""
+    untrained = [one for one in results if one["arm"] == "base"]
+    groups: dict[int, list[Result]] = defaultdict(list)
+    for one in results:
+        if one["arm"] != "base":
+            groups[one["settings"]["loss_tokens"]].append(one)
+    found = sorted(groups.values(), key=len, reverse=True)
+    return [[*one, *untrained] for one in found] or [untrained]
+
+
+def text_of_others(results: Sequence[Result], planned: int) -> list[str]:
+    """The part on some arms that went on for more loss tokens, or for fewer."""
+    settings = results[0]["settings"]
+    return [
+        f"## {settings['model']} after {settings['loss_tokens']} loss tokens",
+        "",
+        "Nothing else is different from above.",
+        "",
+        *credit(results, planned, {one["arm"] for one in results}),
+        "",
+        *too_early(results),
+        *_tables(results, "###"),
+    ]
 
 
 def text(results: Sequence[Result], figure: str | None) -> list[str]:

@@ -4,6 +4,7 @@
     dynatok bench objectives --report-only            write the page from the raw results
     dynatok bench objectives --arms gold/sft gold/dft --seeds 0 1 --seconds 0
     dynatok bench objectives --model smollm2          a chat model: its own raw results and section
+    dynatok bench objectives --model smollm2 --loss-tokens 30000     for longer: a part of its own
 
 The tiny world, by the trainer itself. Each arm of a seed begins with the same weights and is
 measured twice: after equally many loss tokens, and after equal training time (CPU seconds of this
@@ -141,6 +142,11 @@ def there(arm: Arm) -> bool:
     return True
 
 
+def _tokens(arm: str, loss_tokens: int) -> int:
+    """Loss tokens that an arm is measured after: another run where they are others."""
+    return 0 if arm == BASE else loss_tokens
+
+
 def run(args: argparse.Namespace, raw: Path, chat: bool) -> list[str]:
     """Every arm and seed that `raw` lacks, and the untrained model for every seed.
 
@@ -151,10 +157,13 @@ def run(args: argparse.Namespace, raw: Path, chat: bool) -> list[str]:
     from protocol.run.progress import progress_bar
 
     began = time.monotonic()
-    done = {(one["arm"], one["seed"]) for one in read_results(raw)}
+    done = {
+        (one["arm"], one["seed"], _tokens(one["arm"], one["settings"]["loss_tokens"]))
+        for one in read_results(raw)
+    }
     plan = planned(args.arms, args.seeds, chat)
     jobs = [(one.key if one else BASE, seed, one) for one, seed in plan]
-    todo = [one for one in jobs if one[:2] not in done]
+    todo = [one for one in jobs if (*one[:2], _tokens(one[0], args.loss_tokens)) not in done]
     raw.parent.mkdir(parents=True, exist_ok=True)
     refused: list[str] = []
     with progress_bar("objectives", len(todo)) as bar:

@@ -247,3 +247,15 @@ def test_how_much_was_selected_is_said() -> None:
     (line,) = [one for one in headlines(found) if "`gold/qtuning` less `gold/sft`" in one]
     assert "on all of the gold texts: **yes**" in line
     assert line.endswith("+0.000 ± 0.000 (3 seeds), with 12 % of the tokens.")
+
+
+def test_more_loss_tokens_are_a_part_of_their_own(tmp_path: Path) -> None:
+    shorter = [result(arm, seed, 0.5) for arm in ("base", "gold/sft") for seed in range(3)]
+    longer = [result("gold/sft", seed, 0.75) for seed in range(2)]
+    for one in longer:
+        one["settings"] = one["settings"] | {"loss_tokens": 7}
+    write_report([*longer, *shorter], tmp_path / "page.md")
+    before, _, after = (tmp_path / "page.md").read_text().partition("after 7 loss tokens\n")
+    assert "| sft | 3 | 0.500 ± 0.000 |" in before
+    assert "| sft | 2 | 0.750 ± 0.000 |" in after
+    assert "| untrained | 3 | 0.500 ± 0.000 |" in after
