@@ -150,7 +150,7 @@ def units(
     return [one for group in order for one in group if one not in finished]
 
 
-def run(args: argparse.Namespace, units: Sequence[Unit], raw: Path) -> None:
+def run(args: argparse.Namespace, wanted: Sequence[Unit], raw: Path) -> None:
     """Measure the units, in this process or in several that share the device."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -161,9 +161,9 @@ def run(args: argparse.Namespace, units: Sequence[Unit], raw: Path) -> None:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    todo = Todo(units, args.minutes, kind=lambda arm: "@" in arm)
+    todo = Todo(wanted, args.minutes, kind=lambda arm: "@" in arm)
     with Progress(*columns) as progress, raw.open("a") as file:
-        bar = progress.add_task("stale map", total=len(units))
+        bar = progress.add_task("stale map", total=len(wanted))
 
         def emit(line: Line) -> None:
             file.write(json.dumps(line) + "\n")
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace, units: Sequence[Unit], raw: Path) -> None:
         if args.jobs > 1:
             command = [sys.executable, "-m", "benchmarks.stale", "--work", "--model", args.model]
             command += ["--quick"] * args.quick
-            in_processes(command, todo, min(args.jobs, len(units)), emit)
+            in_processes(command, todo, min(args.jobs, len(wanted)), emit)
         else:
             bench = Bench(args.model, QUICK if args.quick else FULL, emit)
             for unit in todo:
