@@ -76,7 +76,7 @@ def text_of_others(results: Sequence[Result], planned: int) -> list[str]:
     return [
         f"## {settings['model']} after {settings['loss_tokens']} loss tokens",
         "",
-        "Nothing else is different from above.",
+        "Run after the results above were known; nothing else is different.",
         "",
         *credit(results, planned, {one["arm"] for one in results}),
         "",

@@ -80,22 +80,16 @@ def credit(
 
 
 def too_early(results: Sequence[Result]) -> list[str]:
-    """What is to be said where plain fine-tuning itself has not come further than the untrained
-    model, or nothing."""
-    found = {
-        data: paired(results, f"{data}/sft", "base", "at_loss_tokens", "adherence_after_edit")
-        for data in ("gold", "corrupted")
-    }
-    early = {
-        data: one for data, one in found.items() if one is not None and not one.mean > one.half
-    }
-    if not early:
+    """What is to be said where plain fine-tuning on gold texts, which can only teach to follow
+    edits, has not done so yet; or nothing."""
+    one = paired(results, "gold/sft", "base", "at_loss_tokens", "adherence_after_edit")
+    if one is None or one.mean > one.half:
         return []
-    listed = " and ".join(f"{said(one)} on {data} texts" for data, one in early.items())
     return [
-        "By then plain fine-tuning itself does not follow edits better than the untrained model "
-        f"for sure ({listed}, each edit with one vote), though it follows what does not change "
-        "better. So how objectives follow edits says little here; how far they drift does.",
+        "By then plain fine-tuning on gold texts itself does not follow edits better than the "
+        f"untrained model for sure ({said(one)}, each edit with one vote), though it follows what "
+        "does not change better. So how objectives follow edits says little here; how far they "
+        "drift does.",
         "",
     ]
 
