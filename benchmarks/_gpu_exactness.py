@@ -126,29 +126,47 @@ def against_oracle(report: Report, device: str, kinds: Sequence[str], seconds: f
     well = True
     for name, plain in (("Qwen3", qwen3(256, 2, vocabulary)), ("Mistral", mistral(vocabulary))):
         wanted = oracle(in_float64(plain, device), exact)
-        for dtype in (torch.float32, torch.bfloat16):
-            given = copy.deepcopy(plain).to(device=device, dtype=dtype)
-            baseline = apart(run(given, "dense", exact, "truncated")[1], wanted)
-            for kind in kinds:
-                began = time.monotonic()
-                served = "?"
-                if began > ends:
-                    shown = "left out: no time"
-                    well = False
-                else:
-                    # Anything that a kernel or a compiler raises is a line of the report.
-                    try:
-                        error = apart(run(given, kind, exact, "packed")[1], wanted)
-                        shown = f"{error:.1e}"
-                        well &= error <= SLACK * baseline + FLOAT32
-                        served = kernel_that_served(given, kind, exact)
-                    except Exception as problem:
-                        shown = f"failed: {short(problem)}"
-                        # FlexAttention has no backward on CPUs.
-                        well &= (device, kind) == ("cpu", "flex")
-                took = f"{time.monotonic() - began:.1f}"
-                precision = str(dtype).removeprefix("torch.")
-                report.row(name, kind, precision, shown, f"{baseline:.1e}", served, took)
+        well &= _lines(report, name, plain, exact, wanted, "truncated", kinds, device, ends)
+    return well
+
+
+def _lines(
+    report: Report,
+    name: str,
+    plain: Any,
+    trajectory: Trajectory,
+    wanted: Gradients,
+    strategy: str,
+    kinds: Sequence[str],
+    device: str,
+    ends: float,
+) -> bool:
+    """A line for each precision and attention; whether all came as near to `wanted` as rows of
+    `strategy` through `dense` do at the same precision."""
+    well = True
+    for dtype in (torch.float32, torch.bfloat16):
+        given = copy.deepcopy(plain).to(device=device, dtype=dtype)
+        baseline = apart(run(given, "dense", trajectory, strategy)[1], wanted)
+        for kind in kinds:
+            began = time.monotonic()
+            served = "?"
+            if began > ends:
+                shown = "left out: no time"
+                well = False
+            else:
+                # Anything that a kernel or a compiler raises is a line of the report.
+                try:
+                    error = apart(run(given, kind, trajectory, "packed")[1], wanted)
+                    shown = f"{error:.1e}"
+                    well &= error <= SLACK * baseline + FLOAT32
+                    served = kernel_that_served(given, kind, trajectory)
+                except Exception as problem:
+                    shown = f"failed: {short(problem)}"
+                    # FlexAttention has no backward on CPUs.
+                    well &= (device, kind) == ("cpu", "flex")
+            took = f"{time.monotonic() - began:.1f}"
+            precision = str(dtype).removeprefix("torch.")
+            report.row(name, kind, precision, shown, f"{baseline:.1e}", served, took)
     return well
 
 
@@ -162,7 +180,10 @@ def of_every_reuse(report: Report, device: str, kinds: Sequence[str], seconds: f
         f"Rows that see KV of other states: {', '.join(kinds)}",
         "Gradients of packed rows against the same rows through `dense` in float64, which the "
         "tests hold to a decode with a real cache.",
-        ("reuse", "attention", "dtype", "relative error", "of dense at this precision", "s"),
+        (
+            *("reuse", "attention", "dtype", "relative error"),
+            *("of dense at this precision", "kernel that served", "s"),
+        ),
     )
     vocabulary, ends = 512, time.monotonic() + seconds
     shape = (150, 16, 120, 4) if device == "cuda" else (40, 4, 60, 3)
@@ -171,25 +192,7 @@ def of_every_reuse(report: Report, device: str, kinds: Sequence[str], seconds: f
     for policy in REUSED:
         one = edited_response(policy, *shape, vocabulary)
         wanted = run(in_float64(plain, device), "dense", one, "packed")[1]
-        for dtype in (torch.float32, torch.bfloat16):
-            given = copy.deepcopy(plain).to(device=device, dtype=dtype)
-            baseline = apart(run(given, "dense", one, "packed")[1], wanted)
-            for kind in kinds:
-                began = time.monotonic()
-                if began > ends:
-                    shown, well = "left out: no time", False
-                else:
-                    # Anything that a kernel or a compiler raises is a line of the report.
-                    try:
-                        error = apart(run(given, kind, one, "packed")[1], wanted)
-                        shown = f"{error:.1e}"
-                        well &= error <= SLACK * baseline + FLOAT32
-                    except Exception as problem:
-                        shown = f"failed: {short(problem)}"
-                        well &= (device, kind) == ("cpu", "flex")
-                precision = str(dtype).removeprefix("torch.")
-                took = f"{time.monotonic() - began:.1f}"
-                report.row(policy, kind, precision, shown, f"{baseline:.1e}", took)
+        well &= _lines(report, policy, plain, one, wanted, "packed", kinds, device, ends)
     return well
 
 

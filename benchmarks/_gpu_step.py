@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks._edited_response import edited_response
 from benchmarks._gpu_report import Report, short
-from benchmarks._gpu_shapes import Shape, make
+from benchmarks._gpu_shapes import SMALL, Shape, make
 from benchmarks._kernel_times import OPTIMIZER, kernel_times
 from benchmarks._step_cost import count_flops
 from dynatok_online.rows.plan import plan_rows
@@ -30,6 +30,8 @@ from learner.config import LearnerConfig
 
 BATCH = (1024, 32, 512, 4)
 """static, slot, response, states of each trajectory."""
+TRIAL = (40, 4, 24, 3)
+"""Those of a trial without a GPU."""
 
 TRAJECTORIES = 8
 
@@ -166,13 +168,12 @@ def learner_step(
     *,
     deepspeed: dict[str, Any],
     lora: dict[str, Any] | None = None,
-    size: tuple[int, int, int, int] = BATCH,
-    bf16: bool = True,
     checkpointing: bool = True,
 ) -> bool:
     """Trains by `schedule` until `seconds` are over, and reports; whether every method ran.
 
-    The first step of a method warms up and is not counted.
+    The first step of a method warms up and is not counted. Without a GPU, a small model on short
+    texts.
     """
     from dynatok_online.training.trainer import DynamicSFTTrainer
     from learner.environment import compile_nothing
@@ -180,8 +181,9 @@ def learner_step(
 
     ends = time.monotonic() + seconds
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    what = f"{'LoRA' if lora else 'all weights'}, {_said(deepspeed)}"
+    shape, size = (shape, BATCH) if device == "cuda" else (SMALL, TRIAL)
     static, slot, response, states = size
+    what = f"{'LoRA' if lora else 'all weights'}, {_said(deepspeed)}"
     report.table(
         f"Learner step: {shape.name}, {what}",
         f"{TRAJECTORIES} trajectories of {static} static tokens, a slot of {slot}, {response} "
@@ -198,7 +200,7 @@ def learner_step(
     if deepspeed:
         compile_nothing()
     # Without DeepSpeed the weights are the master copy, and autocast rounds them.
-    half = bf16 and (bool(deepspeed) or bool(lora))
+    half = bool(deepspeed) or bool(lora)
     dtype = torch.bfloat16 if half else torch.float32
     model = make(shape, device, dtype, checkpointing=checkpointing)
     batches = Batches(schedule, shape.vocabulary, size)
@@ -218,7 +220,7 @@ def learner_step(
                 training={
                     "max_steps": len(schedule),
                     "learning_rate": 1e-5,
-                    "bf16": bf16,
+                    "bf16": True,
                     "gradient_checkpointing": checkpointing,
                     "save_strategy": "no",
                     "max_row_tokens": ROW_TOKENS,

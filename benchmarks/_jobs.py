@@ -15,7 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Unit = tuple[str, int]
 """An arm and a seed."""
@@ -61,6 +64,19 @@ class Todo:
             yield unit
             took = time.monotonic() - began
             self._longest[kind] = max(self._longest.get(kind, 0.0), took)
+
+
+def bars() -> Progress:
+    """Progress of several things at once, and how long each has taken."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        refresh_per_second=2,
+    )
 
 
 def in_processes(command: Sequence[str], todo: Todo, jobs: int, emit: Emit) -> None:

@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks._objectives_arms import CHAT, CREDIT, DATA, arms
 from benchmarks._objectives_verdicts import (
@@ -213,7 +212,7 @@ def _tables(results: Sequence[Result], level: str) -> list[str]:
                 against = (
                     ""
                     if difference is None or key in ("base", f"{data}/sft")
-                    else _signed(difference)
+                    else difference.signed
                 )
                 steps = [one.get("step") for one in found]
                 label = "untrained" if key == "base" else key.partition("/")[2]
@@ -228,10 +227,6 @@ def _tables(results: Sequence[Result], level: str) -> list[str]:
 def _cell(values: Sequence[float | None]) -> str:
     known = [one for one in values if one is not None]
     return str(interval(known)) if known else ""
-
-
-def _signed(one: Any) -> str:
-    return f"{one.mean:+.3f}" if math.isnan(one.half) else f"{one.mean:+.3f} ± {one.half:.3f}"
 
 
 def _mean(values: Sequence[float]) -> str:

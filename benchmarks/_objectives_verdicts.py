@@ -47,7 +47,7 @@ def said(one: Interval | None) -> str:
     if one is None:
         return "not run yet"
     seeds = f"{one.count} seed{'s' if one.count > 1 else ''}"
-    return f"{one.mean:+.3f}{'' if one.count == 1 else f' ± {one.half:.3f}'} ({seeds})"
+    return f"{one.signed} ({seeds})"
 
 
 def credit(

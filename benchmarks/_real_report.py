@@ -255,11 +255,9 @@ def _differences(by_arm: dict[str, list[Result]]) -> list[str]:
         apart = [found[seed] - reference[seed] for seed in sorted(found.keys() & reference.keys())]
         if apart:
             one = interval(apart)
-            half = "" if math.isnan(one.half) else f" ± {one.half:.3f}"
             told = "yes" if abs(one.mean) > one.half else "no"
             lines.append(
-                f"| {LABELS[arm]}; generated {_how(mode)} | {one.count} "
-                f"| {one.mean:+.3f}{half} | {told} |"
+                f"| {LABELS[arm]}; generated {_how(mode)} | {one.count} | {one.signed} | {told} |"
             )
     return lines
 

@@ -70,33 +70,26 @@ def flex(report: Report, device: str, seconds: float) -> bool:
 
 def stored(report: Report, device: str, seconds: float) -> bool:
     """Every activation is kept, none computed again."""
-    from benchmarks._gpu_shapes import QWEN3_06B, SMALL
-    from benchmarks._gpu_step import BATCH, METHODS, learner_step
+    from benchmarks._gpu_shapes import QWEN3_06B
+    from benchmarks._gpu_step import METHODS, learner_step
 
+    schedule = [*METHODS] * (6 if device == "cuda" else 2)
     return learner_step(
-        report,
-        QWEN3_06B if device == "cuda" else SMALL,
-        [*METHODS] * (6 if device == "cuda" else 2),
-        seconds - 12,
-        deepspeed=ZERO,
-        size=BATCH if device == "cuda" else (40, 4, 24, 3),
-        checkpointing=False,
+        report, QWEN3_06B, schedule, seconds - 12, deepspeed=ZERO, checkpointing=False
     )
 
 
 def step(report: Report, device: str, seconds: float) -> bool:
     """Every method in turn, with a profile; once more without DeepSpeed where that fails."""
-    from benchmarks._gpu_shapes import QWEN3_06B, SMALL
-    from benchmarks._gpu_step import BATCH, METHODS, PROFILED, learner_step
+    from benchmarks._gpu_shapes import QWEN3_06B
+    from benchmarks._gpu_step import METHODS, PROFILED, learner_step
 
     ends = time.monotonic() + seconds
     rounds = [*METHODS] * (7 if device == "cuda" else 2)
     schedule = [*rounds[: 2 * len(METHODS)], PROFILED, *rounds[2 * len(METHODS) :]]
-    given: dict[str, Any] = {"size": BATCH if device == "cuda" else (40, 4, 24, 3)}
-    shape = QWEN3_06B if device == "cuda" else SMALL
     left = ends - time.monotonic() - 12
     try:
-        well = learner_step(report, shape, schedule, left, deepspeed=ZERO, **given)
+        well = learner_step(report, QWEN3_06B, schedule, left, deepspeed=ZERO)
     except ImportError:
         raise
     except Exception as problem:  # without it there is something to learn, too
@@ -105,24 +98,23 @@ def step(report: Report, device: str, seconds: float) -> bool:
         well = False
     left = ends - time.monotonic() - 12
     if not well and left > 15:
-        learner_step(report, shape, schedule, left, deepspeed={}, **given)
+        learner_step(report, QWEN3_06B, schedule, left, deepspeed={})
     return well
 
 
 def large(report: Report, device: str, seconds: float) -> bool:
     """Adapters on frozen bfloat16 weights: fits 80 GB."""
-    from benchmarks._gpu_shapes import QWEN3_8B, SMALL
-    from benchmarks._gpu_step import BATCH, learner_step
+    from benchmarks._gpu_shapes import QWEN3_8B
+    from benchmarks._gpu_step import learner_step
 
     schedule = [*["exact", "sticky"] * 6, *["truncated"] * 2]
     return learner_step(
         report,
-        QWEN3_8B if device == "cuda" else SMALL,
+        QWEN3_8B,
         schedule if device == "cuda" else schedule[:4],
         seconds - 12,
         deepspeed=ZERO,
         lora={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-        size=BATCH if device == "cuda" else (40, 4, 24, 3),
     )
 
 
@@ -130,8 +122,8 @@ def full(report: Report, device: str, seconds: float) -> bool:
     """All weights, with weights, gradients and AdamW's states in bfloat16."""
     import torch
 
-    from benchmarks._gpu_shapes import QWEN3_8B, SMALL
-    from benchmarks._gpu_step import BATCH, learner_step
+    from benchmarks._gpu_shapes import QWEN3_8B
+    from benchmarks._gpu_step import learner_step
 
     if device == "cuda":
         has = torch.cuda.get_device_properties(0).total_memory / 1e9
@@ -139,8 +131,7 @@ def full(report: Report, device: str, seconds: float) -> bool:
             report.write("", f"All weights of Qwen3-8B: left out, {has:.0f} GB do not hold them.")
             return True
     schedule = ["exact", "sticky"] * (6 if device == "cuda" else 2)
-    shape, size = (QWEN3_8B, BATCH) if device == "cuda" else (SMALL, (40, 4, 24, 3))
-    return learner_step(report, shape, schedule, seconds - 12, deepspeed=IN_BF16, size=size)
+    return learner_step(report, QWEN3_8B, schedule, seconds - 12, deepspeed=IN_BF16)
 
 
 def pack(report: Report, device: str, seconds: float) -> bool:

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._jobs import Emit, Line, Measure, Todo, answer, in_processes
+from benchmarks._jobs import Emit, Line, Measure, Todo, answer, bars, in_processes
 from dynatok_online.models import resolve
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
@@ -106,22 +106,14 @@ def planned(arms: Sequence[str] | None, seeds: Sequence[int]) -> list[tuple[str,
 def run(args: argparse.Namespace) -> list[str]:
     """Every (arm, seed) that the raw results lack; returns those that time did not allow, and
     those that failed."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     done = {(one["arm"], one["seed"]) for one in read_results(args.raw)}
     units = [one for one in planned(args.arms, args.seeds) if one not in done]
     if not units:
         return []
     args.raw.parent.mkdir(parents=True, exist_ok=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     todo = Todo(units, args.minutes, kind=lambda arm: arm != "base")
     failed: list[str] = []
-    with Progress(*columns, refresh_per_second=2) as progress, args.raw.open("a") as file:
+    with bars() as progress, args.raw.open("a") as file:
         everything = progress.add_task("arms and seeds", total=len(units))
 
         def emit(line: Line) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from benchmarks._jobs import Emit, Line, Measure, Todo, Unit, answer, in_processes
+from benchmarks._jobs import Emit, Line, Measure, Todo, Unit, answer, bars, in_processes
 
 if TYPE_CHECKING:
     from benchmarks._stale_items import Group
@@ -152,17 +152,9 @@ def units(
 
 def run(args: argparse.Namespace, wanted: Sequence[Unit], raw: Path) -> None:
     """Measure the units, in this process or in several that share the device."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     raw.parent.mkdir(parents=True, exist_ok=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     todo = Todo(wanted, args.minutes, kind=lambda arm: "@" in arm)
-    with Progress(*columns) as progress, raw.open("a") as file:
+    with bars() as progress, raw.open("a") as file:
         bar = progress.add_task("stale map", total=len(wanted))
 
         def emit(line: Line) -> None:

@@ -60,7 +60,16 @@ class Interval:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if math.isnan(self.half) else f"{self.mean:.3f} ± {self.half:.3f}"
+        return f"{self.mean:.3f}{self._around}"
+
+    @property
+    def signed(self) -> str:
+        """The same of a difference: with its sign."""
+        return f"{self.mean:+.3f}{self._around}"
+
+    @property
+    def _around(self) -> str:
+        return "" if math.isnan(self.half) else f" ± {self.half:.3f}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -43,6 +43,8 @@ def test_interval() -> None:
     assert one.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
     assert str(one) == "2.000 ± 2.484"
     assert str(interval([0.5])) == "0.500"
+    assert interval([0.5]).signed == "+0.500"
+    assert interval([-0.25, -0.25]).signed == "-0.250 ± 0.000"
     with pytest.raises(ValueError):
         interval([])
 
